@@ -1,0 +1,188 @@
+"""The configuration of a run: one tree of frozen dataclasses, validated by pydantic."""
+
+from dataclasses import field
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+_STRICT = ConfigDict(extra="forbid")
+
+Positive = Annotated[int, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Temperature = Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class DataConfig:
+    """The parallel corpus: `<prefix>.<language>` or `<prefix>.<language>.gz` for each split."""
+
+    source: str
+    target: str
+    train: str
+    dev: str
+    test: str | None = None
+    prepared: str  # folder that `prepare` writes and `train` reads
+    max_length: Positive = 256  # pieces, end-of-sentence included; longer training pairs are dropped
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TokenizerConfig:
+    """A sentencepiece model to train."""
+
+    vocabulary: Positive = 8000
+    joint: bool = True  # one model for both languages
+    model: Literal["unigram", "bpe"] = "unigram"
+    character_coverage: Annotated[float, Field(gt=0, le=1)] = 1.0
+    sample: Positive = 1_000_000  # lines a side that the model is trained on, at most
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ModelConfig:
+    """An encoder-decoder Transformer."""
+
+    encoder_layers: Positive = 6
+    decoder_layers: Positive = 6
+    width: Positive = 512
+    ffn: Positive = 2048
+    heads: Positive = 8
+    dropout: Probability = 0.1
+    attention_dropout: Probability = 0.0
+    activation_dropout: Probability = 0.0
+    norm: Literal["pre", "post"] = "pre"
+    share_embeddings: bool = True  # source and target; needs a joint tokenizer
+    tie_output: bool = True  # output projection = target embedding
+    output_bias: bool = False
+    decoder_start: Literal["bos", "eos", "pad"] = "bos"
+    max_positions: Positive = 1024
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class OptimizerConfig:
+    """AdamW and its schedule."""
+
+    lr: Annotated[float, Field(gt=0)] = 5e-4
+    betas: tuple[Probability, Probability] = (0.9, 0.98)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: NonNegative = 1e-4
+    schedule: Literal["inverse_sqrt", "cosine", "constant"] = "inverse_sqrt"
+    warmup: Positive = 4000  # updates
+    clip: NonNegative = 0.0  # gradient norm; 0 = off
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TrainingConfig:
+    """The training loop. `batch_tokens` is one update's size over all devices and pieces."""
+
+    seed: int = 1
+    updates: Positive = 100_000  # stop after so many
+    epochs: Positive | None = None  # or after so many, whichever comes first
+    batch_tokens: Positive = 4096  # sentences × longest side, padding included
+    accumulation: Positive = 1  # pieces one device cuts its share of an update into
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    validate_every: Positive | None = None  # updates; None = each epoch
+    log_every: Positive = 50
+    save_every: Positive = 1000  # updates between saves of the training state
+    keep_last: Positive = 5
+    early_metric: Literal["bleu", "loss"] = "bleu"
+    patience: Positive | None = None  # validations without a better early_metric
+    bleu_sentences: Annotated[int, Field(ge=0)] = 1000  # of dev, for BLEU in validation; 0 = off
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of the averaged weights; 0 = off
+    tensorboard: bool = False
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class DecodingConfig:
+    """Beam search."""
+
+    beam: Positive = 5
+    length_penalty: float = 1.0  # score / length ** length_penalty
+    max_length_ratio: Annotated[float, Field(gt=0)] = 2.0
+    max_length_extra: Positive = 10  # target pieces <= ratio · source pieces + extra
+    batch_tokens: Positive = 8192
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TeacherConfig:
+    run: str
+    checkpoint: str = "best"  # best | last | average
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class CrossEntropy:
+    """Cross-entropy to the reference translation."""
+
+    name: Literal["cross_entropy"] = "cross_entropy"
+    weight: NonNegative = 1.0
+    label_smoothing: Probability = 0.1
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class WordKD:
+    """Word-level distillation: KL(teacher ‖ student) at each target position."""
+
+    name: Literal["word_kd"] = "word_kd"
+    weight: NonNegative = 0.5
+    student_temperature: Temperature = 1.0
+    teacher_temperature: Temperature = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TieKD:
+    """KL + hierarchical ranking, averaged over iterative passes."""
+
+    name: Literal["tie_kd"] = "tie_kd"
+    weight: NonNegative = 0.5
+    rank_weight: NonNegative = 1.0  # of the ranking, relative to the KL
+    top_k: Positive = 5
+    iterations: Positive = 3
+    student_temperature: Temperature = 1.0
+    teacher_temperature: Temperature = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class A2D:
+    """Attention alignment, per kind of map."""
+
+    name: Literal["a2d"] = "a2d"
+    weight: NonNegative | None = None  # None: the normalization's own default
+    encoder: NonNegative = 1.0
+    decoder: NonNegative = 0.5
+    cross: NonNegative = 0.5
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.9  # weight · decay^(epoch-1)
+    normalization: Literal["map", "row", "mixture"] = "row"
+    temperature: Temperature = 1.0
+    padding: Literal["exclude", "include"] = "exclude"
+    backend: Literal["auto", "reference", "torch", "triton"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class HiddenStates:
+    """Mean squared distance of the last hidden states, through a learned map of widths."""
+
+    name: Literal["hidden"] = "hidden"
+    weight: NonNegative = 1.0
+    encoder: bool = True
+    decoder: bool = True
+
+
+LossConfig = Annotated[
+    CrossEntropy | WordKD | TieKD | A2D | HiddenStates, Field(discriminator="name")
+]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Config:
+    """Everything that one run needs."""
+
+    run: str  # run folder
+    data: DataConfig
+    tokenizer: TokenizerConfig | str = field(default_factory=TokenizerConfig)  # or another's folder
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    teacher: TeacherConfig | None = None
+    losses: tuple[LossConfig, ...] = (CrossEntropy(),)

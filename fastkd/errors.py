@@ -1,0 +1,9 @@
+"""The exceptions that callers may want to tell apart."""
+
+
+class BackendUnavailable(RuntimeError):
+    """A backend asked for by name cannot serve the call; the message says why."""
+
+
+class InputError(ValueError):
+    """A config, file or command line is wrong; one line that names it and what was expected."""
