@@ -24,7 +24,9 @@ class DataConfig:
     dev: str
     test: str | None = None
     prepared: str  # folder that `prepare` writes and `train` reads
-    max_length: Positive = 256  # pieces, end-of-sentence included; longer training pairs are dropped
+    max_length: Positive = (
+        256  # pieces, end-of-sentence included; longer training pairs are dropped
+    )
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -91,6 +93,7 @@ class TrainingConfig:
     bleu_sentences: Annotated[int, Field(ge=0)] = 1000  # of dev, for BLEU in validation; 0 = off
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of the averaged weights; 0 = off
     tensorboard: bool = False
+    backend: Literal["auto", "reference", "torch", "triton"] = "auto"  # of every fastkd loss
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
 
@@ -156,7 +159,6 @@ class A2D:
     normalization: Literal["map", "row", "mixture"] = "row"
     temperature: Temperature = 1.0
     padding: Literal["exclude", "include"] = "exclude"
-    backend: Literal["auto", "reference", "torch", "triton"] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

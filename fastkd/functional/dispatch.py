@@ -31,7 +31,9 @@ def backend_module(family: str, backend: str, tensor: torch.Tensor, *call) -> Mo
     return module
 
 
-def _load(family: str, name: str, tensor: torch.Tensor, *call) -> tuple[ModuleType | None, str | None]:
+def _load(
+    family: str, name: str, tensor: torch.Tensor, *call
+) -> tuple[ModuleType | None, str | None]:
     try:
         module = importlib.import_module(f"fastkd.backends.{family}_{name}")
     except ImportError as error:
