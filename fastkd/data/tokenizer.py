@@ -1,0 +1,194 @@
+"""Sentencepiece tokenizers: one for both languages, or one for each."""
+
+import hashlib
+import io
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import sentencepiece
+
+from fastkd.config.tree import TokenizerConfig
+from fastkd.data.text import read_lines, sample_evenly
+from fastkd.errors import InputError
+
+PAD, UNK, BOS, EOS, MASK = range(5)
+MASK_PIECE = "<mask>"
+FOLDER = "tokenizer"  # within a run folder or a prepared corpus
+
+# Fixed, or the model would depend on the machine: each thread sums its own share of the counts.
+_TRAINER_THREADS = 16
+
+
+class Tokenizer:
+    """A sentencepiece model with pad 0, unknown 1, begin 2, end 3 and mask 4.
+
+    Raises:
+        InputError: the bytes are no sentencepiece model, or its special ids are others.
+    """
+
+    pad_id, unk_id, bos_id, eos_id, mask_id = PAD, UNK, BOS, EOS, MASK
+
+    def __init__(self, model: bytes, name: str = "tokenizer") -> None:
+        self.model = model
+        self.sha256 = hashlib.sha256(model).hexdigest()
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise InputError(f"{name}: not a sentencepiece model") from error
+        self.size: int = self._processor.vocab_size()
+        processor = self._processor
+        found = (processor.pad_id(), processor.unk_id(), processor.bos_id(), processor.eos_id())
+        if (*found, processor.piece_to_id(MASK_PIECE)) != (PAD, UNK, BOS, EOS, MASK):
+            raise InputError(
+                f"{name}: special pieces at other ids; expected <pad> 0, <unk> 1, <s> 2, </s> 3 "
+                f"and {MASK_PIECE} 4, as `fastkd prepare` trains them"
+            )
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """Reads a model file."""
+        try:
+            model = Path(path).read_bytes()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+        return cls(model, str(path))
+
+    def encode(self, lines: Sequence[str]) -> list[list[int]]:
+        """Ids of each line, without begin or end."""
+        return self._processor.encode(list(lines), out_type=int, num_threads=_encoder_threads())
+
+    def decode(self, rows: Iterable[Sequence[int]]) -> list[str]:
+        """Text of each row of ids; pad, begin, end and mask are dropped."""
+        return [self._processor.decode([int(i) for i in row]).strip() for row in rows]
+
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes]]:
+        return Tokenizer, (self.model,)
+
+
+@dataclass(frozen=True)
+class Tokenizers:
+    """The tokenizers of both sides; the same object twice where the vocabulary is joint."""
+
+    source: Tokenizer
+    target: Tokenizer
+
+    @property
+    def joint(self) -> bool:
+        return self.source is self.target
+
+    @property
+    def sha256(self) -> str:
+        """Of both models; equal where two runs can share token ids."""
+        both = f"{self.source.sha256} {self.target.sha256}"
+        return hashlib.sha256(both.encode()).hexdigest()
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the models into `folder/tokenizer`."""
+        inside = Path(folder) / FOLDER
+        inside.mkdir(parents=True, exist_ok=True)
+        models = {"source": self.source, "target": self.target}
+        if self.joint:
+            models = {"joint": self.source}
+        for side in ("joint", "source", "target"):
+            path = inside / f"{side}.model"
+            if side not in models:
+                path.unlink(missing_ok=True)
+                continue
+            partial = path.with_suffix(f".partial-{os.getpid()}")
+            partial.write_bytes(models[side].model)
+            partial.replace(path)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Tokenizers":
+        """Reads them from a run folder or a prepared corpus.
+
+        Raises:
+            InputError: there are none, or they are damaged.
+        """
+        inside = Path(folder) / FOLDER
+        joint = inside / "joint.model"
+        if joint.is_file():
+            tokenizer = Tokenizer.load(joint)
+            return cls(tokenizer, tokenizer)
+        if not (inside / "source.model").is_file():
+            raise InputError(
+                f"{folder}: holds no tokenizer; expected the folder of a run or of a prepared "
+                f"corpus, with {FOLDER}/joint.model or {FOLDER}/source.model and target.model"
+            )
+        return cls(Tokenizer.load(inside / "source.model"), Tokenizer.load(inside / "target.model"))
+
+
+def train_tokenizers(
+    config: TokenizerConfig,
+    source: Path,
+    target: Path,
+    pairs: int,
+    progress: Callable[[str], None] = lambda side: None,
+) -> Tokenizers:
+    """Trains them on evenly spread lines of two text files of `pairs` lines each.
+
+    The same text and config give the same model, whatever the number of cores. `progress` is
+    called with "joint", or "source" and "target", as each begins.
+
+    Raises:
+        InputError: the text is too small for the vocabulary, or has too many characters for it.
+    """
+
+    def sampled(path: Path) -> Iterable[str]:
+        return sample_evenly(read_lines(path), pairs, config.sample)
+
+    if config.joint:
+        progress("joint")
+        both = (line for path in (source, target) for line in sampled(path))
+        tokenizer = train_tokenizer(config, both, f"{source} and {target}")
+        return Tokenizers(tokenizer, tokenizer)
+    progress("source")
+    first = train_tokenizer(config, sampled(source), str(source))
+    progress("target")
+    return Tokenizers(first, train_tokenizer(config, sampled(target), str(target)))
+
+
+def train_tokenizer(config: TokenizerConfig, lines: Iterable[str], name: str) -> Tokenizer:
+    """Trains one model on `lines`; `name` says in errors where they are from."""
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=model,
+            vocab_size=config.vocabulary,
+            model_type=config.model,
+            character_coverage=config.character_coverage,
+            pad_id=PAD,
+            unk_id=UNK,
+            bos_id=BOS,
+            eos_id=EOS,
+            control_symbols=[MASK_PIECE],
+            num_threads=_TRAINER_THREADS,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise InputError(_reason(str(error), config, name)) from error
+    return Tokenizer(model.getvalue())
+
+
+def _reason(message: str, config: TokenizerConfig, name: str) -> str:
+    asked = f"tokenizer.vocabulary = {config.vocabulary:,}"
+    if too_high := re.search(r"Vocabulary size too high.*<= (\d+)", message):
+        largest = int(too_high[1])
+        return f"{asked} is too large for the text of {name}; expected at most {largest:,}"
+    if too_low := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
+        least = int(too_low[1])
+        return (
+            f"{asked} is too small for the characters of {name}; expected at least {least:,}, "
+            "or a lower tokenizer.character_coverage"
+        )
+    if "sentences_.empty()" in message:
+        return f"{name}: no text to train a tokenizer on"
+    return f"{name}: a tokenizer cannot be trained: {message.splitlines()[0]}"
+
+
+def _encoder_threads() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
