@@ -1,0 +1,267 @@
+"""A tokenised parallel corpus in memory-mapped arrays."""
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from fastkd.data.tokenizer import Tokenizer, Tokenizers
+from fastkd.errors import InputError
+
+FORMAT = 1
+SIDES = ("source", "target")
+
+_META = "meta.json"
+_BLOCK = 8192  # pairs encoded at once
+_HASHED_AT_ONCE = 1 << 24  # bytes
+
+
+@dataclass(frozen=True)
+class Side:
+    """Token ids of one language, all sentences one after another."""
+
+    tokens: np.ndarray  # (total,) uint16, or uint32 where the vocabulary needs it
+    offsets: np.ndarray  # (sentences + 1,) int64
+    lengths: np.ndarray  # (sentences,) int32, without end-of-sentence
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+
+    def gather(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of several sentences one after another, and the length of each, int64."""
+        starts = self.offsets[ids]
+        lengths = self.offsets[ids + 1] - starts
+        before = np.cumsum(lengths) - lengths  # (sentences,) where each begins in the result
+        places = np.repeat(starts - before, lengths) + np.arange(lengths.sum())
+        return self.tokens[places], lengths
+
+
+class Corpus:
+    """Pairs of token-id sequences, opened from a folder that `write_corpus` wrote.
+
+    Nothing but the offsets and lengths is held in memory. Sequences carry no special ids.
+
+    Raises:
+        InputError: there is no corpus in the folder, or its files are cut short or changed.
+    """
+
+    def __init__(self, folder: str | Path, verify: bool = True) -> None:
+        """`verify` reads the arrays once and compares their hash."""
+        self.folder = Path(folder)
+        self.meta = _read_meta(self.folder)
+        pairs = self.meta["pairs"]
+        sides = {side: _open_side(self.folder, side, self.meta, pairs) for side in SIDES}
+        if verify and _hash_arrays(self.folder) != self.meta["arrays_sha256"]:
+            raise _damaged(self.folder, "its arrays do not match their hash")
+        self.sides = (sides["source"], sides["target"])
+        self.source_lengths = self.sides[0].lengths
+        self.target_lengths = self.sides[1].lengths
+
+    def __len__(self) -> int:
+        return len(self.source_lengths)
+
+    def source(self, index: int) -> np.ndarray:
+        """Source ids of pair `index`."""
+        return self.sides[0][index]
+
+    def target(self, index: int) -> np.ndarray:
+        """Target ids of pair `index`."""
+        return self.sides[1][index]
+
+    @property
+    def languages(self) -> tuple[str, str]:
+        source, target = self.meta["languages"]
+        return source, target
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Pairs left out, by reason: "empty" or "too long"."""
+        return self.meta["dropped"]
+
+    @property
+    def tokenizers_sha256(self) -> str:
+        return self.meta["tokenizers_sha256"]
+
+    @property
+    def sha256(self) -> str:
+        """Of the token ids, the sentence bounds and the tokenizers."""
+        both = f"{self.meta['arrays_sha256']} {self.tokenizers_sha256}"
+        return hashlib.sha256(both.encode()).hexdigest()
+
+
+def write_corpus(
+    folder: str | Path,
+    pairs: Iterable[tuple[str, str]],
+    tokenizers: Tokenizers,
+    languages: tuple[str, str],
+    max_length: int | None = None,
+    progress: Callable[[int], None] = lambda pairs: None,
+) -> Corpus:
+    """Encodes pairs of sentences into `folder`, block by block.
+
+    With `max_length`, pairs with an empty side or with more pieces than that on one (counting
+    end-of-sentence) are left out and counted; without it every pair is kept, so that pair n is
+    line n. `progress` is called with the number of pairs read so far. The folder appears, or is
+    replaced, only when it is complete.
+    """
+    folder = Path(folder)
+    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        dropped = _write_arrays(partial, pairs, tokenizers, max_length, progress)
+        kept = (partial / "source.offsets").stat().st_size // 8 - 1
+        meta = {
+            "format": FORMAT,
+            "languages": list(languages),
+            "pairs": kept,
+            "tokens": {side: _tokens(partial, side) for side in SIDES},
+            "dtype": {side: _dtype(getattr(tokenizers, side)).str for side in SIDES},
+            "dropped": dropped,
+            "max_length": max_length,
+            "arrays_sha256": _hash_arrays(partial),
+            "tokenizers_sha256": tokenizers.sha256,
+        }
+        (partial / _META).write_text(json.dumps(meta, indent=2) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return Corpus(folder, verify=False)
+
+
+class _SideWriter:
+    """Appends sentences to the two files of one side."""
+
+    def __init__(self, folder: Path, side: str, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.dtype = _dtype(tokenizer)
+        self.total = 0
+        self.tokens: BinaryIO = (folder / f"{side}.tokens").open("wb")
+        self.offsets: BinaryIO = (folder / f"{side}.offsets").open("wb")
+        np.zeros(1, "<i8").tofile(self.offsets)
+
+    def append(self, rows: Sequence[list[int]]) -> None:
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        tokens = itertools.chain.from_iterable(rows)
+        np.fromiter(tokens, self.dtype, int(lengths.sum())).tofile(self.tokens)
+        (self.total + np.cumsum(lengths)).astype("<i8").tofile(self.offsets)
+        self.total += int(lengths.sum())
+
+    def close(self) -> None:
+        self.tokens.close()
+        self.offsets.close()
+
+
+def _write_arrays(
+    folder: Path,
+    pairs: Iterable[tuple[str, str]],
+    tokenizers: Tokenizers,
+    max_length: int | None,
+    progress: Callable[[int], None],
+) -> dict[str, int]:
+    """Writes the arrays of both sides; returns the pairs left out, by reason."""
+    writers = [_SideWriter(folder, side, getattr(tokenizers, side)) for side in SIDES]
+    dropped = {"empty": 0, "too long": 0}
+    read = 0
+    try:
+        for block in _blocks(pairs):
+            rows = [
+                writer.tokenizer.encode(lines)
+                for writer, lines in zip(writers, zip(*block, strict=True), strict=True)
+            ]
+            if max_length is not None:
+                kept = []
+                for pair in zip(*rows, strict=True):
+                    shorter, longer = sorted(map(len, pair))
+                    if shorter == 0:
+                        dropped["empty"] += 1
+                    elif longer + 1 > max_length:
+                        dropped["too long"] += 1
+                    else:
+                        kept.append(pair)
+                rows = [[pair[0] for pair in kept], [pair[1] for pair in kept]]
+            for writer, side_rows in zip(writers, rows, strict=True):
+                writer.append(side_rows)
+            read += len(block)
+            progress(read)
+    finally:
+        for writer in writers:
+            writer.close()
+    return dropped
+
+
+def _blocks(pairs: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    iterator = iter(pairs)
+    while block := list(itertools.islice(iterator, _BLOCK)):
+        yield block
+
+
+def _dtype(tokenizer: Tokenizer) -> np.dtype:
+    return np.dtype("<u2" if tokenizer.size <= 1 << 16 else "<u4")
+
+
+def _tokens(folder: Path, side: str) -> int:
+    with (folder / f"{side}.offsets").open("rb") as file:
+        file.seek(-8, os.SEEK_END)
+        return int(np.frombuffer(file.read(8), "<i8")[0])
+
+
+def _hash_arrays(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for side in SIDES:
+        for kind in ("offsets", "tokens"):
+            with (folder / f"{side}.{kind}").open("rb") as file:
+                while block := file.read(_HASHED_AT_ONCE):
+                    digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_meta(folder: Path) -> dict:
+    path = folder / _META
+    if not path.is_file():
+        raise InputError(f"{folder}: holds no prepared corpus ({_META} is missing)")
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        version = meta["format"]
+        if version == FORMAT:
+            _ = meta["pairs"], meta["tokens"], meta["dtype"], meta["languages"]
+            _ = meta["dropped"], meta["arrays_sha256"], meta["tokenizers_sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(folder, f"{_META} cannot be read") from error
+    if version != FORMAT:
+        raise InputError(
+            f"{folder}: prepared in format {version}; expected {FORMAT}: prepare it again"
+        )
+    return meta
+
+
+def _open_side(folder: Path, side: str, meta: dict, pairs: int) -> Side:
+    offsets = _map(folder / f"{side}.offsets", np.dtype("<i8"), pairs + 1)
+    tokens = _map(folder / f"{side}.tokens", np.dtype(meta["dtype"][side]), meta["tokens"][side])
+    offsets = np.array(offsets)
+    lengths = np.diff(offsets)
+    if offsets[0] != 0 or offsets[-1] != len(tokens) or (lengths < 0).any():
+        raise _damaged(folder, f"{side}.offsets does not fit {side}.tokens")
+    return Side(tokens, offsets, lengths.astype(np.int32))
+
+
+def _map(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
+    if not path.is_file():
+        raise _damaged(path.parent, f"{path.name} is missing")
+    size, expected = path.stat().st_size, count * dtype.itemsize
+    if size != expected:
+        raise _damaged(path.parent, f"{path.name} has {size:,} bytes instead of {expected:,}")
+    if count == 0:
+        return np.empty(0, dtype)  # an empty file cannot be mapped
+    return np.memmap(path, dtype, mode="r", shape=(count,))
+
+
+def _damaged(folder: Path, reason: str) -> InputError:
+    return InputError(f"{folder}: the prepared corpus is damaged: {reason}; prepare it again")
