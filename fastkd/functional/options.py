@@ -8,8 +8,8 @@ class AlignmentOptions:
     """Options of the attention alignment losses, as in `attention_alignment_loss`."""
 
     causal: bool = False
-    student_scale: float | None = None
-    teacher_scale: float | None = None
+    student_scale: float = 1.0  # resolved; maps have none
+    teacher_scale: float = 1.0
     normalization: str = "map"
     temperature: float = 1.0
     padding: str = "exclude"

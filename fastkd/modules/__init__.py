@@ -1,0 +1,5 @@
+"""The losses as modules: what they hold is learned, the arithmetic is in `fastkd.functional`."""
+
+from fastkd.modules.attention import AlignmentLosses, AlignToDistill, AttentionAlignment
+
+__all__ = ["AlignToDistill", "AlignmentLosses", "AttentionAlignment"]

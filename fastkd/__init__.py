@@ -1,0 +1,50 @@
+"""Accelerated knowledge distillation for Transformer translation models."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastkd.errors import BackendUnavailable, InputError
+    from fastkd.functional import alignment_loss_from_maps, attention_alignment_loss
+    from fastkd.modules import AlignmentLosses, AlignToDistill, AttentionAlignment
+    from fastkd.taps import AttentionTap, AttentionTaps
+
+# Where each public name lives; imported when first asked for.
+_MODULES = {
+    "alignment_loss_from_maps": "fastkd.functional",
+    "attention_alignment_loss": "fastkd.functional",
+    "AlignToDistill": "fastkd.modules",
+    "AlignmentLosses": "fastkd.modules",
+    "AttentionAlignment": "fastkd.modules",
+    "AttentionTap": "fastkd.taps",
+    "AttentionTaps": "fastkd.taps",
+    "BackendUnavailable": "fastkd.errors",
+    "InputError": "fastkd.errors",
+}
+_SUBMODULES = ("errors", "functional", "modules", "taps")
+
+__all__ = [
+    "AlignToDistill",
+    "AlignmentLosses",
+    "AttentionAlignment",
+    "AttentionTap",
+    "AttentionTaps",
+    "BackendUnavailable",
+    "InputError",
+    "alignment_loss_from_maps",
+    "attention_alignment_loss",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"fastkd.{name}")
+    if name not in _MODULES:
+        raise AttributeError(f"module 'fastkd' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES, *_SUBMODULES})
