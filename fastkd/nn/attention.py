@@ -1,0 +1,126 @@
+"""Multi-head attention on PyTorch's scaled-dot-product attention, with its projections fused."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastkd.nn.cache import KeyValues
+from fastkd.nn.layout import Layout
+
+# Query and key of each layer so far, (B, heads, T, head size) each; None where nobody asks.
+Taps = list[tuple[Tensor, Tensor]] | None
+_INPUT_GAIN = 2**-0.5  # of the query, key and value projections at the start
+
+
+class SelfAttention(nn.Module):
+    """Attention of a sequence to itself: one matrix product makes queries, keys and values.
+
+    `qkv.weight` holds the rows of the queries, then of the keys, then of the values.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.qkv = nn.Linear(width, 3 * width)
+        self.output = nn.Linear(width, width)
+        initialise(self.qkv, blocks=3, gain=_INPUT_GAIN)
+        initialise(self.output)
+
+    def forward(self, rows: Tensor, layout: Layout, causal: bool, taps: Taps = None) -> Tensor:
+        """(N, width) to the same; adds the queries and keys it used to `taps`.
+
+        A causal layer needs no padding mask: padding lies at the end, after every token.
+        """
+        query, key, value = _split(layout.pad(self.qkv(rows)), 3, self.heads)
+        if taps is not None:
+            taps.append((query, key))
+        mixed = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=None if causal else layout.key_mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=causal,
+        )
+        return self.output(layout.rows(_join(mixed)))
+
+    def step(self, hidden: Tensor, cache: KeyValues, visible: Tensor | None) -> Tensor:
+        """One more token for each of `beam` hypotheses of S sentences: (S, beam, width) to the same.
+
+        cache: the keys and values of the steps before, to which this one's are added
+        visible: (S, 1, beam, stored) True where a hypothesis sees what is stored; None: all of it
+        """
+        query, key, value = _split(self.qkv(hidden), 3, self.heads)
+        keys, values = cache.append(key, value)
+        return self.output(
+            _join(F.scaled_dot_product_attention(query, keys, values, attn_mask=visible))
+        )
+
+
+class CrossAttention(nn.Module):
+    """Attention of the decoder to the encoder: one matrix product makes keys and values.
+
+    `key_value.weight` holds the rows of the keys, then of the values.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.output = nn.Linear(width, width)
+        initialise(self.query, gain=_INPUT_GAIN)
+        initialise(self.key_value, blocks=2, gain=_INPUT_GAIN)
+        initialise(self.output)
+
+    def forward(
+        self,
+        rows: Tensor,
+        layout: Layout,
+        source_rows: Tensor,
+        source_layout: Layout,
+        taps: Taps = None,
+    ) -> Tensor:
+        """Target rows (N, width) and source rows (M, width) to (N, width)."""
+        (query,) = _split(layout.pad(self.query(rows)), 1, self.heads)
+        key, value = self.project(source_rows, source_layout)
+        if taps is not None:
+            taps.append((query, key))
+        mixed = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=source_layout.key_mask,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        return self.output(layout.rows(_join(mixed)))
+
+    def project(self, source_rows: Tensor, source_layout: Layout) -> tuple[Tensor, Tensor]:
+        """Keys and values of the source, (B, heads, Ts, head size) each."""
+        key, value = _split(source_layout.pad(self.key_value(source_rows)), 2, self.heads)
+        return key, value
+
+    def step(self, hidden: Tensor, source: KeyValues, mask: Tensor | None) -> Tensor:
+        """(S, beam, width) to the same: the hypotheses are queries to their sentence's keys."""
+        (query,) = _split(self.query(hidden), 1, self.heads)
+        return self.output(
+            _join(F.scaled_dot_product_attention(query, *source.stored, attn_mask=mask))
+        )
+
+
+def _split(projected: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
+    """(B, T, parts · width) to `parts` views (B, heads, T, head size)."""
+    return projected.unflatten(2, (parts, heads, -1)).transpose(1, 3).unbind(2)
+
+
+def _join(mixed: Tensor) -> Tensor:
+    """(B, heads, T, head size) to (B, T, width)."""
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def initialise(linear: nn.Linear, *, blocks: int = 1, gain: float = 1.0) -> None:
+    """Xavier-uniform for each of the `blocks` matrices stacked in the weight; bias 0."""
+    for block in linear.weight.chunk(blocks):
+        nn.init.xavier_uniform_(block, gain)
+    nn.init.zeros_(linear.bias)

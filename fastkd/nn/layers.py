@@ -1,0 +1,122 @@
+"""The layers of encoder and decoder, with the norm before (`pre`) or after (`post`) each part."""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastkd.nn.attention import CrossAttention, SelfAttention, Taps, initialise
+from fastkd.nn.cache import KeyValues
+from fastkd.nn.dropout import dropout
+from fastkd.nn.layout import Layout
+
+
+class FeedForward(nn.Module):
+    """contract(dropout(relu(expand(x))))."""
+
+    def __init__(self, width: int, inner: int, activation_dropout: float) -> None:
+        super().__init__()
+        self.dropout = activation_dropout
+        self.expand = nn.Linear(width, inner)
+        self.contract = nn.Linear(inner, width)
+        initialise(self.expand)
+        initialise(self.contract)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.contract(dropout(F.relu(self.expand(x)), self.dropout, self.training))
+
+
+class Residual(nn.Module):
+    """Adds to x what a part of a layer makes of it, with the layer norm that belongs to the part.
+
+    pre: x + dropout(part(norm(x)))          post: norm(x + dropout(part(x)))
+    """
+
+    def __init__(self, config) -> None:
+        super().__init__()
+        self.pre = config.norm == "pre"
+        self.dropout = config.dropout
+
+    def add(self, x: Tensor, norm: nn.LayerNorm, part: Callable[[Tensor], Tensor]) -> Tensor:
+        if self.pre:
+            return x + dropout(part(norm(x)), self.dropout, self.training)
+        return norm(x + dropout(part(x), self.dropout, self.training))
+
+
+class EncoderLayer(Residual):
+    """Self-attention, then feed-forward."""
+
+    def __init__(self, config) -> None:
+        super().__init__(config)
+        self.attention = SelfAttention(config.width, config.heads, config.attention_dropout)
+        self.attention_norm = layer_norm(config.width)
+        self.feed_forward = FeedForward(config.width, config.ffn, config.activation_dropout)
+        self.feed_forward_norm = layer_norm(config.width)
+
+    def forward(self, rows: Tensor, layout: Layout, taps: Taps) -> Tensor:
+        """Source rows (N, width) to the same; adds its queries and keys to `taps`."""
+        rows = self.add(
+            rows,
+            self.attention_norm,
+            lambda x: self.attention(x, layout, causal=False, taps=taps),
+        )
+        return self.add(rows, self.feed_forward_norm, self.feed_forward)
+
+
+class DecoderLayer(Residual):
+    """Self-attention, attention to the encoder, then feed-forward."""
+
+    def __init__(self, config) -> None:
+        super().__init__(config)
+        self.self_attention = SelfAttention(config.width, config.heads, config.attention_dropout)
+        self.self_attention_norm = layer_norm(config.width)
+        self.cross_attention = CrossAttention(config.width, config.heads, config.attention_dropout)
+        self.cross_attention_norm = layer_norm(config.width)
+        self.feed_forward = FeedForward(config.width, config.ffn, config.activation_dropout)
+        self.feed_forward_norm = layer_norm(config.width)
+
+    def forward(
+        self,
+        rows: Tensor,
+        layout: Layout,
+        source_rows: Tensor,
+        source_layout: Layout,
+        causal: bool,
+        self_taps: Taps,
+        cross_taps: Taps,
+    ) -> Tensor:
+        """Target rows (N, width) to the same, given the encoder's rows (M, width)."""
+        rows = self.add(
+            rows,
+            self.self_attention_norm,
+            lambda x: self.self_attention(x, layout, causal, self_taps),
+        )
+        rows = self.add(
+            rows,
+            self.cross_attention_norm,
+            lambda x: self.cross_attention(x, layout, source_rows, source_layout, cross_taps),
+        )
+        return self.add(rows, self.feed_forward_norm, self.feed_forward)
+
+    def step(
+        self,
+        hidden: Tensor,
+        cache: tuple[KeyValues, KeyValues],
+        visible: Tensor | None,
+        source_mask: Tensor | None,
+    ) -> Tensor:
+        """One more token a hypothesis: (S, beam, width) to the same."""
+        past, source = cache
+        hidden = self.add(
+            hidden, self.self_attention_norm, lambda x: self.self_attention.step(x, past, visible)
+        )
+        hidden = self.add(
+            hidden,
+            self.cross_attention_norm,
+            lambda x: self.cross_attention.step(x, source, source_mask),
+        )
+        return self.add(hidden, self.feed_forward_norm, self.feed_forward)
+
+
+def layer_norm(width: int) -> nn.LayerNorm:
+    return nn.LayerNorm(width, eps=1e-5)

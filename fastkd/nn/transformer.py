@@ -1,0 +1,244 @@
+"""An encoder-decoder Transformer."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from fastkd.errors import InputError
+from fastkd.nn.attention import Taps
+from fastkd.nn.cache import DecoderState, KeyValues
+from fastkd.nn.dropout import dropout
+from fastkd.nn.layers import DecoderLayer, EncoderLayer, layer_norm
+from fastkd.nn.layout import Layout
+from fastkd.nn.positions import sinusoids
+from fastkd.taps import AttentionTap, AttentionTaps
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """What the encoder made of a batch of sources.
+
+    rows: the last states, one row a source token as `layout` has them, (M, width)
+    tap: queries and keys of its self-attention, where asked for
+    """
+
+    rows: Tensor
+    layout: Layout
+    tap: AttentionTap | None = None
+
+    @cached_property
+    def hidden(self) -> Tensor:
+        """The last states, (B, Ts, width)."""
+        return self.layout.pad(self.rows)
+
+
+@dataclass(frozen=True, eq=False)
+class TransformerOutput:
+    """What the decoder made of a batch.
+
+    rows: its last states, one row a target token as `layout` has them, (N, width);
+        `layout.rows(targets)` brings targets (B, Tt) to the same form. On a CPU padding is not
+        among them, so losses over rows do no work for it.
+    taps: queries and keys of every attention layer, where asked for
+    """
+
+    rows: Tensor
+    layout: Layout
+    encoded: Encoded
+    taps: AttentionTaps | None = None
+
+    @cached_property
+    def hidden(self) -> Tensor:
+        """The last decoder states, after the final norm: (B, Tt, width)."""
+        return self.layout.pad(self.rows)
+
+    @property
+    def encoder_hidden(self) -> Tensor:
+        """The last encoder states, after the final norm: (B, Ts, width)."""
+        return self.encoded.hidden
+
+
+class Transformer(nn.Module):
+    """Encoder-decoder Transformer (Vaswani et al., 2017).
+
+    config: a `ModelConfig`, or anything with its fields
+    source_size, target_size: pieces of the two vocabularies
+    pad_id: the id of padding; its embedding starts as zeros
+
+    Embeddings are scaled by sqrt(width), positions are sines and cosines in halves, the inner
+    activation is ReLU and layer norms have eps 1e-5. With `norm="post"` positions and norms are
+    those of Marian in Hugging Face Transformers; with `norm="pre"` those of M2M100: a last norm
+    closes encoder and decoder, positions begin at pad_id + 1 and use its frequencies. (M2M100
+    gives a pad token no position, so a model with `decoder_start="pad"` fits Marian only.)
+
+    Raises InputError where the sizes of the configuration do not fit each other.
+    """
+
+    def __init__(self, config, source_size: int, target_size: int, pad_id: int) -> None:
+        super().__init__()
+        _check(config, source_size, target_size)
+        self.config = config
+        self.pad_id = pad_id
+        self.scale = math.sqrt(config.width)
+        self.source_embedding = _embedding(source_size, config.width, pad_id)
+        if not config.share_embeddings:
+            self.target_embedding = _embedding(target_size, config.width, pad_id)
+        if not config.tie_output:
+            self.output_projection = nn.Parameter(torch.empty(target_size, config.width))
+            nn.init.normal_(self.output_projection, std=config.width**-0.5)
+        self.output_bias = nn.Parameter(torch.zeros(target_size)) if config.output_bias else None
+        self.encoder = _Stack(EncoderLayer, config.encoder_layers, config)
+        self.decoder = _Stack(DecoderLayer, config.decoder_layers, config)
+        pre = config.norm == "pre"
+        table = sinusoids(
+            config.max_positions, config.width, first=pad_id + 1 if pre else 0, closed=pre
+        )
+        self.register_buffer("positions", table, persistent=False)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The output projection, (target_size, width): the target embedding where tied."""
+        if self.config.tie_output:
+            return self._target_embedding.weight
+        return self.output_projection
+
+    @property
+    def _target_embedding(self) -> nn.Embedding:
+        return self.source_embedding if self.config.share_embeddings else self.target_embedding
+
+    def forward(
+        self,
+        source: Tensor,
+        source_lengths: Tensor,
+        decoder_input: Tensor,
+        target_lengths: Tensor,
+        taps: bool = False,
+    ) -> TransformerOutput:
+        """The decoder's last states for `decoder_input`; logits are left to the loss.
+
+        source: (B, Ts) ids, decoder_input: (B, Tt) ids, padded at the end
+        source_lengths, target_lengths: (B,) integers on the CPU, at least 1
+        taps: whether to return queries and keys of the attention layers
+        """
+        encoded = self.encode(source, source_lengths, taps)
+        return self.decode(decoder_input, encoded, target_lengths, taps)
+
+    def encode(self, source: Tensor, source_lengths: Tensor, taps: bool = False) -> Encoded:
+        """The encoder alone."""
+        layout = Layout(source_lengths, source.shape[1], source.device)
+        rows = self._embed(source, self.source_embedding, layout)
+        seen: Taps = [] if taps else None
+        for layer in self.encoder.layers:
+            rows = layer(rows, layout, seen)
+        rows = self.encoder.finish(rows)
+        return Encoded(rows, layout, _tap(seen, layout, layout, causal=False))
+
+    def decode(
+        self,
+        decoder_input: Tensor,
+        encoded: Encoded,
+        target_lengths: Tensor,
+        taps: bool = False,
+        causal: bool = True,
+    ) -> TransformerOutput:
+        """The decoder alone; `causal=False` lets each position see the whole target."""
+        layout = Layout(target_lengths, decoder_input.shape[1], decoder_input.device)
+        rows = self._embed(decoder_input, self._target_embedding, layout)
+        own: Taps = [] if taps else None
+        cross: Taps = [] if taps else None
+        for layer in self.decoder.layers:
+            rows = layer(rows, layout, encoded.rows, encoded.layout, causal, own, cross)
+        rows = self.decoder.finish(rows)
+        if not taps:
+            return TransformerOutput(rows, layout, encoded)
+        tapped = AttentionTaps(
+            encoder=encoded.tap,
+            decoder=_tap(own, layout, layout, causal),
+            cross=_tap(cross, layout, encoded.layout, causal=False),
+        )
+        return TransformerOutput(rows, layout, encoded, tapped)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., width) to (..., target_size)."""
+        return nn.functional.linear(hidden, self.output_weight, self.output_bias)
+
+    def start(self, encoded: Encoded) -> DecoderState:
+        """The state from which incremental decoding of the encoded sentences begins."""
+        layers = [
+            (KeyValues(), KeyValues(*layer.cross_attention.project(encoded.rows, encoded.layout)))
+            for layer in self.decoder.layers
+        ]
+        return DecoderState(layers, encoded.layout.key_mask)
+
+    def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
+        """The decoder's last states for the next token of each hypothesis: (S, beam) to (S, beam, d).
+
+        Equals the last position of `decode` on all tokens so far; `state` is brought forward.
+        """
+        position = self._position_table(state.length + 1)[state.length]
+        hidden = torch.add(position, self._target_embedding(tokens), alpha=self.scale)
+        visible = state.extend(*tokens.shape, tokens.device)
+        for layer, cache in zip(self.decoder.layers, state.layers, strict=True):
+            hidden = layer.step(hidden, cache, visible, state.source_mask)
+        return self.decoder.finish(hidden)
+
+    def _embed(self, tokens: Tensor, embedding: nn.Embedding, layout: Layout) -> Tensor:
+        """Ids (B, T) to rows (N, width)."""
+        positions = layout.positions(self._position_table(layout.time))
+        embedded = embedding(layout.rows(tokens))
+        rows = torch.add(positions, embedded, alpha=self.scale)
+        return dropout(rows, self.config.dropout, self.training)
+
+    def _position_table(self, needed: int) -> Tensor:
+        if needed > self.positions.shape[0]:
+            raise ValueError(
+                f"a sequence of {needed} tokens, but max_positions is {self.positions.shape[0]}"
+            )
+        return self.positions
+
+
+class _Stack(nn.Module):
+    """Layers and, where norms come first, the norm that closes them."""
+
+    def __init__(self, layer: type[nn.Module], count: int, config) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layer(config) for _ in range(count))
+        self.norm = layer_norm(config.width) if config.norm == "pre" else None
+
+    def finish(self, x: Tensor) -> Tensor:
+        return x if self.norm is None else self.norm(x)
+
+
+def _tap(layers: Taps, queries: Layout, keys: Layout, causal: bool) -> AttentionTap | None:
+    if layers is None:
+        return None
+    return AttentionTap(
+        query=[query for query, _ in layers],
+        key=[key for _, key in layers],
+        causal=causal,
+        query_lengths=queries.lengths if queries.padded else None,
+        key_lengths=keys.lengths if keys.padded else None,
+    )
+
+
+def _embedding(size: int, width: int, pad_id: int) -> nn.Embedding:
+    embedding = nn.Embedding(size, width, padding_idx=pad_id)
+    nn.init.normal_(embedding.weight, std=width**-0.5)
+    with torch.no_grad():
+        embedding.weight[pad_id].zero_()
+    return embedding
+
+
+def _check(config, source_size: int, target_size: int) -> None:
+    if config.width % config.heads:
+        raise InputError(f"model.heads: expected a divisor of model.width ({config.width})")
+    if config.width % 2:
+        raise InputError(f"model.width: expected an even number, not {config.width}")
+    if config.share_embeddings and source_size != target_size:
+        raise InputError(
+            "model.share_embeddings: expected one joint vocabulary, "
+            f"not {source_size} source and {target_size} target pieces"
+        )
