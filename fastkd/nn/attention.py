@@ -45,7 +45,7 @@ class SelfAttention(nn.Module):
         return self.output(layout.rows(_join(mixed)))
 
     def step(self, hidden: Tensor, cache: KeyValues, visible: Tensor | None) -> Tensor:
-        """One more token for each of `beam` hypotheses of S sentences: (S, beam, width) to the same.
+        """One more token for each of `beam` hypotheses of S sentences, (S, beam, width).
 
         cache: the keys and values of the steps before, to which this one's are added
         visible: (S, 1, beam, stored) True where a hypothesis sees what is stored; None: all of it

@@ -60,7 +60,7 @@ class Layout:
         return rows.unflatten(0, (self.batch, self.time))
 
     def positions(self, table: Tensor) -> Tensor:
-        """The row of `table` (positions, width) that belongs to each token, as `rows` gives them."""
+        """The row of `table` (positions, width) for the position of each token: (N, width)."""
         table = table[: self.time]
         if self.packed:
             return table.index_select(0, self.cells % self.time)

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from fastkd.errors import InputError
 from fastkd.nn.attention import Taps
-from fastkd.nn.cache import DecoderState, KeyValues
+from fastkd.nn.cache import DecoderState
 from fastkd.nn.dropout import dropout
-from fastkd.nn.layers import DecoderLayer, EncoderLayer, layer_norm
 from fastkd.nn.layout import Layout
 from fastkd.nn.positions import sinusoids
+from fastkd.nn.stacks import Decoder, Encoder
 from fastkd.taps import AttentionTap, AttentionTaps
 
 
@@ -77,6 +77,8 @@ class Transformer(nn.Module):
     Raises InputError where the sizes of the configuration do not fit each other.
     """
 
+    positions: Tensor  # (max_positions, width)
+
     def __init__(self, config, source_size: int, target_size: int, pad_id: int) -> None:
         super().__init__()
         _check(config, source_size, target_size)
@@ -90,8 +92,8 @@ class Transformer(nn.Module):
             self.output_projection = nn.Parameter(torch.empty(target_size, config.width))
             nn.init.normal_(self.output_projection, std=config.width**-0.5)
         self.output_bias = nn.Parameter(torch.zeros(target_size)) if config.output_bias else None
-        self.encoder = _Stack(EncoderLayer, config.encoder_layers, config)
-        self.decoder = _Stack(DecoderLayer, config.decoder_layers, config)
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
         pre = config.norm == "pre"
         table = sinusoids(
             config.max_positions, config.width, first=pad_id + 1 if pre else 0, closed=pre
@@ -131,9 +133,7 @@ class Transformer(nn.Module):
         layout = Layout(source_lengths, source.shape[1], source.device)
         rows = self._embed(source, self.source_embedding, layout)
         seen: Taps = [] if taps else None
-        for layer in self.encoder.layers:
-            rows = layer(rows, layout, seen)
-        rows = self.encoder.finish(rows)
+        rows = self.encoder(rows, layout, seen)
         return Encoded(rows, layout, _tap(seen, layout, layout, causal=False))
 
     def decode(
@@ -149,9 +149,7 @@ class Transformer(nn.Module):
         rows = self._embed(decoder_input, self._target_embedding, layout)
         own: Taps = [] if taps else None
         cross: Taps = [] if taps else None
-        for layer in self.decoder.layers:
-            rows = layer(rows, layout, encoded.rows, encoded.layout, causal, own, cross)
-        rows = self.decoder.finish(rows)
+        rows = self.decoder(rows, layout, encoded.rows, encoded.layout, causal, own, cross)
         if not taps:
             return TransformerOutput(rows, layout, encoded)
         tapped = AttentionTaps(
@@ -167,23 +165,16 @@ class Transformer(nn.Module):
 
     def start(self, encoded: Encoded) -> DecoderState:
         """The state from which incremental decoding of the encoded sentences begins."""
-        layers = [
-            (KeyValues(), KeyValues(*layer.cross_attention.project(encoded.rows, encoded.layout)))
-            for layer in self.decoder.layers
-        ]
-        return DecoderState(layers, encoded.layout.key_mask)
+        return self.decoder.start(encoded.rows, encoded.layout)
 
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
-        """The decoder's last states for the next token of each hypothesis: (S, beam) to (S, beam, d).
+        """The decoder's last states for one more token a hypothesis: (S, beam) to (S, beam, width).
 
         Equals the last position of `decode` on all tokens so far; `state` is brought forward.
         """
         position = self._position_table(state.length + 1)[state.length]
         hidden = torch.add(position, self._target_embedding(tokens), alpha=self.scale)
-        visible = state.extend(*tokens.shape, tokens.device)
-        for layer, cache in zip(self.decoder.layers, state.layers, strict=True):
-            hidden = layer.step(hidden, cache, visible, state.source_mask)
-        return self.decoder.finish(hidden)
+        return self.decoder.step(hidden, state)
 
     def _embed(self, tokens: Tensor, embedding: nn.Embedding, layout: Layout) -> Tensor:
         """Ids (B, T) to rows (N, width)."""
@@ -193,23 +184,11 @@ class Transformer(nn.Module):
         return dropout(rows, self.config.dropout, self.training)
 
     def _position_table(self, needed: int) -> Tensor:
-        if needed > self.positions.shape[0]:
+        if needed > self.config.max_positions:
             raise ValueError(
-                f"a sequence of {needed} tokens, but max_positions is {self.positions.shape[0]}"
+                f"a sequence of {needed} tokens, but max_positions is {self.config.max_positions}"
             )
         return self.positions
-
-
-class _Stack(nn.Module):
-    """Layers and, where norms come first, the norm that closes them."""
-
-    def __init__(self, layer: type[nn.Module], count: int, config) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layer(config) for _ in range(count))
-        self.norm = layer_norm(config.width) if config.norm == "pre" else None
-
-    def finish(self, x: Tensor) -> Tensor:
-        return x if self.norm is None else self.norm(x)
 
 
 def _tap(layers: Taps, queries: Layout, keys: Layout, causal: bool) -> AttentionTap | None:

@@ -346,7 +346,7 @@ def test_refuses_what_does_not_fit(options, sizes, word):
 
 def test_refuses_impossible_lengths():
     model = build()
-    source, source_lengths, target, target_lengths = batch()
+    source, _, target, target_lengths = batch()
     for wrong in ([5, 0, 1], [5, 8, 1]):
         with pytest.raises(ValueError, match="lengths must be from 1 to 7"):
             model(source, torch.tensor(wrong), target, target_lengths)

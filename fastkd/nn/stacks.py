@@ -1,0 +1,68 @@
+"""Encoder and decoder: layers and, where norms come first, the norm that closes them."""
+
+from collections.abc import Iterable
+from typing import cast
+
+from torch import Tensor, nn
+
+from fastkd.nn.attention import Taps
+from fastkd.nn.cache import DecoderState, KeyValues
+from fastkd.nn.layers import DecoderLayer, EncoderLayer, layer_norm
+from fastkd.nn.layout import Layout
+
+
+class _Stack(nn.Module):
+    def __init__(self, layers: Iterable[nn.Module], config) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.norm = layer_norm(config.width) if config.norm == "pre" else None
+
+    def close(self, x: Tensor) -> Tensor:
+        return x if self.norm is None else self.norm(x)
+
+
+class Encoder(_Stack):
+    def __init__(self, config) -> None:
+        super().__init__((EncoderLayer(config) for _ in range(config.encoder_layers)), config)
+
+    def forward(self, rows: Tensor, layout: Layout, taps: Taps) -> Tensor:
+        """Embedded source rows (N, width) to the last states."""
+        for layer in self.layers:
+            rows = layer(rows, layout, taps)
+        return self.close(rows)
+
+
+class Decoder(_Stack):
+    def __init__(self, config) -> None:
+        super().__init__((DecoderLayer(config) for _ in range(config.decoder_layers)), config)
+
+    def forward(
+        self,
+        rows: Tensor,
+        layout: Layout,
+        source_rows: Tensor,
+        source_layout: Layout,
+        causal: bool,
+        self_taps: Taps,
+        cross_taps: Taps,
+    ) -> Tensor:
+        """Embedded target rows (N, width), given the encoder's last states, to the last states."""
+        for layer in self.layers:
+            rows = layer(rows, layout, source_rows, source_layout, causal, self_taps, cross_taps)
+        return self.close(rows)
+
+    def start(self, source_rows: Tensor, source_layout: Layout) -> DecoderState:
+        """The state before the first step, given the encoder's last states."""
+        layers = []
+        for layer in cast(Iterable[DecoderLayer], self.layers):
+            source = layer.cross_attention.project(source_rows, source_layout)
+            layers.append((KeyValues(), KeyValues(*source)))
+        return DecoderState(layers, source_layout.key_mask)
+
+    def step(self, hidden: Tensor, state: DecoderState) -> Tensor:
+        """One more embedded token a hypothesis, (S, beam, width), to the last states."""
+        visible = state.extend(hidden.shape[0], hidden.shape[1], hidden.device)
+        layers = cast(Iterable[DecoderLayer], self.layers)
+        for layer, cache in zip(layers, state.layers, strict=True):
+            hidden = layer.step(hidden, cache, visible, state.source_mask)
+        return self.close(hidden)
