@@ -1,0 +1,60 @@
+"""The verbs of the command line and the exit statuses they end with."""
+
+import importlib
+import logging
+import os
+import sys
+
+import click
+
+from fastkd.errors import InputError
+
+VERBS = ("prepare", "train", "translate", "score", "average", "demo")
+
+
+class Verbs(click.Group):
+    """Each verb is the `command` of a module of its name, imported when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in VERBS:
+            return None
+        return importlib.import_module(f"fastkd.cli.{name.replace('-', '_')}").command
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="fastkd")
+def group() -> None:
+    """Knowledge distillation of Transformer translation models."""
+
+
+def app(arguments: list[str]) -> int:
+    """Runs one verb and returns the exit status: 0 done, 1 failed, 2 wrong input."""
+    logging.basicConfig(format="fastkd: %(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        group.main(arguments, prog_name="fastkd", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except InputError as error:
+        return _fail(str(error), 2)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted", 1)
+    except BrokenPipeError:
+        # The reader has gone; nothing can be told to it, at exit neither.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if os.environ.get("FASTKD_TRACEBACK"):
+            raise
+        return _fail(f"{type(error).__name__}: {error} (FASTKD_TRACEBACK=1 shows where)", 1)
+    return 0
+
+
+def _fail(message: str, status: int) -> int:
+    print("fastkd: " + " ".join(message.split()), file=sys.stderr)
+    return status

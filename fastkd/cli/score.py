@@ -1,0 +1,33 @@
+"""`fastkd score`."""
+
+import click
+
+from fastkd.cli.arguments import BEAM, CHECKPOINT, DEVICE, LENGTH_PENALTY, RUN
+
+
+@click.command("score")
+@RUN
+@click.argument("split", type=click.Choice(["dev", "test", "train"]))
+@CHECKPOINT
+@BEAM
+@LENGTH_PENALTY
+@DEVICE
+@click.option("-o", "--output", type=click.Path(), help="Also write the translations here.")
+def command(run, split, checkpoint, beam, length_penalty, device, output) -> None:
+    """Translate a SPLIT of RUN's corpus and print BLEU and chrF with their signatures."""
+    from fastkd.cli.progress import counting
+    from fastkd.runs.translation import translate_split
+    from fastkd.decode.score import score
+    from fastkd.runs.folder import RunFolder
+
+    folder = RunFolder.open(run)
+    with counting("translating", "sentences") as progress:
+        hypotheses, references = translate_split(
+            folder, split, checkpoint, beam, length_penalty, device, progress
+        )
+    if output:
+        with click.open_file(output, "w", encoding="utf-8", atomic=True) as file:
+            file.writelines(line + "\n" for line in hypotheses)
+    result = score(hypotheses, references)
+    click.echo(f"BLEU {result.bleu:.2f}  {result.bleu_signature}")
+    click.echo(f"chrF {result.chrf:.2f}  {result.chrf_signature}")

@@ -1,0 +1,180 @@
+"""Reads a configuration: YAML file, then `key.path=value` overrides, then validation."""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from fastkd.config.tree import Config
+from fastkd.errors import InputError
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The validated configuration in `path`, with `key.path=value` overrides applied.
+
+    `path` is a YAML file, or the name of a bundled recipe such as `wmt22-de-dsb/teacher`.
+    A file may name another one it `extends`: that one is read first and overlaid.
+    """
+    path = find_config(path)
+    tree = _read(path)
+    for override in overrides:
+        _override(tree, override)
+    return validate(tree, str(path))
+
+
+def validate(tree: dict[str, Any], name: str) -> Config:
+    """Checks a plain tree; `name` is what a complaint calls it."""
+    try:
+        return TypeAdapter(Config).validate_python(tree)
+    except ValidationError as error:
+        raise InputError(f"{name}: {_complaint(error, tree)}") from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML."""
+    tree = TypeAdapter(Config).dump_python(config, mode="json")
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+def find_config(path: str | Path) -> Path:
+    """The file at `path`, or the bundled recipe of that name."""
+    if Path(path).is_file():
+        return Path(path)
+    recipe = Path(str(resources.files("fastkd") / "recipes" / f"{path}.yaml"))
+    if recipe.is_file():
+        return recipe
+    raise InputError(f"{path}: no such config file, nor a recipe of that name")
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise InputError(f"{path}: extends: files extend each other in a circle")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise InputError(f"{path}: not valid YAML{place}: {reason}") from None
+    if tree is None:
+        raise InputError(f"{path}: empty; expected keys such as run, data, model, training")
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: expected a mapping of keys, not a {type(tree).__name__}")
+    base = tree.pop("extends", None)
+    if base is None:
+        return tree
+    if not isinstance(base, str) or not (path.parent / base).is_file():
+        raise InputError(f"{path}: extends: no such file: {base!r}, beside this one")
+    return _overlay(_read(path.parent / base, (*seen, path.resolve())), tree)
+
+
+def _overlay(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _overlay(base[key], value) if both else value
+    return merged
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise InputError(f"{override!r}: expected key.path=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"{override!r}: the value is not valid YAML") from None
+    *parents, leaf = path.split(".")
+    node: Any = tree
+    for part in parents:
+        node = _child(node, part, override)
+    if isinstance(node, list):
+        node[_index(node, leaf, override)] = value
+    elif isinstance(node, dict):
+        node[leaf] = value
+    else:
+        raise InputError(f"{override!r}: {'.'.join(parents)} is a value, it has no keys")
+
+
+def _child(node: Any, part: str, override: str) -> Any:
+    if isinstance(node, list):
+        return node[_index(node, part, override)]
+    if not isinstance(node, dict):
+        raise InputError(f"{override!r}: {part} is below a value, which has no keys")
+    if node.get(part) is None:
+        node[part] = {}
+    return node[part]
+
+
+def _index(node: list, part: str, override: str) -> int:
+    if not part.isdecimal() or int(part) >= len(node):
+        raise InputError(f"{override!r}: expected an index below {len(node)}, not {part!r}")
+    return int(part)
+
+
+def _complaint(error: ValidationError, tree: Any) -> str:
+    """The first complaint, in one line, with the nearest known key for an unknown one."""
+    problems = [p for p in error.errors() if not _other_alternative(p, tree)] or error.errors()
+    problem = problems[0]
+    location = [str(part) for part in _tree_path(problem["loc"], tree)]
+    key = ".".join(location)
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        nearest = difflib.get_close_matches(location[-1], _known_keys(problem["loc"]), 1, 0.5)
+        hint = f"; did you mean {'.'.join([*location[:-1], nearest[0]])}?" if nearest else ""
+        return f"{key}: unknown key{hint}"
+    if problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        return f"{key}: required, but missing"
+    message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    shown = repr(problem["input"])
+    return f"{key}: expected {message}, not {shown if len(shown) < 60 else shown[:57] + '...'}"
+
+
+def _other_alternative(problem, tree: Any) -> bool:
+    """Whether a complaint is about the alternative of a union that the input did not mean."""
+    location = problem["loc"]
+    if location[:1] != ("tokenizer",) or not isinstance(tree, dict) or len(location) < 2:
+        return False
+    return (location[1] == "str") == isinstance(tree.get("tokenizer"), dict)
+
+
+def _tree_path(location: tuple, tree: Any) -> list:
+    """`location` without the names of union alternatives that pydantic puts into it."""
+    path, node = [], tree
+    for position, part in enumerate(location):
+        inside = part in node if isinstance(node, dict) else isinstance(part, int)
+        if inside:
+            node = node[part]
+        if inside or (position == len(location) - 1 and isinstance(node, dict)):
+            path.append(part)
+    return path
+
+
+def _known_keys(location: tuple) -> list[str]:
+    classes: list[type] = [Config]
+    for part in location[:-1]:
+        tagged = [c for c in classes if getattr(c, "name", None) == part]
+        below = [
+            alternative
+            for c in classes
+            for f in dataclasses.fields(c)
+            if f.name == part
+            for alternative in _dataclasses_in(typing.get_type_hints(c)[part])
+        ]
+        classes = tagged or below or classes
+    return [f.name for c in classes for f in dataclasses.fields(c)]
+
+
+def _dataclasses_in(hint: Any) -> list[type]:
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return [hint]
+    return [c for argument in typing.get_args(hint) for c in _dataclasses_in(argument)]

@@ -1,0 +1,77 @@
+"""Checkpoints: folders of safetensors files that appear whole or not at all."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fastkd.errors import InputError
+
+META = "meta.json"
+
+
+def write_checkpoint(
+    folder: Path, groups: dict[str, dict[str, Tensor]], meta: dict[str, Any]
+) -> None:
+    """Writes `<group>.safetensors` for each group and `meta.json` with `meta` and checksums.
+
+    Everything goes to a temporary folder beside `folder`, is synced, and renamed last.
+    """
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    checksums = {}
+    for group, tensors in groups.items():
+        file = temporary / f"{group}.safetensors"
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+        _sync(file)
+        checksums[file.name] = checksum(file)
+    text = json.dumps({**meta, "sha256": checksums}, indent=1)
+    (temporary / META).write_text(text, encoding="utf-8")
+    _sync(temporary / META)
+    _sync(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+    _sync(folder.parent)
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """The checkpoint's `meta`; InputError where it is damaged."""
+    try:
+        meta = json.loads((folder / META).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / META}: damaged or missing checkpoint: {error}") from None
+    if not isinstance(meta, dict) or not isinstance(meta.get("sha256"), dict):
+        raise InputError(f"{folder / META}: damaged checkpoint: no checksums in it")
+    return meta
+
+
+def read_group(folder: Path, group: str, device: str = "cpu") -> dict[str, Tensor]:
+    """One group's tensors, after comparing the file's checksum."""
+    file = folder / f"{group}.safetensors"
+    expected = read_meta(folder)["sha256"].get(file.name)
+    try:
+        if expected != checksum(file):
+            raise InputError(f"{file}: damaged: its checksum is not the one in {META}")
+        return load_file(file, device=device)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file}: damaged or missing: {error}") from None
+
+
+def checksum(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,122 @@
+"""A run's folder: its configuration, tokenizer, log and checkpoints."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from fastkd.config.load import dump_config, validate
+from fastkd.config.tree import Config
+from fastkd.data.tokenizer import Tokenizers
+from fastkd.errors import InputError
+from fastkd.nn.build import build_model
+from fastkd.runs.checkpoint import read_group, read_meta, write_checkpoint
+from fastkd.runs.weights import load_weights
+
+MODEL, OBJECTIVE, STATE = "model", "objective", "state"
+SELECTIONS = ("best", "last", "average")
+
+
+class RunFolder:
+    """`config.yaml`, `tokenizer/`, `log.jsonl`, `checkpoints/<update>/` and `average/`."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "RunFolder":
+        """An existing run; InputError where `path` is none."""
+        run = cls(path)
+        if not run.config_file.is_file():
+            raise InputError(f"{path}: not a run folder (no config.yaml in it)")
+        return run
+
+    @classmethod
+    def create(cls, config: Config, tokenizers: Tokenizers) -> "RunFolder":
+        """The folder of a run about to start or to go on, with what it needs to be used."""
+        run = cls(config.run)
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{run.path}: cannot be a run folder: {error.strerror}") from None
+        if run.config_file.is_file() and run.checkpoints():
+            _refuse_other_model(run.config, config, run.path)
+        tokenizers.save(run.path)
+        temporary = run.config_file.with_suffix(".tmp")
+        temporary.write_text(dump_config(config), encoding="utf-8")
+        temporary.rename(run.config_file)
+        return run
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def log_file(self) -> Path:
+        return self.path / "log.jsonl"
+
+    @property
+    def config(self) -> Config:
+        try:
+            tree = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError):
+            raise InputError(f"{self.config_file}: not valid YAML") from None
+        return validate(tree, str(self.config_file))
+
+    @property
+    def tokenizers(self) -> Tokenizers:
+        return Tokenizers.load(self.path)
+
+    def checkpoint(self, update: int) -> Path:
+        return self.path / "checkpoints" / f"{update:08d}"
+
+    def checkpoints(self) -> list[Path]:
+        """All checkpoints, oldest first."""
+        return sorted((self.path / "checkpoints").glob("[0-9]*"))
+
+    def save(self, update: int, groups: dict[str, dict], meta: dict[str, Any], keep: int) -> None:
+        """Writes a checkpoint; then drops the ones beyond the newest `keep` and the best ones."""
+        self.checkpoint(update).parent.mkdir(exist_ok=True)
+        write_checkpoint(self.checkpoint(update), groups, meta)
+        folders = self.checkpoints()
+        wanted = set(folders[-max(keep, 2) :])
+        for folder in folders[-2:]:
+            best = read_meta(folder).get("best_update")
+            wanted |= {self.checkpoint(best)} if best is not None else set()
+        for folder in folders:
+            if folder not in wanted:
+                shutil.rmtree(folder)
+            elif folder not in folders[-2:]:
+                (folder / f"{STATE}.safetensors").unlink(missing_ok=True)
+
+    def weights_folder(self, selection: str) -> Path:
+        """The folder that holds the `best`, `last` or `average` weights."""
+        if selection not in SELECTIONS:
+            raise InputError(f"checkpoint: expected one of {', '.join(SELECTIONS)}: {selection!r}")
+        if selection == "average":
+            if not (self.path / "average").is_dir():
+                raise InputError(f"{self.path}: has no average; run: fastkd average {self.path}")
+            return self.path / "average"
+        if not self.checkpoints():
+            raise InputError(f"{self.path}: has no checkpoint yet")
+        newest = self.checkpoints()[-1]
+        best = read_meta(newest).get("best_update")
+        return newest if selection == "last" or best is None else self.checkpoint(best)
+
+    def load_model(self, selection: str = "best", device: str = "cpu") -> nn.Module:
+        """The run's model in eval mode, with its `best`, `last` or `average` weights."""
+        model = build_model(self.config.model, self.tokenizers)
+        folder = self.weights_folder(selection)
+        load_weights(model, read_group(folder, MODEL), folder)
+        return model.to(device).eval()
+
+
+def _refuse_other_model(old: Config, new: Config, path: Path) -> None:
+    for key in ("model", "losses", "data"):
+        if getattr(old, key) != getattr(new, key):
+            raise InputError(
+                f"{path}: holds a run with other settings under {key!r};"
+                " give this config another run folder, or delete that one"
+            )

@@ -1,0 +1,34 @@
+"""An exponential moving average of a model's parameters."""
+
+import torch
+from torch import Tensor, nn
+
+
+class MovingAverage:
+    """average ← decay · average + (1 − decay) · parameters, in float32, one fused call an update."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self._names = [name for name, _ in model.named_parameters()]
+        self._parameters = [parameter.detach() for parameter in model.parameters()]
+        self._average = [parameter.float().clone() for parameter in self._parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        parameters = [parameter.float() for parameter in self._parameters]
+        torch._foreach_lerp_(self._average, parameters, 1 - self.decay)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return dict(zip(self._names, self._average, strict=True))
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        for name, average in self.tensors().items():
+            average.copy_(tensors[name])
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchanges the average and the parameters; twice is as if never."""
+        for average, parameter in zip(self._average, self._parameters, strict=True):
+            held = parameter.clone()
+            parameter.copy_(average)
+            average.copy_(held)

@@ -1,0 +1,97 @@
+"""What a run says while it trains: `log.jsonl`, TensorBoard, and a progress bar."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from fastkd.errors import InputError
+
+
+class RunLog:
+    """One JSON object a logged step. Going on from `step` drops what a killed run wrote after it."""
+
+    def __init__(self, path: Path, step: int, total: int, tensorboard: bool = False):
+        self.path = path
+        _keep_until(path, step)
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
+        self._board = _summary_writer(path.parent, step) if tensorboard else None
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            refresh_per_second=2,
+        )
+        self._bar = self._progress.add_task("training", total=total, completed=step, figures="")
+
+    def __enter__(self) -> "RunLog":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._progress.stop()
+        self._file.close()
+        if self._board:
+            self._board.close()
+
+    def advance(self, step: int) -> None:
+        self._progress.update(self._bar, completed=step)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """`record` has a `step`; its numbers also go to TensorBoard."""
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        if self._board:
+            for name, value in record.items():
+                if isinstance(value, int | float) and name != "step":
+                    self._board.add_scalar(name, value, record["step"])
+
+    def figures(self, text: str) -> None:
+        self._progress.update(self._bar, figures=text)
+
+    def say(self, text: str) -> None:
+        self._progress.console.print(text, highlight=False, markup=False)
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of a `log.jsonl`; a half-written last line is left out."""
+    records = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                continue
+    return [record for record in records if isinstance(record, dict) and "step" in record]
+
+
+def _keep_until(path: Path, step: int) -> None:
+    records = [record for record in read_log(path) if record["step"] <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+    temporary.rename(path)
+
+
+def _summary_writer(folder: Path, step: int):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InputError(
+            "training.tensorboard: needs the package tensorboard: pip install 'fastkd[tensorboard]'"
+        ) from None
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step)

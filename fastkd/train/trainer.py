@@ -1,0 +1,285 @@
+"""The training loop."""
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastkd.config.tree import Config
+from fastkd.data.batches import BatchPlan, collate
+from fastkd.data.prepare import Prepared
+from fastkd.errors import InputError
+from fastkd.methods.objective import Objective
+from fastkd.methods.passes import Counts
+from fastkd.runs.checkpoint import read_group, read_meta
+from fastkd.runs.device import autocast, pick_device
+from fastkd.train.ema import MovingAverage
+from fastkd.train.interrupt import StopRequest
+from fastkd.train.log import RunLog
+from fastkd.train.optimizer import (
+    build_optimizer,
+    load_optimizer_tensors,
+    optimizer_tensors,
+)
+from fastkd.runs.folder import MODEL, OBJECTIVE, STATE, RunFolder
+from fastkd.train.schedule import learning_rate
+from fastkd.train.validation import validation_bleu, validation_loss
+from fastkd.runs.weights import load_weights, weights_of
+
+LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run has come; with the weights and the optimizer, all that resuming needs."""
+
+    update: int = 0
+    epoch: int = 1
+    batch: int = 0  # of the epoch, the next one to train on
+    best: float | None = None  # of the early metric, higher is better
+    best_update: int | None = None
+    stale: int = 0  # validations since the best
+    seconds: float = 0.0  # spent training
+
+
+class Trainer:
+    """Trains `model` by `objective` on `prepared.train`, in the run folder `run`."""
+
+    def __init__(
+        self,
+        config: Config,
+        prepared: Prepared,
+        model: torch.nn.Module,
+        objective: Objective,
+        run: RunFolder,
+    ):
+        self.config, self.prepared, self.run = config, prepared, run
+        self.device = pick_device(config.training.device)
+        self.model, self.objective = model.to(self.device), objective.to(self.device)
+        if objective.teacher is not None:
+            objective.teacher.to(self.device)
+        self.parameters = [*self.model.parameters(), *self.objective.parameters()]
+        self.optimizer = build_optimizer(config.training.optimizer, self.parameters)
+        decay = config.training.ema
+        self.average = MovingAverage(self.model, decay) if decay else None
+        corpus = prepared.train
+        self.plan = BatchPlan(
+            corpus.source_lengths,
+            corpus.target_lengths,
+            config.training.batch_tokens,
+            config.training.seed,
+        )
+        self.position = Position()
+        self._resume()
+
+    def train(self) -> Position:
+        """Trains until the budget is spent, patience ends, or a signal asks to stop."""
+        training, total = self.config.training, self.planned_updates()
+        if self.finished:
+            return self.position
+        log = RunLog(self.run.log_file, self.position.update, total, training.tensorboard)
+        meter = _Meter()
+        with log, StopRequest() as stop:
+            for epoch, batch, ids in self._updates(total):
+                components = self._update(ids, epoch)
+                meter.add(components, ids, self._counts(ids))
+                self.position = self._next_position(epoch, batch, meter.seconds_since_last())
+                log.advance(self.position.update)
+                last = self.position.update >= total
+                if self.position.update % training.log_every == 0 or last:
+                    self._log(log, meter)
+                validated = last or self._validation_due()
+                if validated:
+                    self._validate(log)
+                    meter.restart()
+                if validated or stop or self.position.update % training.save_every == 0:
+                    self.save()
+                if self.finished or stop:
+                    break
+        return self.position
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget is spent or patience has ended."""
+        patience = self.config.training.patience
+        impatient = patience is not None and self.position.stale >= patience
+        return impatient or self.position.update >= self.planned_updates()
+
+    def planned_updates(self) -> int:
+        training = self.config.training
+        if training.epochs is None:
+            return training.updates
+        return min(training.updates, training.epochs * self.plan.batches)
+
+    def save(self) -> None:
+        """Writes a checkpoint; its model weights are the moving average where there is one."""
+        state = {
+            f"optimizer.{name}": tensor
+            for name, tensor in optimizer_tensors(self.optimizer).items()
+        }
+        model = weights_of(self.model)
+        if self.average:
+            state |= {f"model.{name}": tensor for name, tensor in model.items()}
+            model = self.average.tensors()
+        groups = {MODEL: model, OBJECTIVE: weights_of(self.objective), STATE: state}
+        keep = self.config.training.keep_last
+        self.run.save(self.position.update, groups, asdict(self.position), keep)
+
+    def _updates(self, total: int) -> Iterator[tuple[int, int, np.ndarray]]:
+        """(epoch, batch of the epoch, sentence ids) of each update still to do."""
+        update, epoch, start = self.position.update, self.position.epoch, self.position.batch
+        while update < total:
+            batches = self.plan.epoch(epoch)
+            for batch in range(start, min(len(batches), start + total - update)):
+                yield epoch, batch, batches[batch]
+                update += 1
+            epoch, start = epoch + 1, 0
+
+    def _update(self, ids: np.ndarray, epoch: int) -> dict[str, Tensor]:
+        """One optimizer step over the sentences `ids`; their loss components."""
+        training, counts = self.config.training, self._counts(ids)
+        update = self.position.update + 1
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        components: dict[str, Tensor] = {}
+        for piece, part in enumerate(self.plan.split(ids, training.accumulation)):
+            if len(part) == 0:
+                continue
+            # Random state is a function of the place, so resuming needs none of it.
+            torch.manual_seed(_seed(training.seed, update, piece))
+            loss, parts = self._piece(part, counts, epoch)
+            loss.backward()
+            for name, value in {"loss": loss.detach(), **parts}.items():
+                components[name] = components[name] + value if name in components else value
+        components["grad_norm"] = torch.nn.utils.clip_grad_norm_(
+            self.parameters, training.optimizer.clip or math.inf
+        )
+        rate = learning_rate(training.optimizer, update, self.planned_updates())
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        if self.average:
+            self.average.update()
+        return components
+
+    def _piece(self, ids: np.ndarray, counts: Counts, epoch: int):
+        tokenizers, start = self.prepared.tokenizers, self.config.model.decoder_start
+        batch = collate(self.prepared.train, ids, tokenizers, start).to(self.device)
+        with autocast(self.device, self.config.training.precision):
+            return self.objective(self.model, batch, counts, epoch)
+
+    def _counts(self, ids: np.ndarray) -> Counts:
+        corpus = self.prepared.train
+        return Counts(
+            sentences=len(ids),
+            source_tokens=int(corpus.source_lengths[ids].sum()) + len(ids),
+            target_tokens=int(corpus.target_lengths[ids].sum()) + len(ids),
+        )
+
+    def _next_position(self, epoch: int, batch: int, seconds: float) -> Position:
+        ended = batch + 1 == self.plan.batches
+        return replace(
+            self.position,
+            update=self.position.update + 1,
+            epoch=epoch + ended,
+            batch=0 if ended else batch + 1,
+            seconds=self.position.seconds + seconds,
+        )
+
+    def _validation_due(self) -> bool:
+        every = self.config.training.validate_every
+        return self.position.batch == 0 if every is None else self.position.update % every == 0
+
+    def _validate(self, log: RunLog) -> None:
+        training = self.config.training
+        self.model.eval()
+        if self.average:
+            self.average.swap()
+        with autocast(self.device, training.precision):
+            loss = validation_loss(self.model, self.prepared, self.config, self.device)
+            bleu = None
+            if training.bleu_sentences:
+                bleu = validation_bleu(self.model, self.prepared, self.config, self.device)
+        if self.average:
+            self.average.swap()
+        by_loss = training.early_metric == "loss" or bleu is None
+        self._note_result(-loss if by_loss else bleu)
+        record = {"step": self.position.update, "dev_loss": loss}
+        log.write(record if bleu is None else record | {"dev_bleu": bleu})
+        shown = "" if bleu is None else f", BLEU {bleu:.2f}"
+        log.say(f"update {self.position.update}: dev loss {loss:.4f}{shown}")
+
+    def _note_result(self, result: float) -> None:
+        position = self.position
+        if position.best is None or result > position.best:
+            self.position = replace(position, best=result, best_update=position.update, stale=0)
+        else:
+            self.position = replace(position, stale=position.stale + 1)
+
+    def _log(self, log: RunLog, meter: "_Meter") -> None:
+        rate = self.optimizer.param_groups[0]["lr"]
+        figures = meter.figures()
+        epoch = self.position.epoch if self.position.batch else self.position.epoch - 1
+        log.write({"step": self.position.update, "epoch": epoch, "lr": rate, **figures})
+        log.figures(f"loss {figures['loss']:.3f}  {figures['tokens_per_second']:.0f} tokens/s")
+
+    def _resume(self) -> None:
+        """Goes on from the newest checkpoint that is whole."""
+        for folder in reversed(self.run.checkpoints()):
+            try:
+                meta = read_meta(folder)
+                model, objective, state = (
+                    read_group(folder, group) for group in (MODEL, OBJECTIVE, STATE)
+                )
+            except InputError as damage:
+                LOGGER.warning("%s; going back to the checkpoint before", damage)
+                continue
+            own = {name.removeprefix("model."): t for name, t in state.items() if "model." in name}
+            if self.average:
+                self.average.load(model)
+            load_weights(self.model, own if self.average else model, folder)
+            load_weights(self.objective, objective, folder)
+            load_optimizer_tensors(self.optimizer, state, "optimizer.")
+            known = Position.__dataclass_fields__
+            self.position = Position(**{k: v for k, v in meta.items() if k in known})
+            return
+
+
+class _Meter:
+    """Sums loss components and counts over the updates since the last log, without waiting."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+        self.restart()
+
+    def restart(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._updates = self._tokens = 0
+        self._start = self._last = time.perf_counter()
+
+    def seconds_since_last(self) -> float:
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        return seconds
+
+    def add(self, components: dict[str, Tensor], ids: np.ndarray, counts: Counts) -> None:
+        for name, value in components.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._updates += 1
+        self._tokens += counts.target_tokens
+
+    def figures(self) -> dict[str, float]:
+        """Mean components, and target tokens a second; starts anew."""
+        means = {name: float(value) / self._updates for name, value in self._sums.items()}
+        means["tokens_per_second"] = self._tokens / (time.perf_counter() - self._start)
+        self.restart()
+        return means
+
+
+def _seed(seed: int, update: int, piece: int) -> int:
+    return int(np.random.SeedSequence([seed, update, piece]).generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,98 @@
+import pytest
+import yaml
+
+from fastkd.config.load import dump_config, load_config, validate
+from fastkd.errors import InputError
+
+BASE = {
+    "run": "runs/a",
+    "data": {"source": "de", "target": "en", "train": "t", "dev": "d", "prepared": "p"},
+}
+
+
+def written(tmp_path, tree, name="config.yaml"):
+    path = tmp_path / name
+    path.write_text(tree if isinstance(tree, str) else yaml.safe_dump(tree))
+    return path
+
+
+def test_overrides_reach_every_level(tmp_path):
+    tree = {**BASE, "losses": [{"name": "a2d"}, {"name": "word_kd"}]}
+    config = load_config(
+        written(tmp_path, tree),
+        ["training.optimizer.lr=1e-3", "losses.1.weight=0.25", "model.norm=post"],
+    )
+    assert config.training.optimizer.lr == 1e-3
+    assert config.losses[1].weight == 0.25
+    assert config.model.norm == "post"
+
+
+def test_resolved_config_reads_back_equal(tmp_path):
+    config = load_config(written(tmp_path, {**BASE, "losses": [{"name": "tie_kd"}]}))
+    assert load_config(written(tmp_path, dump_config(config))) == config
+
+
+def test_extends_overlays_nested_keys(tmp_path):
+    written(tmp_path, {**BASE, "model": {"width": 64, "heads": 2}}, "base.yaml")
+    config = load_config(written(tmp_path, {"extends": "base.yaml", "model": {"width": 32}}))
+    assert (config.model.width, config.model.heads) == (32, 2)
+
+
+@pytest.mark.parametrize(
+    ("tree", "complaint"),
+    [
+        ({**BASE, "modle": {}}, "modle: unknown key; did you mean model?"),
+        ({**BASE, "model": {"widht": 3}}, "model.widht: unknown key; did you mean model.width?"),
+        (
+            {**BASE, "training": {"optimizer": {"lrr": 3}}},
+            "training.optimizer.lrr: unknown key; did you mean training.optimizer.lr?",
+        ),
+        (
+            {**BASE, "losses": [{"name": "a2d", "normalisation": "row"}]},
+            "losses.0.normalisation: unknown key; did you mean losses.0.normalization?",
+        ),
+        ({**BASE, "tokenizer": {"vocabularly": 3}}, "did you mean tokenizer.vocabulary?"),
+        ({**BASE, "model": {"width": -3}}, "model.width: expected greater than 0, not -3"),
+        ({**BASE, "model": {"norm": "mid"}}, "model.norm: expected 'pre' or 'post', not 'mid'"),
+        ({"run": "r"}, "data: required, but missing"),
+        ({**BASE, "losses": [{"name": "nope"}]}, "losses.0"),
+    ],
+)
+def test_complaint_is_one_line_that_names_the_key(tmp_path, tree, complaint):
+    path = written(tmp_path, tree)
+    with pytest.raises(InputError) as raised:
+        load_config(path)
+    message = str(raised.value)
+    assert complaint in message and str(path) in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "empty"),
+        ("a: [1", "not valid YAML in line 1"),
+        ("- a\n- b", "expected a mapping"),
+        ("extends: nowhere.yaml", "no such file"),
+        ("extends: config.yaml", "circle"),
+    ],
+)
+def test_broken_files(tmp_path, text, complaint):
+    with pytest.raises(InputError, match=complaint):
+        load_config(written(tmp_path, text))
+
+
+def test_missing_file():
+    with pytest.raises(InputError, match=r"nowhere\.yaml: no such config file"):
+        load_config("nowhere.yaml")
+
+
+@pytest.mark.parametrize("override", ["nonsense", "=3", "run.deep.er=3", "losses.7.weight=1"])
+def test_bad_overrides(tmp_path, override):
+    path = written(tmp_path, {**BASE, "losses": [{"name": "a2d"}]})
+    with pytest.raises(InputError):
+        load_config(path, [override])
+
+
+def test_validate_names_its_source():
+    with pytest.raises(InputError, match=r"^the table: "):
+        validate({"nothing": 1}, "the table")
