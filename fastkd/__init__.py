@@ -5,17 +5,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastkd.errors import BackendUnavailable, InputError
-    from fastkd.functional import alignment_loss_from_maps, attention_alignment_loss
-    from fastkd.modules import AlignmentLosses, AlignToDistill, AttentionAlignment
+    from fastkd.functional import (
+        SparseTeacher,
+        TokenLosses,
+        alignment_loss_from_maps,
+        attention_alignment_loss,
+        linear_token_distillation_loss,
+        token_distillation_loss,
+    )
+    from fastkd.modules import (
+        AlignmentLosses,
+        AlignToDistill,
+        AttentionAlignment,
+        TokenDistillation,
+    )
     from fastkd.taps import AttentionTap, AttentionTaps
 
 # Where each public name lives; imported when first asked for.
 _MODULES = {
     "alignment_loss_from_maps": "fastkd.functional",
     "attention_alignment_loss": "fastkd.functional",
+    "linear_token_distillation_loss": "fastkd.functional",
+    "token_distillation_loss": "fastkd.functional",
+    "SparseTeacher": "fastkd.functional",
+    "TokenLosses": "fastkd.functional",
     "AlignToDistill": "fastkd.modules",
     "AlignmentLosses": "fastkd.modules",
     "AttentionAlignment": "fastkd.modules",
+    "TokenDistillation": "fastkd.modules",
     "AttentionTap": "fastkd.taps",
     "AttentionTaps": "fastkd.taps",
     "BackendUnavailable": "fastkd.errors",
@@ -31,8 +48,13 @@ __all__ = [
     "AttentionTaps",
     "BackendUnavailable",
     "InputError",
+    "SparseTeacher",
+    "TokenDistillation",
+    "TokenLosses",
     "alignment_loss_from_maps",
     "attention_alignment_loss",
+    "linear_token_distillation_loss",
+    "token_distillation_loss",
 ]
 
 

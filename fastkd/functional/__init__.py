@@ -1,5 +1,18 @@
 """The losses as functions of tensors; every other way to compute them leads here."""
 
 from fastkd.functional.attention import alignment_loss_from_maps, attention_alignment_loss
+from fastkd.functional.sparse import SparseTeacher
+from fastkd.functional.tokens import (
+    TokenLosses,
+    linear_token_distillation_loss,
+    token_distillation_loss,
+)
 
-__all__ = ["alignment_loss_from_maps", "attention_alignment_loss"]
+__all__ = [
+    "SparseTeacher",
+    "TokenLosses",
+    "alignment_loss_from_maps",
+    "attention_alignment_loss",
+    "linear_token_distillation_loss",
+    "token_distillation_loss",
+]

@@ -1,0 +1,169 @@
+"""The token losses on whole logits in plain autograd PyTorch: the definition."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastkd.functional.options import TokenOptions
+from fastkd.functional.sparse import SparseTeacher
+from fastkd.functional.tokens import LinearTeacher, TokenLosses
+
+BANNED = -math.inf
+
+
+def linear_losses(
+    student_hidden: Tensor,
+    student_weight: Tensor,
+    student_bias: Tensor | None,
+    teacher: LinearTeacher | SparseTeacher | None,
+    target: Tensor | None,
+    counted: Tensor | None,
+    options: TokenOptions,
+) -> TokenLosses:
+    student_logits = F.linear(_only(counted, student_hidden), student_weight, student_bias)
+    if not isinstance(teacher, LinearTeacher):
+        return dense_losses(student_logits, teacher, target, counted, options)
+    teacher_logits = None
+    if options.kd_weight or options.rank_weight:
+        teacher_logits = F.linear(_only(counted, teacher.hidden), teacher.weight, teacher.bias)
+    return dense_losses(student_logits, teacher_logits, target, counted, options)
+
+
+def dense_losses(
+    student_logits: Tensor,
+    teacher: Tensor | SparseTeacher | None,
+    target: Tensor | None,
+    counted: Tensor | None,
+    options: TokenOptions,
+) -> TokenLosses:
+    inside = torch.float64 if student_logits.dtype == torch.float64 else torch.float32
+    given = _only(counted, student_logits.to(inside))
+    banned = given.detach() == BANNED
+    dead = banned.all(-1)  # (...): no id is left
+    # A constant at the banned ids: no gradient. A softmax needs one finite logit in a row.
+    logits = torch.where(banned, torch.where(dead, 0.0, BANNED).unsqueeze(-1), given)
+    ce = kd = rank = logits.detach()[..., 0] * 0
+    if options.ce_weight and target is not None:
+        ids = _only(counted, target).long()
+        ce = _cross_entropy(logits, banned, ids, options.label_smoothing)
+        ce = torch.where(dead & (options.label_smoothing < 1), math.inf, ce)
+    if (options.kd_weight or options.rank_weight) and teacher is not None:
+        log_p = F.log_softmax(logits / options.student_temperature, -1)
+        scores, log_q = _teacher(teacher, counted, logits, options.teacher_temperature)
+        has_mass = (log_q > BANNED).any(-1)
+        if options.kd_weight:
+            kd = torch.where(dead & has_mass, math.inf, _divergence(log_q, log_p))
+        if options.rank_weight:
+            teacher_ids = _teacher_ids(teacher, scores, counted, options.top_k)
+            student_ids = stable_topk(logits.detach(), options.top_k)
+            rank = _ranking(log_p, scores, teacher_ids, student_ids)
+            rank = torch.where(has_mass, rank, 0)
+    ce, kd, rank = (_reduce(part, counted, options.reduction) for part in (ce, kd, rank))
+    loss = _reduce(logits[..., :0].sum(-1), counted, options.reduction)  # 0 with a gradient of 0
+    loss = loss + options.ce_weight * ce if options.ce_weight else loss
+    loss = loss + options.kd_weight * kd if options.kd_weight else loss
+    loss = loss + options.rank_weight * rank if options.rank_weight else loss
+    prediction = logits.detach().argmax(-1) if options.return_prediction else None
+    return TokenLosses(loss, ce.detach(), kd.detach(), rank.detach(), prediction)
+
+
+def _only(counted: Tensor | None, value: Tensor) -> Tensor:
+    """`value` (...) or (..., size) with zeros, and no gradient, where nothing counts."""
+    if counted is None:
+        return value
+    rows = counted if value.dim() == counted.dim() else counted.unsqueeze(-1)
+    return value.masked_fill(~rows, 0)
+
+
+def _cross_entropy(logits: Tensor, banned: Tensor, target: Tensor, smoothing: float) -> Tensor:
+    log_p = F.log_softmax(logits, -1)  # (..., V)
+    ce = torch.zeros_like(log_p[..., 0])
+    if smoothing < 1:
+        ce = ce - (1 - smoothing) * log_p.gather(-1, target.unsqueeze(-1)).squeeze(-1)
+    if smoothing > 0:
+        allowed = (~banned).sum(-1).clamp(min=1)
+        ce = ce - smoothing * log_p.masked_fill(banned, 0).sum(-1) / allowed
+    return ce
+
+
+def _divergence(log_q: Tensor, log_p: Tensor) -> Tensor:
+    # A mass that underflows is still a mass: it makes a banned id infinite.
+    q = log_q.exp().clamp(min=torch.finfo(log_q.dtype).tiny)
+    return torch.where(log_q > BANNED, q * (log_q - log_p), 0).sum(-1)
+
+
+def _ranking(log_p: Tensor, scores: Tensor, teacher_ids: Tensor, student_ids: Tensor) -> Tensor:
+    p_t = log_p.gather(-1, teacher_ids).exp()  # (..., k)
+    p_s = log_p.gather(-1, student_ids).exp()
+    preferred = scores.gather(-1, teacher_ids).unsqueeze(-1) > scores.gather(
+        -1, student_ids
+    ).unsqueeze(-2)  # (..., i, j)
+    first = F.relu(p_t - p_t[..., :1]).sum(-1)
+    pairs = F.relu(p_s.unsqueeze(-2) - p_t.unsqueeze(-1))  # (..., i, j)
+    return first + torch.where(preferred, pairs, 0).sum((-2, -1))
+
+
+def stable_topk(scores: Tensor, k: int) -> Tensor:
+    """Ids (..., k) of the k largest scores (..., V) in falling order, ties by rising id."""
+    # torch.topk breaks ties arbitrarily, argmax takes the first.
+    left = scores.clamp(min=torch.finfo(scores.dtype).min)
+    ids = []
+    for _ in range(k):
+        ids.append(left.argmax(-1, keepdim=True))
+        left.scatter_(-1, ids[-1], BANNED)
+    return torch.cat(ids, -1)
+
+
+@torch.no_grad()
+def _teacher(
+    teacher: Tensor | SparseTeacher,
+    counted: Tensor | None,
+    student: Tensor,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    """What orders the ids, and log q, both (..., V); −inf where there is no mass."""
+    if not isinstance(teacher, SparseTeacher):
+        scores = _only(counted, teacher.to(student.dtype))
+        return scores, _log_softmax(scores / temperature)
+    listed = _only(counted, teacher.log_probs.to(student.dtype))
+    ids = _only(counted, teacher.ids.long())
+    rest = torch.full_like(student[..., :1], BANNED)
+    if teacher.rest == "spread":
+        unlisted = max(student.shape[-1] - ids.shape[-1], 1)
+        missing = 1 - listed.exp().sum(-1, keepdim=True)
+        rest = (missing.clamp(min=0) / unlisted).log()
+    scores = rest.expand_as(student).scatter(-1, ids, listed)
+    log_q = _log_softmax(scores / temperature)
+    if teacher.rest != "renormalize":
+        log_q = log_q + scores.logsumexp(-1, keepdim=True)
+    return scores, log_q
+
+
+def _log_softmax(scores: Tensor) -> Tensor:
+    """log_softmax, and −inf throughout a row of −inf."""
+    empty = (scores == BANNED).all(-1, keepdim=True)
+    return F.log_softmax(scores.masked_fill(empty, 0), -1).masked_fill(empty, BANNED)
+
+
+def _teacher_ids(
+    teacher: Tensor | SparseTeacher, scores: Tensor, counted: Tensor | None, k: int
+) -> Tensor:
+    if not isinstance(teacher, SparseTeacher):
+        return stable_topk(scores, k)
+    ids = _only(counted, teacher.ids.long()).sort(-1).values  # equal scores by rising id
+    return ids.gather(-1, stable_topk(scores.gather(-1, ids), k))
+
+
+def _reduce(rows: Tensor, counted: Tensor | None, reduction: str) -> Tensor:
+    """Positions (...) that count, reduced; the others are 0."""
+    if counted is not None:
+        rows = torch.where(counted, rows, 0)
+    if reduction == "none":
+        return rows
+    if reduction == "sum":
+        return rows.sum()
+    if counted is None:
+        return rows.sum() / max(rows.numel(), 1)
+    return rows.sum() / counted.sum().clamp(min=1)

@@ -1,0 +1,51 @@
+"""A teacher known at a few ids of the vocabulary only, such as one cached on disk."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastkd.errors import InputError
+
+RESTS = ("drop", "spread", "renormalize")
+
+
+@dataclass(frozen=True, eq=False)
+class SparseTeacher:
+    """The teacher's distribution q at K ids of each position.
+
+    ids: (..., K) integers, the K most likely ids of a position in any order
+    log_probs: (..., K) floating, log q at temperature 1; −inf marks an entry without mass
+    rest: what becomes of the mass 1 − Σq that is not listed
+        "drop": it is left out, so that kd = Σ_listed q·(log q − log p), with Σq < 1
+        "spread": it goes evenly to the V − K ids that are not listed
+        "renormalize": the listed mass is scaled to 1
+
+    A teacher temperature other than 1 moves the mass among the ids that have any and keeps its
+    sum: q_τ ∝ q^(1/τ), Σq_τ = Σq. The ids of one position must differ from one another wherever
+    they have mass; this is not checked.
+
+    Raises InputError for an unknown `rest`, for shapes or types that do not fit, and for
+    `log_probs` that requires grad (a teacher is a constant).
+    """
+
+    ids: Tensor
+    log_probs: Tensor
+    rest: str = "drop"
+
+    def __post_init__(self) -> None:
+        if self.rest not in RESTS:
+            raise InputError(f"SparseTeacher: rest must be one of {RESTS}, not {self.rest!r}")
+        if self.ids.is_floating_point() or self.ids.is_complex() or self.ids.dtype == torch.bool:
+            raise InputError(f"SparseTeacher: ids must be integers, not {self.ids.dtype}")
+        if not self.log_probs.is_floating_point():
+            raise InputError(
+                f"SparseTeacher: log_probs must be floating, not {self.log_probs.dtype}"
+            )
+        if self.ids.dim() == 0 or self.ids.shape != self.log_probs.shape:
+            raise InputError(
+                "SparseTeacher: ids and log_probs must both be (..., K), not "
+                f"{tuple(self.ids.shape)} and {tuple(self.log_probs.shape)}"
+            )
+        if self.log_probs.requires_grad:
+            raise InputError("SparseTeacher: log_probs requires grad; a teacher is a constant")
