@@ -16,9 +16,9 @@ from fastkd.cli.arguments import BEAM, CHECKPOINT, DEVICE, LENGTH_PENALTY, RUN
 def command(run, split, checkpoint, beam, length_penalty, device, output) -> None:
     """Translate a SPLIT of RUN's corpus and print BLEU and chrF with their signatures."""
     from fastkd.cli.progress import counting
-    from fastkd.runs.translation import translate_split
     from fastkd.decode.score import score
     from fastkd.runs.folder import RunFolder
+    from fastkd.runs.translation import translate_split
 
     folder = RunFolder.open(run)
     with counting("translating", "sentences") as progress:

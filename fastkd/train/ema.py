@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class MovingAverage:
-    """average ← decay · average + (1 − decay) · parameters, in float32, one fused call an update."""
+    """average ← decay · average + (1 − decay) · parameters, in float32, in one fused call."""
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay

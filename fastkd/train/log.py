@@ -19,7 +19,7 @@ from fastkd.errors import InputError
 
 
 class RunLog:
-    """One JSON object a logged step. Going on from `step` drops what a killed run wrote after it."""
+    """One JSON object a logged step; going on from `step` drops what was written after it."""
 
     def __init__(self, path: Path, step: int, total: int, tensorboard: bool = False):
         self.path = path

@@ -18,6 +18,8 @@ from fastkd.methods.objective import Objective
 from fastkd.methods.passes import Counts
 from fastkd.runs.checkpoint import read_group, read_meta
 from fastkd.runs.device import autocast, pick_device
+from fastkd.runs.folder import MODEL, OBJECTIVE, STATE, RunFolder
+from fastkd.runs.weights import load_weights, weights_of
 from fastkd.train.ema import MovingAverage
 from fastkd.train.interrupt import StopRequest
 from fastkd.train.log import RunLog
@@ -26,10 +28,8 @@ from fastkd.train.optimizer import (
     load_optimizer_tensors,
     optimizer_tensors,
 )
-from fastkd.runs.folder import MODEL, OBJECTIVE, STATE, RunFolder
 from fastkd.train.schedule import learning_rate
 from fastkd.train.validation import validation_bleu, validation_loss
-from fastkd.runs.weights import load_weights, weights_of
 
 LOGGER = logging.getLogger(__name__)
 
