@@ -1,6 +1,6 @@
 """Batches: which sentences form an update, and their padded tensors."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
@@ -83,8 +83,8 @@ class BatchPlan:
     Every epoch takes every sentence once. A batch holds as many sentences of similar source and
     target length as fit: sentences × longest side <= `batch_tokens`. Sentences are ordered by
     their longer side and, within one length of it, by the difference of the sides, up and down in
-    turn, so that neighbours differ little on both. Where batches begin, which sentences of equal
-    lengths share one, and the order of the batches are drawn anew from (`seed`, epoch).
+    turn, so that neighbours differ little on both. Which neighbours share a batch, and the order
+    of the batches, are drawn anew from (`seed`, epoch); how many batches there are is not.
 
     Args:
         source_lengths: (sentences,) pieces, without end-of-sentence.
@@ -105,74 +105,68 @@ class BatchPlan:
     ) -> None:
         self.source_lengths = source_lengths.astype(np.int64) + 1
         self.target_lengths = target_lengths.astype(np.int64) + 1
-        self.batch_tokens = batch_tokens
         self.seed = seed
-        self._longer = np.maximum(self.source_lengths, self.target_lengths)
-        longest = int(self._longer.max(initial=0))
+        longer = np.maximum(self.source_lengths, self.target_lengths)
+        longest = int(longer.max(initial=0))
         if longest > batch_tokens:
             raise InputError(
                 f"training.batch_tokens = {batch_tokens:,} is less than the longest sentence; "
                 f"expected at least {longest:,} (pieces, end-of-sentence included)"
             )
+        _, self._step = np.unique(longer, return_inverse=True)  # rank of the longer side's length
+        self._bounds = _bounds(np.sort(longer), batch_tokens)
+
+    @property
+    def batches(self) -> int:
+        """Updates in an epoch."""
+        return len(self._bounds)
 
     def epoch(self, number: int) -> list[np.ndarray]:
         """Batches of epoch `number`: sentence ids, int64, each array one update's."""
         random = np.random.default_rng([self.seed % 2**64, number])
-        order = self._ordered(random)
-        # A first batch of another size moves the bounds of all that follow.
-        first = int(self.batch_tokens * random.uniform(0.5, 1))
-        batches = self._cut(order, first)
-        return [batches[place] for place in random.permutation(len(batches))]
+        difference = self.target_lengths - self.source_lengths
+        downwards = (self._step + random.integers(2)) % 2 == 1
+        # Less than a piece up or down hardly adds padding and gives each sentence other neighbours.
+        place = difference + random.uniform(-0.75, 0.75, len(difference))
+        order = np.lexsort((np.where(downwards, -place, place), self._step))
+        batches = np.split(order, self._bounds[:-1])[: self.batches]
+        return [batches[index] for index in random.permutation(self.batches)]
 
-    def split(self, ids: np.ndarray, parts: int) -> list[np.ndarray]:
-        """Cuts a batch into `parts` runs of about equally many tokens.
-
-        None is empty unless there are fewer sentences than parts.
-        """
-        count = len(ids)
-        tokens = np.cumsum(self.source_lengths[ids] + self.target_lengths[ids])
-        bounds = np.zeros(parts - 1, np.int64)
-        if count:
-            shares = np.arange(1, parts) * (tokens[-1] / parts)
-            middles = tokens - np.diff(tokens, prepend=0) / 2
-            bounds = np.searchsorted(middles, shares)
-        if count >= parts:
-            steps = np.arange(1, parts)
-            bounds = np.maximum.accumulate(np.maximum(bounds, 1) - steps) + steps
-            bounds = np.minimum(bounds, count - parts + steps)
-        return np.split(ids, bounds)
-
-    def padding_share(self, batches: Iterable[np.ndarray] | None = None) -> float:
-        """Share of padding in the positions of both sides of `batches`, by default epoch 1's."""
+    def padding_share(self, number: int = 1) -> float:
+        """Share of padding in the positions of both sides, in epoch `number`."""
         real = padded = 0
-        for ids in self.epoch(1) if batches is None else batches:
+        for ids in self.epoch(number):
             for lengths in (self.source_lengths[ids], self.target_lengths[ids]):
                 real += int(lengths.sum())
-                padded += len(ids) * int(lengths.max(initial=0))
+                padded += len(ids) * int(lengths.max())
         return 1 - real / padded if padded else 0.0
 
-    def _ordered(self, random: np.random.Generator) -> np.ndarray:
-        """All sentences, the longer side rising, neighbours alike on both sides."""
-        _, step = np.unique(self._longer, return_inverse=True)
-        difference = self.target_lengths - self.source_lengths
-        downwards = (step + random.integers(2)) % 2 == 1
-        place = np.where(downwards, -difference, difference) + self.batch_tokens
-        cell = step * (2 * self.batch_tokens) + place
-        shuffled = random.permutation(len(cell))
-        return shuffled[np.argsort(cell[shuffled], kind="stable")]
 
-    def _cut(self, order: np.ndarray, first: int) -> list[np.ndarray]:
-        """Runs of `order` that fit; the first one into `first` tokens, if it can."""
-        longer = self._longer[order]  # rising
-        batches, begin, limit = [], 0, first
-        while begin < len(order):
-            most = max(1, limit // int(longer[begin]))
-            ahead = longer[begin : begin + most]
-            sizes = ahead * np.arange(1, len(ahead) + 1)
-            count = max(1, int(np.searchsorted(sizes, limit, side="right")))
-            batches.append(order[begin : begin + count])
-            begin, limit = begin + count, self.batch_tokens
-        return batches
+def split(corpus: Corpus, ids: np.ndarray, parts: int) -> list[np.ndarray]:
+    """Cuts a batch of `corpus` into `parts` runs of about equally many tokens.
+
+    None is empty unless there are fewer sentences than parts.
+    """
+    count = len(ids)
+    tokens = corpus.source_lengths[ids].astype(np.int64) + corpus.target_lengths[ids] + 2
+    steps = np.arange(1, parts)
+    middles = np.cumsum(tokens) - tokens / 2
+    bounds = np.searchsorted(middles, steps * (tokens.sum() / parts))
+    if count >= parts:
+        bounds = np.maximum.accumulate(np.maximum(bounds, 1) - steps) + steps
+        bounds = np.minimum(bounds, count - parts + steps)
+    return np.split(ids, bounds)
+
+
+def _bounds(longer: np.ndarray, batch_tokens: int) -> np.ndarray:
+    """Ends of the longest runs that fit; `longer` (sentences,) rises, so a run's last counts."""
+    ends, begin = [], 0
+    while begin < len(longer):
+        ahead = longer[begin : begin + batch_tokens // int(longer[begin])]
+        sizes = ahead * np.arange(1, len(ahead) + 1)
+        begin += int(np.searchsorted(sizes, batch_tokens, side="right"))
+        ends.append(begin)
+    return np.array(ends, np.int64)
 
 
 def _padded(side: Side, ids: np.ndarray, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
