@@ -1,0 +1,1 @@
+"""Triton kernels of fastkd's losses, usable without fastkd: torch and triton are all they need."""
