@@ -47,5 +47,7 @@ class SparseTeacher:
                 "SparseTeacher: ids and log_probs must both be (..., K), not "
                 f"{tuple(self.ids.shape)} and {tuple(self.log_probs.shape)}"
             )
+        if self.ids.shape[-1] == 0:
+            raise InputError("SparseTeacher: ids must list at least one id a position")
         if self.log_probs.requires_grad:
             raise InputError("SparseTeacher: log_probs requires grad; a teacher is a constant")
