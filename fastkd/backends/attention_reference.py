@@ -8,6 +8,8 @@ from torch import Tensor
 from fastkd.backends.attention_precision import SMALLEST, inside_dtype, operand_dtype
 from fastkd.functional.options import AlignmentOptions
 
+LARGEST_EXPONENT = 60.0  # exp of it, summed over any map, is finite in float32
+
 
 def query_key_loss(
     student_query: Sequence[Tensor],
@@ -140,6 +142,7 @@ def _loss(
     masks: Masks,
     options: AlignmentOptions,
 ) -> Tensor:
+    weight = None if weight is None else weight.to(student.dtype)
     if options.normalization == "mixture":
         mixed = _mix(student, None if weight is None else weight.softmax(1))
         divergence = _mixture_divergence(teacher, mixed)
@@ -163,7 +166,7 @@ def _loss(
 def _mix(student: Tensor, weight: Tensor | None) -> Tensor:
     if weight is None:
         return student
-    return (weight.to(student.dtype) @ student.flatten(2)).unflatten(2, student.shape[2:])
+    return (weight @ student.flatten(2)).unflatten(2, student.shape[2:])
 
 
 def _mixture_divergence(teacher: Tensor, mixed: Tensor) -> Tensor:
@@ -175,28 +178,39 @@ def _softmax_divergence(teacher: Tensor, mixed: Tensor, counted: Tensor | None) 
 
     With w = softmax(teacher) and d = mixed − teacher, less its mean under w, this is
     log Σ w·exp(d). Where the softmaxes are nearly equal that is far below the rounding error of
-    the logarithms of their sums, so it is taken as log1p of sums of small terms while |d| ≤ 1.
+    the logarithms of their sums, so it is taken as log1p of a sum of w·(exp(d) − 1 − d) ≥ 0.
     """
     if counted is not None:
         # A group without a counted cell is zeros on both sides, and its divergence 0.
         counted = counted | ~counted.any(-1, keepdim=True)
         teacher = teacher.masked_fill(~counted, -torch.inf)
-    log_weight = teacher.log_softmax(-1)
-    weight = log_weight.exp()
+    # Not softmax, whose float32 sum over millions of cells is off by 1e-3 on a CPU.
+    shifted = teacher - teacher.amax(-1, keepdim=True)
+    weight = shifted.exp()
+    total = weight.sum(-1, keepdim=True)
+    weight = weight / total
     difference = mixed - teacher
     if counted is not None:
         difference = difference.masked_fill(~counted, 0)
     difference = difference - (weight * difference).sum(-1, keepdim=True).detach()
     if counted is not None:
         difference = difference.masked_fill(~counted, 0)
-    mean = (weight * difference).sum(-1)
-    steep = difference.detach().abs().amax(-1) > 1
-    # On a CPU it costs nothing to ask; elsewhere asking would wait for the device.
-    ask = difference.device.type == "cpu" and not torch.compiler.is_compiling()
-    some_steep = bool(steep.any()) if ask else True
-    small = difference.clamp(-1, 1) if some_steep else difference
-    near = torch.log1p(mean + (weight * (small.expm1() - small)).sum(-1)) - mean
-    if not some_steep:
-        return near
-    far = (log_weight + difference).logsumexp(-1) - mean
-    return torch.where(steep, far, near)
+    mean = (weight * difference).sum(-1)  # 0 but for rounding, and for its gradient
+    small = difference.clamp(max=1)
+    excess = weight * (small.expm1() - small)
+    if _may_exceed(difference, 1):
+        exponent = (shifted - total.log() + difference).clamp(max=LARGEST_EXPONENT)
+        excess = torch.where(difference > 1, exponent.exp() - weight - weight * difference, excess)
+    divergence = torch.log1p(mean + excess.sum(-1)) - mean
+    if _may_exceed(difference, LARGEST_EXPONENT):
+        exponent = shifted - total.log() + difference
+        far = exponent.logsumexp(-1) - mean
+        divergence = torch.where(exponent.amax(-1) > LARGEST_EXPONENT, far, divergence)
+    return divergence
+
+
+def _may_exceed(tensor: Tensor, bound: float) -> bool:
+    """Asked on a CPU alone: elsewhere the answer would wait for the device."""
+    if tensor.device.type != "cpu" or torch.compiler.is_compiling():
+        return True
+    return bool((tensor.detach().amax() > bound).item())

@@ -112,7 +112,9 @@ class AttentionAlignment(nn.Module):
 def _shared(student: AttentionTap, teacher: AttentionTap) -> dict[str, Any]:
     """What both taps must agree in, and the scale of each."""
     if student.causal != teacher.causal:
-        raise InputError(f"causal: the student's tap has {student.causal}, the teacher's not")
+        raise InputError(
+            f"causal: the student's tap has {student.causal}, the teacher's {teacher.causal}"
+        )
     call = {
         "causal": student.causal,
         "student_scale": student.scale,
