@@ -1,0 +1,1 @@
+"""Decoding: beam search, translation of text, and its scores."""

@@ -1,0 +1,126 @@
+"""Translates text: pieces, batches, beam search, and text again."""
+
+import itertools
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+
+from fastkd.config.tree import DecodingConfig
+from fastkd.data.tokenizer import Tokenizers
+from fastkd.decode.beam import beam_search
+from fastkd.nn.transformer import Transformer
+
+
+def translate(
+    model: Transformer,
+    tokenizers: Tokenizers,
+    lines: Sequence[str],
+    config: DecodingConfig,
+    device: torch.device | str,
+    progress: Callable[[int], None] | None = None,
+    warn: Callable[[str], None] = warnings.warn,
+) -> list[str]:
+    """The translation of each line, in order; an empty line has an empty one.
+
+    model: on `device`; put into evaluation mode for the while
+    progress: called with the number of lines done since the last call
+    warn: called with a sentence for each line that is cut to the model's max_positions
+    """
+    translator = _Translator(model, tokenizers, config, device, warn)
+    return translator.translate(lines, progress or (lambda count: None))
+
+
+def translate_stream(
+    model: Transformer,
+    tokenizers: Tokenizers,
+    lines: Iterable[str],
+    config: DecodingConfig,
+    device: torch.device | str,
+    buffer: int = 1024,
+    warn: Callable[[str], None] = warnings.warn,
+) -> Iterator[str]:
+    """`translate` for lines that may never end: reads `buffer` of them, yields their translations.
+
+    With a buffer of 1 each line is answered before the next one is read.
+    """
+    translator = _Translator(model, tokenizers, config, device, warn)
+    source = iter(lines)
+    while block := [line.rstrip("\r\n") for line in itertools.islice(source, buffer)]:
+        yield from translator.translate(block, lambda count: None)
+
+
+class _Translator:
+    """The work of `translate`; counts the lines it has seen, to name them in warnings."""
+
+    def __init__(self, model, tokenizers, config, device, warn) -> None:
+        self.model: Transformer = model
+        self.tokenizers: Tokenizers = tokenizers
+        self.config: DecodingConfig = config
+        self.device = torch.device(device)
+        self.warn: Callable[[str], None] = warn
+        self.seen = 0
+
+    def translate(self, lines: Sequence[str], progress: Callable[[int], None]) -> list[str]:
+        pieces = self._encode(lines)
+        longest_first = sorted(
+            (i for i, ids in enumerate(pieces) if ids), key=lambda i: -len(pieces[i])
+        )
+        translations = [""] * len(lines)
+        progress(len(lines) - len(longest_first))
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            for batch in self._batches(longest_first, pieces):
+                hypotheses = self._search([pieces[i] for i in batch])
+                texts = self.tokenizers.target.decode(hypotheses)
+                for i, text in zip(batch, texts, strict=True):
+                    translations[i] = text
+                progress(len(batch))
+        finally:
+            self.model.train(was_training)
+        return translations
+
+    def _encode(self, lines: Sequence[str]) -> list[list[int]]:
+        """Source ids of each line with the end token; none at all for an empty line."""
+        longest = self.model.config.max_positions
+        encoded = []
+        for ids in self.tokenizers.source.encode(lines):
+            self.seen += 1
+            if len(ids) >= longest:
+                self.warn(
+                    f"line {self.seen}: cut from {len(ids)} to {longest - 1} pieces, "
+                    f"as model.max_positions is {longest}"
+                )
+            encoded.append([*ids[: longest - 1], self.tokenizers.source.eos_id] if ids else [])
+        return encoded
+
+    def _batches(self, longest_first: list[int], pieces: list[list[int]]) -> Iterator[list[int]]:
+        """Sentences of like length, up to batch_tokens source tokens with their padding."""
+        start = 0
+        while start < len(longest_first):
+            longest = len(pieces[longest_first[start]])
+            stop = start + max(1, self.config.batch_tokens // longest)
+            yield longest_first[start:stop]
+            start = stop
+
+    def _search(self, batch: list[list[int]]) -> list[list[int]]:
+        target = self.tokenizers.target
+        lengths = torch.tensor([len(ids) for ids in batch])
+        padded = torch.full((len(batch), int(lengths.max())), self.tokenizers.source.pad_id)
+        for row, ids in zip(padded, batch, strict=True):
+            row[: len(ids)] = torch.tensor(ids)
+        limits = lengths * self.config.max_length_ratio + self.config.max_length_extra
+        starts = {"bos": target.bos_id, "eos": target.eos_id, "pad": target.pad_id}
+        return beam_search(
+            self.model,
+            padded.to(self.device, non_blocking=True),
+            lengths,
+            bos=starts[self.model.config.decoder_start],
+            eos=target.eos_id,
+            pad=target.pad_id,
+            beam=self.config.beam,
+            length_penalty=self.config.length_penalty,
+            max_lengths=limits.long().clamp(max=self.model.config.max_positions),
+            banned=(target.bos_id, target.mask_id),
+        ).tokens

@@ -1,0 +1,243 @@
+"""Beam search against enumeration of every hypothesis and against plain uncached decoding."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+
+from fastkd.config.tree import ModelConfig
+from fastkd.decode.beam import beam_search
+from fastkd.nn import Transformer
+
+PAD, UNK, BOS, EOS, MASK = range(5)
+
+
+def build(target_size, seed=1, dtype=torch.float64, sharpness=1.5):
+    torch.manual_seed(seed)
+    config = ModelConfig(
+        encoder_layers=1,
+        decoder_layers=2,
+        width=8,
+        ffn=12,
+        heads=2,
+        share_embeddings=False,
+        tie_output=False,
+        output_bias=True,
+        max_positions=32,
+    )
+    model = Transformer(config, 13, target_size, PAD).to(dtype).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.5)
+        model.output_projection.mul_(sharpness)  # so that choices differ between sentences
+    return model
+
+
+def sources(lengths, seed=2):
+    generator = torch.Generator().manual_seed(seed)
+    made = torch.randint(5, 13, (len(lengths), max(lengths)), generator=generator)
+    for row, length in zip(made, lengths, strict=True):
+        row[length:] = PAD
+    return made, torch.tensor(lengths)
+
+
+def search(model, source, lengths, **changes):
+    options = {
+        "bos": BOS,
+        "eos": EOS,
+        "pad": PAD,
+        "beam": 3,
+        "length_penalty": 1.0,
+        "max_lengths": torch.full((len(lengths),), 6),
+        "banned": (MASK,),
+    }
+    return beam_search(model, source, lengths, **options | changes)
+
+
+@torch.no_grad()
+def log_probability(model, source, lengths, sentence, tokens):
+    """log p(tokens) of one sentence, computed by the whole decoder without a cache."""
+    length = lengths[sentence]
+    encoded = model.encode(source[sentence : sentence + 1, :length], length[None])
+    given = torch.tensor([[BOS, *tokens[:-1]]])
+    hidden = model.decode(given, encoded, torch.tensor([len(tokens)])).hidden
+    log_p = model.logits(hidden).log_softmax(-1)[0]
+    return sum(log_p[i, token].item() for i, token in enumerate(tokens))
+
+
+@pytest.mark.parametrize("length_penalty", [-0.5, 0.0, 0.6, 1.0, 2.0])
+def test_wide_beam_finds_the_best_of_all_hypotheses(length_penalty):
+    model = build(target_size=7)
+    source, lengths = sources([4, 2])
+    limits = [4, 3]
+    words = (UNK, 5, 6)
+    # as wide as there are hypotheses, so that none is ever left out
+    result = search(
+        model,
+        source,
+        lengths,
+        beam=3**4 + 3**3 + 9 + 3 + 1,
+        length_penalty=length_penalty,
+        max_lengths=torch.tensor(limits),
+    )
+    for sentence, limit in enumerate(limits):
+        scored = [
+            (log_probability(model, source, lengths, sentence, [*body, EOS]), body)
+            for length in range(limit)
+            for body in itertools.product(words, repeat=length)
+        ]
+        best, body = max((p / (len(b) + 1) ** length_penalty, b) for p, b in scored)
+        assert result.tokens[sentence] == list(body)
+        assert result.scores[sentence] == pytest.approx(best, abs=1e-12)
+
+
+@torch.no_grad()
+def plain_search(model, source, lengths, sentence, beam, penalty, limit, banned):
+    """The definition: one sentence, no cache, no early stop but a full set of finished ones."""
+    live = [(0.0, ())]
+    finished = []
+    for length in range(1, limit + 1):
+        candidates = []
+        for score, body in live:
+            encoded = model.encode(
+                source[sentence : sentence + 1, : lengths[sentence]],
+                lengths[sentence : sentence + 1],
+            )
+            given = torch.tensor([[BOS, *body]])
+            hidden = model.decode(given, encoded, torch.tensor([length])).hidden[0, -1]
+            log_p = model.logits(hidden).log_softmax(-1).tolist()
+            candidates += [
+                (score + p, (*body, token)) for token, p in enumerate(log_p) if token not in banned
+            ]
+        candidates.sort(reverse=True)
+        if length == limit:
+            ends = [c for c in candidates if c[1][-1] == EOS]
+        else:
+            ends = [c for c in candidates[:beam] if c[1][-1] == EOS]
+        finished += [(p / length**penalty, body[:-1]) for p, body in ends[: beam - len(finished)]]
+        if len(finished) == beam:
+            break
+        live = [c for c in candidates if c[1][-1] != EOS][:beam]
+    return max(finished)
+
+
+@pytest.mark.parametrize("beam", [1, 2, 4])
+@pytest.mark.parametrize("length_penalty", [-0.5, 0.0, 1.0, 3.0])
+def test_equals_the_definition(beam, length_penalty):
+    """Cache, changes of place, leaving the batch and the early stop change nothing."""
+    model = build(target_size=11, sharpness=1.0)
+    sizes = [5, 3, 1, 4, 2, 5, 5, 3, 2, 1]
+    source, lengths = sources(sizes)
+    limits = [9, 4, 1, 12, 7, 2, 9, 5, 8, 10]
+    result = search(
+        model,
+        source,
+        lengths,
+        beam=beam,
+        length_penalty=length_penalty,
+        max_lengths=torch.tensor(limits),
+    )
+    for sentence, limit in enumerate(limits):
+        best, body = plain_search(
+            model, source, lengths, sentence, beam, length_penalty, limit, (PAD, BOS, MASK)
+        )
+        assert result.tokens[sentence] == list(body)
+        assert result.scores[sentence] == pytest.approx(best, abs=1e-12)
+    assert len({len(tokens) for tokens in result.tokens}) > 3  # sentences end at many lengths
+
+
+def test_beam_of_one_takes_the_most_probable_token():
+    model = build(target_size=11)
+    source, lengths = sources([5, 3, 4, 1])
+    result = search(model, source, lengths, beam=1, max_lengths=torch.full((4,), 10))
+    for sentence, tokens in enumerate(result.tokens):
+        body = []
+        while len(body) < 9:
+            encoded = model.encode(
+                source[sentence : sentence + 1, : lengths[sentence]],
+                lengths[sentence : sentence + 1],
+            )
+            hidden = model.decode(
+                torch.tensor([[BOS, *body]]), encoded, torch.tensor([len(body) + 1])
+            ).hidden[0, -1]
+            logits = model.logits(hidden)
+            logits[[PAD, BOS, MASK]] = -torch.inf
+            if (token := logits.argmax().item()) == EOS:
+                break
+            body.append(token)
+        assert tokens == body
+
+
+@pytest.mark.parametrize("beam", [1, 4])
+def test_other_sentences_change_nothing(beam):
+    model = build(target_size=11)
+    source, lengths = sources([5, 3, 1, 4, 2, 5, 5, 3])
+    limits = torch.tensor([9, 4, 3, 12, 7, 2, 9, 5])
+    together = search(model, source, lengths, beam=beam, max_lengths=limits)
+    for sentence, length in enumerate(lengths):
+        chosen = slice(sentence, sentence + 1)
+        alone = search(
+            model,
+            source[chosen, :length],
+            lengths[chosen],
+            beam=beam,
+            max_lengths=limits[chosen],
+        )
+        assert alone.tokens == [together.tokens[sentence]]
+        assert alone.scores[0] == pytest.approx(together.scores[sentence], abs=1e-12)
+
+
+def test_banned_tokens_are_never_chosen():
+    model = build(target_size=11)
+    with torch.no_grad():
+        model.output_bias[[PAD, UNK, BOS, MASK, 7]] = 9.0
+        model.output_bias[EOS] = 4.0
+    source, lengths = sources([5, 3, 4])
+    free = search(model, source, lengths)
+    assert any({UNK, 7} & set(tokens) for tokens in free.tokens)
+    barred = search(model, source, lengths, banned=(MASK, UNK, 7))
+    for tokens in [*free.tokens, *barred.tokens]:
+        assert not {PAD, BOS, MASK, EOS} & set(tokens)
+    assert not any({UNK, 7} & set(tokens) for tokens in barred.tokens)
+    # what is banned keeps its probability: the score is the model's own
+    for sentence, tokens in enumerate(barred.tokens):
+        p = log_probability(model, source, lengths, sentence, [*tokens, EOS])
+        assert barred.scores[sentence] == pytest.approx(p / (len(tokens) + 1), abs=1e-12)
+
+
+def test_length_limit_is_kept():
+    model = build(target_size=11)
+    with torch.no_grad():
+        model.output_bias[EOS] = -50.0
+    source, lengths = sources([5, 3, 4])
+    result = search(model, source, lengths, max_lengths=torch.tensor([1, 4, 7]))
+    assert [len(tokens) for tokens in result.tokens] == [0, 3, 6]
+    with pytest.raises(ValueError, match="max_lengths"):
+        search(model, source, lengths, max_lengths=torch.tensor([1, 0, 7]))
+
+
+def test_start_may_be_the_end_token():
+    """Decoding that starts from eos still ends with it."""
+    model = build(target_size=11)
+    source, lengths = sources([5, 3, 4])
+    result = search(model, source, lengths, bos=EOS, banned=(BOS, MASK))
+    assert all(BOS not in tokens for tokens in result.tokens)
+    assert all(score > -torch.inf for score in result.scores)
+
+
+def test_half_precision_scores_stay_near_the_model():
+    """Under autocast the score of a hypothesis is no worse than that of a bfloat16 model."""
+    model = build(target_size=11, dtype=torch.float32)
+    exact, half = copy.deepcopy(model).double(), copy.deepcopy(model).bfloat16()
+    source, lengths = sources([5, 3, 4, 2, 1, 5])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = search(model, source, lengths)
+    errors = {"autocast": 0.0, "bfloat16": 0.0}
+    for sentence, tokens in enumerate(found.tokens):
+        whole = [*tokens, EOS]
+        truth = log_probability(exact, source, lengths, sentence, whole)
+        rounded = log_probability(half, source, lengths, sentence, whole)
+        errors["autocast"] += abs(found.scores[sentence] * len(whole) - truth)
+        errors["bfloat16"] += abs(rounded - truth)
+    assert 0 < errors["autocast"] <= errors["bfloat16"]
