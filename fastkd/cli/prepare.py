@@ -10,11 +10,12 @@ from fastkd.cli.arguments import CONFIG, OVERRIDES
 @OVERRIDES
 def command(config: str, overrides: tuple[str, ...]) -> None:
     """Train or take a tokenizer and encode the corpus of CONFIG."""
-    from fastkd.cli.progress import counting
+    from fastkd.cli.progress import stages
     from fastkd.config.load import load_config
     from fastkd.data.prepare import prepare
 
     resolved = load_config(config, overrides)
-    with counting("preparing", "pairs") as progress:
-        report = prepare(resolved, progress=progress)
-    click.echo(str(report))
+    with stages() as progress:
+        report = prepare(resolved, progress)
+    for line in report.lines():
+        click.echo(line)

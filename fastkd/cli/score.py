@@ -21,7 +21,7 @@ def command(run, split, checkpoint, beam, length_penalty, device, output) -> Non
     from fastkd.runs.translation import translate_split
 
     folder = RunFolder.open(run)
-    with counting("translating", "sentences") as progress:
+    with counting("translating") as progress:
         hypotheses, references = translate_split(
             folder, split, checkpoint, beam, length_penalty, device, progress
         )

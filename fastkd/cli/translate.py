@@ -1,6 +1,7 @@
 """`fastkd translate`."""
 
 import sys
+from typing import BinaryIO
 
 import click
 
@@ -22,13 +23,43 @@ from fastkd.cli.arguments import BEAM, CHECKPOINT, DEVICE, LENGTH_PENALTY, RUN
     show_default=True,
     help="Lines read before they are translated together; 1 answers line by line.",
 )
-def command(run, source, output, checkpoint, beam, length_penalty, device, buffer) -> None:
-    """Translate a file or standard input, one sentence a line, in order."""
-    from fastkd.decode.run import run_translator
-    from fastkd.decode.text_stream import read_lines, writing
-    from fastkd.runs.folder import RunFolder
+@click.option(
+    "--invalid",
+    type=click.Choice(["refuse", "replace"]),
+    default="refuse",
+    show_default=True,
+    help="What becomes of bytes that are not UTF-8: an error, or U+FFFD.",
+)
+def command(
+    run: str,
+    source: str | None,
+    output: str | None,
+    checkpoint: str,
+    beam: int | None,
+    length_penalty: float | None,
+    device: str,
+    buffer: int,
+    invalid: str,
+) -> None:
+    """Translate a file or standard input, one sentence a line, in order.
 
-    translator = run_translator(RunFolder.open(run), checkpoint, beam, length_penalty, device)
-    with read_lines(source, sys.stdin.buffer) as lines, writing(output, sys.stdout.buffer) as write:
-        for translation in translator.stream(lines, buffer):
-            write(translation)
+    An empty line has an empty translation. An output file appears when it is complete.
+    """
+    from fastkd.data.lines import decoded_lines, opened_input
+    from fastkd.runs.folder import RunFolder
+    from fastkd.runs.translation import translate_lines
+
+    folder = RunFolder.open(run)
+    with opened_input(source, sys.stdin.buffer) as (file, name), _opened_output(output) as out:
+        lines = decoded_lines(file, name, invalid)
+        translations = translate_lines(
+            folder, lines, checkpoint, beam, length_penalty, device, buffer
+        )
+        for number, translation in enumerate(translations, start=1):
+            out.write(translation.encode() + b"\n")
+            if number % buffer == 0:
+                out.flush()
+
+
+def _opened_output(path: str | None) -> BinaryIO:
+    return click.open_file(path or "-", "wb", atomic=path is not None)  # type: ignore

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastkd.config.tree import Config
-from fastkd.data.batches import BatchPlan, collate
+from fastkd.data.batches import BatchPlan, collate, split
 from fastkd.data.prepare import Prepared
 from fastkd.errors import InputError
 from fastkd.methods.objective import Objective
@@ -147,7 +147,7 @@ class Trainer:
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         components: dict[str, Tensor] = {}
-        for piece, part in enumerate(self.plan.split(ids, training.accumulation)):
+        for piece, part in enumerate(split(self.prepared.train, ids, training.accumulation)):
             if len(part) == 0:
                 continue
             # Random state is a function of the place, so resuming needs none of it.
