@@ -86,7 +86,9 @@ class Prepared:
         source, target = self.texts[split]
         pairs = list(itertools.islice(read_pairs(source, target), count))
         if len(pairs) != (len(corpus) if count is None else min(count, len(corpus))):
-            raise InputError(f"{source} has changed since it was prepared; run: fastkd prepare")
+            raise InputError(
+                f"{source} has changed since it was prepared; run: fastkd prepare CONFIG"
+            )
         return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
     def dev_lines(self, count: int | None = None) -> tuple[list[str], list[str]]:

@@ -185,7 +185,7 @@ def _reason(message: str, config: TokenizerConfig, name: str) -> str:
             f"{asked} is too small for the characters of {name}; expected at least {least:,}, "
             "or a lower tokenizer.character_coverage"
         )
-    if "sentences_.empty()" in message:
+    if "sentences_.empty()" in message or "all_chars_count" in message:
         return f"{name}: no text to train a tokenizer on"
     return f"{name}: a tokenizer cannot be trained: {message.splitlines()[0]}"
 
