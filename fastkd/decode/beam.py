@@ -134,10 +134,9 @@ class _Search:
     def _finish(self, ended: Tensor, live: Tensor) -> None:
         """Takes in what ends now, with log-probabilities (A, beam), and what goes on beside it."""
         at_limit = self.limits == self.length
-        better = (ended[:, None, :] > ended[:, :, None]).sum(2)  # of those that end, (A, beam)
-        rank = better + (live[:, None, :] > ended[:, :, None]).sum(2)
-        accepted = (rank < self.beam) | at_limit[:, None]
-        accepted &= (better < (self.beam - self.finished)[:, None]) & ~self.done[:, None]
+        others = torch.cat([ended, live], dim=1)
+        rank = (others[:, None, :] > ended[:, :, None]).sum(2)  # (A, beam)
+        accepted = ((rank < self.beam) | at_limit[:, None]) & ~self.done[:, None]
         accepted &= ended > -torch.inf
         score = (ended / self.length**self.penalty).masked_fill(~accepted, -torch.inf)
         top, winner = score.max(dim=1)

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import random
 
 import pytest
 import torch
@@ -55,15 +56,10 @@ def search(model, source, lengths, **changes):
     return beam_search(model, source, lengths, **options | changes)
 
 
-@torch.no_grad()
 def log_probability(model, source, lengths, sentence, tokens):
-    """log p(tokens) of one sentence, computed by the whole decoder without a cache."""
-    length = lengths[sentence]
-    encoded = model.encode(source[sentence : sentence + 1, :length], length[None])
-    given = torch.tensor([[BOS, *tokens[:-1]]])
-    hidden = model.decode(given, encoded, torch.tensor([len(tokens)])).hidden
-    log_p = model.logits(hidden).log_softmax(-1)[0]
-    return sum(log_p[i, token].item() for i, token in enumerate(tokens))
+    """log p(tokens) of one sentence, by the whole decoder."""
+    log_p = uncached(model, source, lengths, sentence)
+    return sum(log_p(tokens[:i])[token].item() for i, token in enumerate(tokens))
 
 
 @pytest.mark.parametrize("length_penalty", [-0.5, 0.0, 0.6, 1.0, 2.0])
@@ -92,34 +88,39 @@ def test_wide_beam_finds_the_best_of_all_hypotheses(length_penalty):
         assert result.scores[sentence] == pytest.approx(best, abs=1e-12)
 
 
-@torch.no_grad()
-def plain_search(model, source, lengths, sentence, beam, penalty, limit, banned):
-    """The definition: one sentence, no cache, no early stop but a full set of finished ones."""
+def plain_search(log_p, beam, penalty, limit, banned):
+    """The definition for one sentence, given log-probabilities after a prefix; no early stop."""
     live = [(0.0, ())]
     finished = []
     for length in range(1, limit + 1):
-        candidates = []
-        for score, body in live:
-            encoded = model.encode(
-                source[sentence : sentence + 1, : lengths[sentence]],
-                lengths[sentence : sentence + 1],
-            )
-            given = torch.tensor([[BOS, *body]])
-            hidden = model.decode(given, encoded, torch.tensor([length])).hidden[0, -1]
-            log_p = model.logits(hidden).log_softmax(-1).tolist()
-            candidates += [
-                (score + p, (*body, token)) for token, p in enumerate(log_p) if token not in banned
-            ]
+        candidates = [
+            (score + p, (*body, token))
+            for score, body in live
+            for token, p in enumerate(log_p(body).tolist())
+            if token not in banned
+        ]
         candidates.sort(reverse=True)
-        if length == limit:
-            ends = [c for c in candidates if c[1][-1] == EOS]
-        else:
-            ends = [c for c in candidates[:beam] if c[1][-1] == EOS]
+        ends = [c for c in candidates[: None if length == limit else beam] if c[1][-1] == EOS]
         finished += [(p / length**penalty, body[:-1]) for p, body in ends[: beam - len(finished)]]
         if len(finished) == beam:
             break
         live = [c for c in candidates if c[1][-1] != EOS][:beam]
     return max(finished)
+
+
+def uncached(model, source, lengths, sentence):
+    """Log-probabilities after a prefix, by the whole decoder."""
+    with torch.no_grad():
+        length = lengths[sentence]
+        encoded = model.encode(source[sentence : sentence + 1, :length], length[None])
+
+    @torch.no_grad()
+    def log_p(prefix):
+        given = torch.tensor([[BOS, *prefix]])
+        hidden = model.decode(given, encoded, torch.tensor([given.shape[1]])).hidden
+        return model.logits(hidden[0, -1]).log_softmax(-1)
+
+    return log_p
 
 
 @pytest.mark.parametrize("beam", [1, 2, 4])
@@ -140,11 +141,91 @@ def test_equals_the_definition(beam, length_penalty):
     )
     for sentence, limit in enumerate(limits):
         best, body = plain_search(
-            model, source, lengths, sentence, beam, length_penalty, limit, (PAD, BOS, MASK)
+            uncached(model, source, lengths, sentence),
+            beam,
+            length_penalty,
+            limit,
+            (PAD, BOS, MASK),
         )
         assert result.tokens[sentence] == list(body)
         assert result.scores[sentence] == pytest.approx(best, abs=1e-12)
     assert len({len(tokens) for tokens in result.tokens}) > 3  # sentences end at many lengths
+
+
+class Chain:
+    """Stands for a model: each prefix of each sentence has a random distribution of its own."""
+
+    def __init__(self, seed, size, end_bias):
+        self.seed, self.size, self.end_bias = seed, size, end_bias
+
+    def log_p(self, sentence, prefix):
+        generator = random.Random(repr((self.seed, sentence, prefix)))
+        logits = torch.tensor([generator.gauss(0, 2) for _ in range(self.size)]).double()
+        logits[EOS] += self.end_bias
+        return logits.log_softmax(0)
+
+    def encode(self, source, lengths):
+        return source
+
+    def start(self, source):
+        return ChainState(source[:, 0].tolist())
+
+    def step(self, tokens, state):
+        old = state.prefixes or [[()] * tokens.shape[1]] * len(tokens)
+        state.prefixes = [
+            [(*prefix, token) for prefix, token in zip(prefixes, new, strict=True)]
+            for prefixes, new in zip(old, tokens.tolist(), strict=True)
+        ]
+        rows = zip(state.sentences, state.prefixes, strict=True)
+        return torch.stack(
+            [torch.stack([self.log_p(s, prefix[1:]) for prefix in row]) for s, row in rows]
+        )
+
+    def logits(self, hidden):
+        return hidden
+
+
+class ChainState:
+    def __init__(self, sentences):
+        self.sentences, self.prefixes = sentences, []
+
+    def reorder(self, parents):
+        self.prefixes = [
+            [row[parent] for parent in chosen]
+            for row, chosen in zip(self.prefixes, parents.tolist(), strict=True)
+        ]
+
+    def keep(self, kept):
+        self.sentences = [self.sentences[i] for i in kept]
+        self.prefixes = [self.prefixes[i] for i in kept]
+
+
+@pytest.mark.parametrize("end_bias", [-3.0, 0.0, 3.0])
+@pytest.mark.parametrize("length_penalty", [-2.0, 0.0, 1.0, 3.0])
+def test_equals_the_definition_on_random_distributions(length_penalty, end_bias):
+    """Many sentences whose finished hypotheses overtake each other late, or stop the search."""
+    model = Chain(seed=length_penalty, size=7, end_bias=end_bias)
+    count = 25
+    limits = [1 + i % 10 for i in range(count)]
+    for beam in (1, 2, 8):
+        result = search(
+            model,
+            torch.arange(count)[:, None],
+            torch.ones(count, dtype=torch.int64),
+            beam=beam,
+            length_penalty=length_penalty,
+            max_lengths=torch.tensor(limits),
+        )
+        for sentence, limit in enumerate(limits):
+            best, body = plain_search(
+                lambda prefix, sentence=sentence: model.log_p(sentence, prefix),
+                beam,
+                length_penalty,
+                limit,
+                (PAD, BOS, MASK),
+            )
+            assert result.tokens[sentence] == list(body)
+            assert result.scores[sentence] == pytest.approx(best, abs=1e-12)
 
 
 def test_beam_of_one_takes_the_most_probable_token():
@@ -152,18 +233,11 @@ def test_beam_of_one_takes_the_most_probable_token():
     source, lengths = sources([5, 3, 4, 1])
     result = search(model, source, lengths, beam=1, max_lengths=torch.full((4,), 10))
     for sentence, tokens in enumerate(result.tokens):
-        body = []
+        log_p, body = uncached(model, source, lengths, sentence), []
         while len(body) < 9:
-            encoded = model.encode(
-                source[sentence : sentence + 1, : lengths[sentence]],
-                lengths[sentence : sentence + 1],
-            )
-            hidden = model.decode(
-                torch.tensor([[BOS, *body]]), encoded, torch.tensor([len(body) + 1])
-            ).hidden[0, -1]
-            logits = model.logits(hidden)
-            logits[[PAD, BOS, MASK]] = -torch.inf
-            if (token := logits.argmax().item()) == EOS:
+            choices = log_p(body)
+            choices[[PAD, BOS, MASK]] = -torch.inf
+            if (token := choices.argmax().item()) == EOS:
                 break
             body.append(token)
         assert tokens == body
