@@ -160,7 +160,7 @@ class Chain:
 
     def log_p(self, sentence, prefix):
         generator = random.Random(repr((self.seed, sentence, prefix)))
-        logits = torch.tensor([generator.gauss(0, 2) for _ in range(self.size)]).double()
+        logits = torch.tensor([generator.gauss(0, 4) for _ in range(self.size)]).double()
         logits[EOS] += self.end_bias
         return logits.log_softmax(0)
 
