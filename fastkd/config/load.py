@@ -14,6 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 from fastkd.config.tree import Config
 from fastkd.errors import InputError
 
+UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")  # pydantic's names for it
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The validated configuration in `path`, with `key.path=value` overrides applied.
@@ -125,10 +127,11 @@ def _index(node: list, part: str, override: str) -> int:
 def _complaint(error: ValidationError, tree: Any) -> str:
     """The first complaint, in one line, with the nearest known key for an unknown one."""
     problems = [p for p in error.errors() if not _other_alternative(p, tree)] or error.errors()
-    problem = problems[0]
+    # An unknown key first: it is often the misspelt one that is reported as missing.
+    problem = min(problems, key=lambda p: p["type"] not in UNKNOWN)
     location = [str(part) for part in _tree_path(problem["loc"], tree)]
     key = ".".join(location)
-    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+    if problem["type"] in UNKNOWN:
         nearest = difflib.get_close_matches(location[-1], _known_keys(problem["loc"]), 1, 0.5)
         hint = f"; did you mean {'.'.join([*location[:-1], nearest[0]])}?" if nearest else ""
         return f"{key}: unknown key{hint}"

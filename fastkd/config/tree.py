@@ -41,9 +41,19 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
-class ModelConfig:
-    """An encoder-decoder Transformer."""
+class CMLMConfig:
+    """What only a conditional masked language model has."""
 
+    length_classes: Annotated[int, Field(gt=1)] = 256
+    length: Literal["absolute", "offset"] = "absolute"  # what is predicted; offset: from the source
+    causal_attention: bool = False  # causal self-attention after the full one (CMLMC)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ModelConfig:
+    """An encoder-decoder Transformer: autoregressive, or a conditional masked language model."""
+
+    kind: Literal["transformer", "cmlm"] = "transformer"
     encoder_layers: Positive = 6
     decoder_layers: Positive = 6
     width: Positive = 512
@@ -58,6 +68,7 @@ class ModelConfig:
     output_bias: bool = False
     decoder_start: Literal["bos", "eos", "pad"] = "bos"
     max_positions: Positive = 1024
+    cmlm: CMLMConfig = field(default_factory=CMLMConfig)
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -99,12 +110,16 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class DecodingConfig:
-    """Beam search."""
+    """Beam search; mask-predict for a model of kind cmlm."""
 
     beam: Positive = 5
     length_penalty: float = 1.0  # score / length ** length_penalty
     max_length_ratio: Annotated[float, Field(gt=0)] = 2.0
     max_length_extra: Positive = 10  # target pieces <= ratio · source pieces + extra
+    passes: Positive = 4  # of mask-predict
+    length_window: Annotated[int, Field(ge=0)] = 2  # lengths tried: the predicted one ± so many
+    remove_duplicates: bool = True  # drop a piece that repeats the one before it
+    reconsider: bool = False  # a pass may change unmasked pieces too, as CMLMC does
     batch_tokens: Positive = 8192
 
 
@@ -171,8 +186,46 @@ class HiddenStates:
     decoder: bool = True
 
 
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class MaskedCrossEntropy:
+    """Cross-entropy to the reference at the masked positions of a cmlm's input."""
+
+    name: Literal["masked_cross_entropy"] = "masked_cross_entropy"
+    weight: NonNegative = 1.0
+    label_smoothing: Probability = 0.1
+    self_correction: Probability = 0.0  # share of unmasked pieces replaced by guesses (CMLMC)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Length:
+    """Cross-entropy of a cmlm's length predictor."""
+
+    name: Literal["length"] = "length"
+    weight: NonNegative = 0.1
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class DiMS:
+    """Several mask-predict steps of the teacher distilled into one pass of the student.
+
+    The student starts from the teacher's weights, so both models have the same sizes.
+    """
+
+    name: Literal["dims"] = "dims"
+    weight: NonNegative = 1.0
+    steps: Positive = 2  # of the teacher
+    mask: Literal["random", "full"] = "random"
+    ema: Probability = 0.9992  # decay of the teacher that follows the student; 0 = it stays fixed
+    teacher_temperature: Temperature = 0.5
+    student_temperature: Temperature = 1.0
+    labels: Literal["soft", "hard"] = "soft"  # hard: the teacher's best piece
+    hidden_weight: NonNegative = 0.4  # of the distance of the last states, relative to the KL
+    dropout: bool = False  # whether the student has dropout
+
+
 LossConfig = Annotated[
-    CrossEntropy | WordKD | TieKD | A2D | HiddenStates, Field(discriminator="name")
+    CrossEntropy | WordKD | TieKD | A2D | HiddenStates | MaskedCrossEntropy | Length | DiMS,
+    Field(discriminator="name"),
 ]
 
 

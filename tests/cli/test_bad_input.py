@@ -1,0 +1,132 @@
+"""Wrong input ends with status 2 and one line that names what is wrong."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def complaint(capsys) -> str:
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines and "Traceback" not in "".join(lines)
+    return lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("", "empty"),
+        ("run: [", "not valid YAML"),
+        ("runn: 3", "unknown key; did you mean run?"),
+        ("run: r", "data: required"),
+        ("[1, 2]", "expected a mapping"),
+        ("\x00", "not valid YAML"),
+    ],
+)
+def test_config_files(shop, capsys, content, expected):
+    path = shop.folder / "bad.yaml"
+    path.write_text(content, encoding="utf-8")
+    assert shop.run("train", str(path)) == 2
+    line = complaint(capsys)
+    assert expected in line and "bad.yaml" in line
+
+
+def test_no_such_config(shop, capsys):
+    assert shop.run("train", "nowhere.yaml") == 2
+    assert "nowhere.yaml" in complaint(capsys)
+
+
+def test_config_that_is_no_text(shop, capsys):
+    path = shop.folder / "bad.yaml"
+    path.write_bytes(b"run: \xff\xfe")
+    assert shop.run("train", str(path)) == 2
+    assert "not UTF-8" in complaint(capsys)
+
+
+@pytest.mark.parametrize("verb", [["translate"], ["average"], ["score"]])
+def test_folder_that_is_no_run(shop, capsys, verb):
+    arguments = [*verb, str(shop.folder), *(["test"] if verb == ["score"] else [])]
+    assert shop.run(*arguments) == 2
+    assert "not a run folder" in complaint(capsys)
+
+
+def test_corpus_with_unequal_lines(shop, capsys):
+    with open(shop.folder / "train.de", "a", encoding="utf-8") as file:
+        file.write("noch einer\n")
+    assert shop.run("prepare", shop.config("run")) == 2
+    line = complaint(capsys)
+    assert "61" in line and "60" in line and "train" in line
+
+
+def test_training_before_preparing(shop, capsys):
+    assert shop.run("train", shop.config("run")) == 2
+    assert "fastkd prepare" in complaint(capsys)
+
+
+def test_teacher_with_another_tokenizer(taught, shop, capsys):
+    config = shop.config(
+        "student",
+        tokenizer={"vocabulary": 30},
+        teacher={"run": str(taught.folder / "teacher")},
+        losses=[{"name": "word_kd"}],
+    )
+    assert shop.run("prepare", config) == 0
+    assert shop.run("train", config) == 2
+    assert "another tokenizer" in complaint(capsys)
+
+
+def test_teacher_that_is_not_there(taught, tmp_path, capsys):
+    config = taught.config(
+        "orphan", run=str(tmp_path / "orphan"), teacher={"run": "nowhere"}, losses=[{"name": "a2d"}]
+    )
+    assert taught.run("train", config) == 2
+    assert "nowhere" in complaint(capsys)
+
+
+def test_other_settings_in_an_existing_run_folder(taught, capsys):
+    config = taught.config("again", run=str(taught.folder / "teacher"), model={"width": 32})
+    assert taught.run("train", config) == 2
+    assert "other settings" in complaint(capsys)
+
+
+def test_batch_smaller_than_a_sentence(taught, tmp_path, capsys):
+    config = taught.config("small", run=str(tmp_path / "small"))
+    assert taught.run("train", config, "training.batch_tokens=2") == 2
+    assert "batch_tokens" in complaint(capsys)
+
+
+def test_unknown_verb_and_option(shop, capsys):
+    assert shop.run("trian") == 2
+    assert shop.run("train", "--nonsense") == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_help_of_every_verb(shop, capsys):
+    assert shop.run("--help") == 0
+    verbs = [
+        line.split()[0]
+        for line in capsys.readouterr().out.split("Commands:")[1].splitlines()
+        if line
+    ]
+    assert {"prepare", "train", "translate", "score", "average"} <= set(verbs)
+    for verb in verbs:
+        assert shop.run(verb, "--help") == 0
+
+
+def test_as_a_process():
+    command = [sys.executable, "-m", "fastkd", "train", "nowhere.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert (
+        done.stderr.strip()
+        == "fastkd: nowhere.yaml: no such config file, nor a recipe of that name"
+    )
+
+
+def test_losses_import_without_the_trainer_packages():
+    code = (
+        "import sys; import fastkd, fastkd.functional, fastkd.modules;"
+        "bad = {'pydantic', 'click', 'rich', 'sentencepiece', 'sacrebleu', 'yaml', 'matplotlib'}"
+        " & set(sys.modules); assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
