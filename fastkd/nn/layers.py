@@ -86,17 +86,21 @@ class DecoderLayer(Residual):
         cross_taps: Taps,
     ) -> Tensor:
         """Target rows (N, width) to the same, given the encoder's rows (M, width)."""
-        rows = self.add(
-            rows,
-            self.self_attention_norm,
-            lambda x: self.self_attention(x, layout, causal, self_taps),
-        )
+        rows = self.attend(rows, layout, causal, self_taps)
         rows = self.add(
             rows,
             self.cross_attention_norm,
             lambda x: self.cross_attention(x, layout, source_rows, source_layout, cross_taps),
         )
         return self.add(rows, self.feed_forward_norm, self.feed_forward)
+
+    def attend(self, rows: Tensor, layout: Layout, causal: bool, taps: Taps) -> Tensor:
+        """The part of the layer in which target rows (N, width) see each other."""
+        return self.add(
+            rows,
+            self.self_attention_norm,
+            lambda x: self.self_attention(x, layout, causal, taps),
+        )
 
     def step(
         self,

@@ -33,8 +33,8 @@ class Encoder(_Stack):
 
 
 class Decoder(_Stack):
-    def __init__(self, config) -> None:
-        super().__init__((DecoderLayer(config) for _ in range(config.decoder_layers)), config)
+    def __init__(self, config, layer: type[DecoderLayer] = DecoderLayer) -> None:
+        super().__init__((layer(config) for _ in range(config.decoder_layers)), config)
 
     def forward(
         self,

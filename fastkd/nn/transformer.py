@@ -11,6 +11,7 @@ from fastkd.errors import InputError
 from fastkd.nn.attention import Taps
 from fastkd.nn.cache import DecoderState
 from fastkd.nn.dropout import dropout
+from fastkd.nn.layers import DecoderLayer
 from fastkd.nn.layout import Layout
 from fastkd.nn.positions import sinusoids
 from fastkd.nn.stacks import Decoder, Encoder
@@ -33,6 +34,12 @@ class Encoded:
     def hidden(self) -> Tensor:
         """The last states, (B, Ts, width)."""
         return self.layout.pad(self.rows)
+
+    def repeat(self, count: int) -> "Encoded":
+        """Each sentence `count` times, one after another."""
+        lengths = self.layout.lengths.repeat_interleave(count)
+        layout = Layout(lengths, self.layout.time, self.layout.device, self.layout.packed)
+        return Encoded(layout.rows(self.hidden.repeat_interleave(count, 0)), layout)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +74,7 @@ class Transformer(nn.Module):
     config: a `ModelConfig`, or anything with its fields
     source_size, target_size: pieces of the two vocabularies
     pad_id: the id of padding; its embedding starts as zeros
+    decoder_layer: what the decoder's layers are
 
     Embeddings are scaled by sqrt(width), positions are sines and cosines in halves, the inner
     activation is ReLU and layer norms have eps 1e-5. With `norm="post"` positions and norms are
@@ -79,7 +87,14 @@ class Transformer(nn.Module):
 
     positions: Tensor  # (max_positions, width)
 
-    def __init__(self, config, source_size: int, target_size: int, pad_id: int) -> None:
+    def __init__(
+        self,
+        config,
+        source_size: int,
+        target_size: int,
+        pad_id: int,
+        decoder_layer: type[DecoderLayer] = DecoderLayer,
+    ) -> None:
         super().__init__()
         _check(config, source_size, target_size)
         self.config = config
@@ -93,7 +108,7 @@ class Transformer(nn.Module):
             nn.init.normal_(self.output_projection, std=config.width**-0.5)
         self.output_bias = nn.Parameter(torch.zeros(target_size)) if config.output_bias else None
         self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        self.decoder = Decoder(config, decoder_layer)
         pre = config.norm == "pre"
         table = sinusoids(
             config.max_positions, config.width, first=pad_id + 1 if pre else 0, closed=pre
