@@ -1,9 +1,10 @@
 """Align-to-Distill as a term of a student's objective (Jin et al., 2024, section 3)."""
 
+import torch
 from torch import Tensor, nn
 
 from fastkd.config.tree import A2D, ModelConfig
-from fastkd.methods.passes import Counts, Passes
+from fastkd.methods.passes import Components, Counts, Passes
 from fastkd.modules import AlignToDistill
 
 # The three losses differ by orders of magnitude, so that each has a weight of its own.
@@ -30,23 +31,19 @@ class AlignmentTerm(nn.Module):
             backend=backend,
         )
 
-    def forward(
-        self, passes: Passes, counts: Counts, epoch: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, passes: Passes, counts: Counts, epoch: int) -> tuple[Tensor, Components]:
         weight = self.config.weight
         if weight is None:
             weight = DEFAULT_WEIGHTS[self.config.normalization]
         weight *= self.config.decay ** (epoch - 1)
-        total, components = 0.0, {}
+        ours, theirs = passes.student.output.taps, passes.teacher.output.taps
+        losses, components = [], {}
         for kind, alignment in self.align.kinds.items():
-            student, teacher = (
-                getattr(passes.student.taps, kind),
-                getattr(passes.teacher.taps, kind),
-            )
+            student, teacher = getattr(ours, kind), getattr(theirs, kind)
             loss = alignment(student, teacher) / (self._groups(kind, counts) * teacher.maps)
-            total = total + weight * self.align.weights[kind] * loss
+            losses.append(weight * self.align.weights[kind] * loss)
             components[f"a2d.{kind}"] = loss.detach()
-        return total, components
+        return torch.stack(losses).sum(), components
 
     def _groups(self, kind: str, counts: Counts) -> int:
         if self.config.normalization == "map":

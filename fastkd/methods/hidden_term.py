@@ -1,9 +1,10 @@
 """Hidden-state distillation: mean squared distance of the last states."""
 
+import torch
 from torch import Tensor, nn
 
 from fastkd.config.tree import HiddenStates
-from fastkd.methods.passes import Counts, Passes
+from fastkd.methods.passes import Components, Counts, Passes
 
 
 class HiddenTerm(nn.Module):
@@ -22,16 +23,18 @@ class HiddenTerm(nn.Module):
             }
         )
 
-    def forward(self, passes: Passes, counts: Counts) -> tuple[Tensor, dict[str, Tensor]]:
-        total, components = 0.0, {}
+    def forward(self, passes: Passes, counts: Counts) -> tuple[Tensor, Components]:
+        losses, components = [], {}
         for side, linear in self.maps.items():
-            student, teacher = passes.student, passes.teacher
-            ids, tokens = passes.target, counts.target_tokens
+            student, teacher = passes.student.output, passes.teacher.output
             if side == "encoder":
-                student, teacher = student.encoded, teacher.encoded
-                ids, tokens = student.layout.rows(passes.batch.source), counts.source_tokens
-            distance = (linear(student.rows).float() - teacher.rows.float()).square().mean(-1)
+                ids, tokens = student.encoded.layout.rows(passes.batch.source), counts.source_tokens
+                rows = student.encoded.rows, teacher.encoded.rows
+            else:
+                ids, tokens = passes.target, counts.target_tokens
+                rows = student.rows, teacher.rows
+            distance = (linear(rows[0]).float() - rows[1].float()).square().mean(-1)  # (N,)
             loss = distance.masked_fill(ids == self.pad_id, 0.0).sum() / tokens
-            total = total + self.config.weight * loss
+            losses.append(self.config.weight * loss)
             components[f"hidden.{side}"] = loss.detach()
-        return total, components
+        return torch.stack(losses).sum(), components

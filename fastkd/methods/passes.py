@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastkd.data.batches import Batch
-from fastkd.nn.transformer import TransformerOutput
+from fastkd.nn.transformer import Transformer, TransformerOutput
+
+Components = dict[str, Tensor]  # losses by name, unweighted and detached
 
 
 @dataclass(frozen=True)
@@ -19,39 +21,52 @@ class Counts:
     target_tokens: int
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One model on one decoder input."""
+
+    model: Transformer
+    output: TransformerOutput
+
+    def again(self, decoder_input: Tensor, lengths: Tensor) -> "Pass":
+        """The decoder on another input; the encoder is not rerun."""
+        return Pass(self.model, self.model.decode(decoder_input, self.output.encoded, lengths))
+
+
+@dataclass(frozen=True, eq=False)
 class Passes:
-    """Both models' passes over the gold input; `again` decodes on another input."""
+    """Both models on one decoder input: the gold one, or the student's own prediction."""
 
     batch: Batch
-    student_model: nn.Module
-    teacher_model: nn.Module | None
-    taps: bool
-    student: TransformerOutput
-    teacher: TransformerOutput | None
+    student: Pass
+    taught: Pass | None  # the teacher's, where there is one
 
     @classmethod
     def over(
-        cls, batch: Batch, student: nn.Module, teacher: nn.Module | None, taps: bool
+        cls, batch: Batch, student: Transformer, teacher: Transformer | None, taps: bool
     ) -> "Passes":
         """Runs the student, and the teacher without gradient, on the gold decoder input."""
         inputs = (batch.source, batch.source_lengths, batch.decoder_input, batch.target_lengths)
         taught = None
         if teacher is not None:
             with torch.no_grad():
-                taught = teacher(*inputs, taps=taps)
-        return cls(batch, student, teacher, taps, student(*inputs, taps=taps), taught)
+                taught = Pass(teacher, teacher(*inputs, taps=taps))
+        return cls(batch, Pass(student, student(*inputs, taps=taps)), taught)
+
+    @property
+    def teacher(self) -> Pass:
+        """The teacher's pass, of an objective that has one."""
+        assert self.taught is not None
+        return self.taught
 
     @cached_property
     def target(self) -> Tensor:
         """The target ids, one a row of the decoder's states: (N,)."""
-        return self.student.layout.rows(self.batch.target)
+        return self.student.output.layout.rows(self.batch.target)
 
-    def again(self, decoder_input: Tensor) -> tuple[Tensor, Tensor]:
-        """Last states (N, width) of both models on `decoder_input`; encoders are not rerun."""
-        assert self.teacher_model is not None and self.teacher is not None
+    def again(self, decoder_input: Tensor) -> "Passes":
+        """Both decoders on `decoder_input`; encoders are not rerun."""
         lengths = self.batch.target_lengths
         with torch.no_grad():
-            taught = self.teacher_model.decode(decoder_input, self.teacher.encoded, lengths)
-        student = self.student_model.decode(decoder_input, self.student.encoded, lengths)
-        return student.rows, taught.rows
+            taught = self.teacher.again(decoder_input, lengths)
+        return Passes(self.batch, self.student.again(decoder_input, lengths), taught)

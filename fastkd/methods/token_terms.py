@@ -2,15 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastkd.config.tree import CrossEntropy, TieKD, WordKD
 from fastkd.functional import TokenLosses, linear_token_distillation_loss
-from fastkd.methods.passes import Counts, Passes
-
-Components = dict[str, Tensor]
+from fastkd.methods.passes import Components, Counts, Pass, Passes
 
 
 @dataclass(frozen=True)
@@ -26,15 +25,13 @@ class TokenTerms:
     backend: str = "auto"
 
     def __call__(self, passes: Passes, counts: Counts) -> tuple[Tensor, Components]:
-        total, components = None, {}
-        smoothing = self.cross_entropy
         # The gold pass of the first distillation term carries the cross-entropy with it.
-        for term in self.distillation or (None,):
-            loss, parts = self._term(passes, term, smoothing, counts)
-            smoothing = None
-            total = loss if total is None else total + loss
-            components |= parts
-        return total, components
+        first, *others = self.distillation or (None,)
+        loss, components = self._term(passes, first, self.cross_entropy, counts)
+        for term in others:
+            more, parts = self._term(passes, term, None, counts)
+            loss, components = loss + more, components | parts
+        return loss, components
 
     def _term(
         self,
@@ -43,65 +40,52 @@ class TokenTerms:
         cross_entropy: CrossEntropy | None,
         counts: Counts,
     ) -> tuple[Tensor, Components]:
+        """One distillation term over its iterations, or cross-entropy alone."""
         iterations = term.iterations if isinstance(term, TieKD) else 1
-        student = passes.student.rows
-        teacher = passes.teacher.rows if term else None
-        results: list[TokenLosses] = []
-        for iteration in range(iterations):
-            if iteration > 0:
-                student, teacher = passes.again(self._shifted(results[-1].prediction, passes))
-            results.append(
-                self._losses(
-                    passes,
-                    student,
-                    teacher,
-                    term,
-                    cross_entropy if iteration == 0 else None,
-                    iterations,
-                    return_prediction=iteration + 1 < iterations,
-                )
-            )
-        components = {}
+        gold = self._losses(passes, term, cross_entropy, 1 / iterations, iterations > 1)
+        results = [gold]
+        for iteration in range(1, iterations):
+            passes = passes.again(self._shifted(results[-1].prediction, passes))
+            last = iteration == iterations - 1
+            results.append(self._losses(passes, term, None, 1 / iterations, not last))
+        sums: Components = {}
         if cross_entropy:
-            components["cross_entropy"] = results[0].ce
+            sums["cross_entropy"] = gold.ce
         if term:
-            components[term.name] = sum(result.kd for result in results) / iterations
+            sums[term.name] = torch.stack([result.kd for result in results]).mean()
         if isinstance(term, TieKD) and term.rank_weight:
-            components["ranking"] = sum(result.rank for result in results) / iterations
+            sums["ranking"] = torch.stack([result.rank for result in results]).mean()
+        loss = torch.stack([result.loss for result in results]).sum()
         tokens = counts.target_tokens
-        loss = torch.stack([result.loss for result in results]).sum() / tokens
-        return loss, {name: value / tokens for name, value in components.items()}
+        return loss / tokens, {name: value / tokens for name, value in sums.items()}
 
     def _losses(
         self,
         passes: Passes,
-        student: Tensor,
-        teacher: Tensor | None,
         term: WordKD | TieKD | None,
         cross_entropy: CrossEntropy | None,
-        iterations: int,
+        share: float,
         return_prediction: bool,
     ) -> TokenLosses:
-        options = {}
+        """The sums of one pass; `share` of the term's weight falls to it."""
+        options: dict[str, Any] = {"ce_weight": 0.0, "kd_weight": 0.0}
+        if cross_entropy:
+            options["ce_weight"] = cross_entropy.weight
+            options["label_smoothing"] = cross_entropy.label_smoothing
         if term:
-            kd_weight = term.weight / iterations
-            options = {
-                "teacher_hidden": teacher,
-                "teacher_weight": passes.teacher_model.output_weight,
-                "teacher_bias": passes.teacher_model.output_bias,
-                "student_temperature": term.student_temperature,
-                "teacher_temperature": term.teacher_temperature,
-            }
-            if isinstance(term, TieKD):
-                options |= {"rank_weight": kd_weight * term.rank_weight, "top_k": term.top_k}
+            options |= _teaching(passes.teacher)
+            options["kd_weight"] = term.weight * share
+            options["student_temperature"] = term.student_temperature
+            options["teacher_temperature"] = term.teacher_temperature
+        if isinstance(term, TieKD):
+            options["rank_weight"] = term.weight * share * term.rank_weight
+            options["top_k"] = term.top_k
+        student = passes.student
         return linear_token_distillation_loss(
-            student,
-            passes.student_model.output_weight,
+            student.output.rows,
+            student.model.output_weight,
             target=passes.target,
-            student_bias=passes.student_model.output_bias,
-            ce_weight=cross_entropy.weight if cross_entropy else 0.0,
-            label_smoothing=cross_entropy.label_smoothing if cross_entropy else 0.0,
-            kd_weight=kd_weight if term else 0.0,
+            student_bias=student.model.output_bias,
             ignore_index=self.pad_id,
             reduction="sum",
             return_prediction=return_prediction,
@@ -109,9 +93,18 @@ class TokenTerms:
             **options,
         )
 
-    def _shifted(self, prediction: Tensor, passes: Passes) -> Tensor:
+    def _shifted(self, prediction: Tensor | None, passes: Passes) -> Tensor:
         """The next decoder input: start symbol, then the prediction shifted by one."""
+        assert prediction is not None
         batch = passes.batch
-        predicted = passes.student.layout.pad(prediction)  # (B, Tt)
+        predicted = passes.student.output.layout.pad(prediction)  # (B, Tt)
         shifted = torch.cat([batch.decoder_input[:, :1], predicted[:, :-1]], dim=1)
         return shifted.masked_fill(batch.target == self.pad_id, self.pad_id)
+
+
+def _teaching(teacher: Pass) -> dict[str, Any]:
+    return {
+        "teacher_hidden": teacher.output.rows,
+        "teacher_weight": teacher.model.output_weight,
+        "teacher_bias": teacher.model.output_bias,
+    }

@@ -4,14 +4,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
-from torch import nn
 
 from fastkd.config.load import dump_config, validate
 from fastkd.config.tree import Config
 from fastkd.data.tokenizer import Tokenizers
 from fastkd.errors import InputError
 from fastkd.nn.build import build_model
+from fastkd.nn.transformer import Transformer
 from fastkd.runs.checkpoint import read_group, read_meta, write_checkpoint
 from fastkd.runs.weights import load_weights
 
@@ -105,7 +106,9 @@ class RunFolder:
         best = read_meta(newest).get("best_update")
         return newest if selection == "last" or best is None else self.checkpoint(best)
 
-    def load_model(self, selection: str = "best", device: str = "cpu") -> nn.Module:
+    def load_model(
+        self, selection: str = "best", device: torch.device | str = "cpu"
+    ) -> Transformer:
         """The run's model in eval mode, with its `best`, `last` or `average` weights."""
         model = build_model(self.config.model, self.tokenizers)
         folder = self.weights_folder(selection)

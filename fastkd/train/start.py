@@ -16,15 +16,14 @@ def start(config: Config) -> Trainer:
     """A trainer at the place where the run stands: its beginning, or its newest checkpoint."""
     prepared = open_prepared(config)
     tokenizers = prepared.tokenizers
-    teacher_model = teacher_config = None
+    teacher = None
     if config.teacher is not None:
-        teacher = RunFolder.open(config.teacher.run)
-        _same_tokenizer(teacher, tokenizers, config)
-        teacher_model = teacher.load_model(config.teacher.checkpoint)
-        teacher_config = teacher.config.model
+        run = RunFolder.open(config.teacher.run)
+        _same_tokenizer(run, tokenizers, config)
+        teacher = run.load_model(config.teacher.checkpoint), run.config.model
     torch.manual_seed(config.training.seed)
     model = build_model(config.model, tokenizers)
-    objective = Objective(config, tokenizers.target.pad_id, teacher_model, teacher_config)
+    objective = Objective(config, tokenizers.target.pad_id, teacher)
     return Trainer(config, prepared, model, objective, RunFolder.create(config, tokenizers))
 
 

@@ -16,6 +16,7 @@ from fastkd.data.prepare import Prepared
 from fastkd.errors import InputError
 from fastkd.methods.objective import Objective
 from fastkd.methods.passes import Counts
+from fastkd.nn.transformer import Transformer
 from fastkd.runs.checkpoint import read_group, read_meta
 from fastkd.runs.device import autocast, pick_device
 from fastkd.runs.folder import MODEL, OBJECTIVE, STATE, RunFolder
@@ -54,7 +55,7 @@ class Trainer:
         self,
         config: Config,
         prepared: Prepared,
-        model: torch.nn.Module,
+        model: Transformer,
         objective: Objective,
         run: RunFolder,
     ):
@@ -207,8 +208,7 @@ class Trainer:
                 bleu = validation_bleu(self.model, self.prepared, self.config, self.device)
         if self.average:
             self.average.swap()
-        by_loss = training.early_metric == "loss" or bleu is None
-        self._note_result(-loss if by_loss else bleu)
+        self._note_result(-loss if training.early_metric == "loss" or bleu is None else bleu)
         record = {"step": self.position.update, "dev_loss": loss}
         log.write(record if bleu is None else record | {"dev_bleu": bleu})
         shown = "" if bleu is None else f", BLEU {bleu:.2f}"

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable
 
 import torch
-from torch import nn
 
 from fastkd.config.tree import Config
 from fastkd.data.batches import BatchPlan, collate
@@ -12,11 +11,12 @@ from fastkd.data.prepare import Prepared
 from fastkd.decode.score import score
 from fastkd.decode.translate import translate
 from fastkd.functional import linear_token_distillation_loss
+from fastkd.nn.transformer import Transformer
 
 
 @torch.no_grad()
 def validation_loss(
-    model: nn.Module, prepared: Prepared, config: Config, device: torch.device
+    model: Transformer, prepared: Prepared, config: Config, device: torch.device
 ) -> float:
     """Cross-entropy in nats per target token, end-of-sentence included, on all of dev."""
     corpus, pad_id = prepared.dev, prepared.tokenizers.target.pad_id
@@ -44,7 +44,7 @@ def validation_loss(
 
 
 def validation_bleu(
-    model: nn.Module,
+    model: Transformer,
     prepared: Prepared,
     config: Config,
     device: torch.device,

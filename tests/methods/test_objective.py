@@ -72,7 +72,7 @@ def objective_of(*losses, student=STUDENT, teacher=None):
         teacher=TeacherConfig(run="t") if teacher is not None else None,
         losses=losses,
     )
-    return Objective(config, PAD, teacher, TEACHER if teacher is not None else None)
+    return Objective(config, PAD, None if teacher is None else (teacher, TEACHER))
 
 
 def logits_of(model, batch, decoder_input):

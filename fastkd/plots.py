@@ -1,0 +1,71 @@
+"""Pictures of runs: learning curves and learned head alignments."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib
+from torch import Tensor
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from fastkd.runs.checkpoint import read_group
+from fastkd.runs.folder import OBJECTIVE, RunFolder
+from fastkd.train.log import read_log
+
+
+def plot_learning_curves(runs: Mapping[str, RunFolder], file: Path) -> None:
+    """Dev loss and dev BLEU over updates, one curve a run."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for axis, key, name in zip(axes, ("dev_loss", "dev_bleu"), ("loss", "BLEU"), strict=True):
+        for title, run in runs.items():
+            points = [(r["step"], r[key]) for r in read_log(run.log_file) if key in r]
+            if points:
+                axis.plot(*zip(*points, strict=True), marker=".", label=title)
+        axis.set(xlabel="updates", ylabel=f"dev {name}")
+        axis.grid(alpha=0.3)
+    axes[1].legend()
+    _save(figure, file)
+
+
+def plot_head_alignment(run: RunFolder, teacher: RunFolder, file: Path) -> None:
+    """|W| of each kind of attention: how much each student head is taken for each teacher head.
+
+    For normalization "mixture" the rows are the mixture's weights, softmax(W).
+    """
+    term = next(loss for loss in run.config.losses if loss.name == "a2d")
+    tensors = read_group(run.weights_folder("last"), OBJECTIVE)
+    weights = {
+        name.split(".")[-2]: tensor.softmax(1) if term.normalization == "mixture" else tensor.abs()
+        for name, tensor in tensors.items()
+        if name.startswith("alignment.") and name.endswith(".weight")
+    }
+    figure, axes = plt.subplots(
+        1, len(weights), figsize=(4 * len(weights) + 1, 5), layout="constrained", squeeze=False
+    )
+    for axis, (kind, weight) in zip(axes[0], weights.items(), strict=True):
+        _heat_map(axis, kind, weight, run.config.model.heads, teacher.config.model.heads)
+        figure.colorbar(axis.images[0], ax=axis, shrink=0.7)
+    _save(figure, file)
+
+
+def _heat_map(axis, kind: str, weight: Tensor, student_heads: int, teacher_heads: int) -> None:
+    axis.imshow(weight.numpy(), aspect="auto", cmap="viridis", interpolation="nearest")
+    rows, columns = weight.shape
+    for layer in range(teacher_heads, rows, teacher_heads):
+        axis.axhline(layer - 0.5, color="white", linewidth=1)
+    for layer in range(student_heads, columns, student_heads):
+        axis.axvline(layer - 0.5, color="white", linewidth=1)
+    axis.set(
+        title=kind,
+        xlabel=f"student head ({student_heads} a layer)",
+        ylabel=f"teacher head ({teacher_heads} a layer)",
+    )
+
+
+def _save(figure, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}")
+    figure.savefig(temporary, dpi=120, format=file.suffix[1:])
+    temporary.rename(file)
+    plt.close(figure)
