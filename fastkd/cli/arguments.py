@@ -1,5 +1,7 @@
 """Arguments that several verbs share."""
 
+from collections.abc import Callable
+
 import click
 
 CONFIG = click.argument("config", type=click.Path())
@@ -12,10 +14,6 @@ CHECKPOINT = click.option(
     show_default=True,
     help="Which weights to use.",
 )
-BEAM = click.option("--beam", type=click.IntRange(min=1), help="Beam size; 1 is greedy.")
-LENGTH_PENALTY = click.option(
-    "--length-penalty", type=float, help="Scores are divided by length to this power."
-)
 DEVICE = click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
@@ -23,3 +21,24 @@ DEVICE = click.option(
     show_default=True,
     help="Where to compute.",
 )
+
+
+_SEARCH = (
+    click.option("--beam", type=click.IntRange(min=1), help="Beam size; 1 is greedy."),
+    click.option(
+        "--length-penalty", type=float, help="Scores are divided by length to this power."
+    ),
+    click.option("--passes", type=click.IntRange(min=1), help="Passes of mask-predict (cmlm)."),
+    click.option(
+        "--length-window",
+        type=click.IntRange(min=0),
+        help="Lengths tried: the predicted one ± so many (cmlm).",
+    ),
+)
+
+
+def search_options(command: Callable) -> Callable:
+    """Adds the settings of both searches; each is None where it is not given."""
+    for option in reversed(_SEARCH):
+        command = option(command)
+    return command

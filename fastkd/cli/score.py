@@ -2,18 +2,17 @@
 
 import click
 
-from fastkd.cli.arguments import BEAM, CHECKPOINT, DEVICE, LENGTH_PENALTY, RUN
+from fastkd.cli.arguments import CHECKPOINT, DEVICE, RUN, search_options
 
 
 @click.command("score")
 @RUN
 @click.argument("split", type=click.Choice(["dev", "test", "train"]))
 @CHECKPOINT
-@BEAM
-@LENGTH_PENALTY
+@search_options
 @DEVICE
 @click.option("-o", "--output", type=click.Path(), help="Also write the translations here.")
-def command(run, split, checkpoint, beam, length_penalty, device, output) -> None:
+def command(run, split, checkpoint, device, output, **search) -> None:
     """Translate a SPLIT of RUN's corpus and print BLEU and chrF with their signatures."""
     from fastkd.cli.progress import counting
     from fastkd.decode.score import score
@@ -23,7 +22,7 @@ def command(run, split, checkpoint, beam, length_penalty, device, output) -> Non
     folder = RunFolder.open(run)
     with counting("translating") as progress:
         hypotheses, references = translate_split(
-            folder, split, checkpoint, beam, length_penalty, device, progress
+            folder, split, checkpoint, device, progress, **search
         )
     if output:
         with click.open_file(output, "w", encoding="utf-8", atomic=True) as file:

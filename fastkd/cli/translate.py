@@ -1,11 +1,11 @@
 """`fastkd translate`."""
 
 import sys
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import click
 
-from fastkd.cli.arguments import BEAM, CHECKPOINT, DEVICE, LENGTH_PENALTY, RUN
+from fastkd.cli.arguments import CHECKPOINT, DEVICE, RUN, search_options
 
 
 @click.command("translate")
@@ -13,8 +13,7 @@ from fastkd.cli.arguments import BEAM, CHECKPOINT, DEVICE, LENGTH_PENALTY, RUN
 @click.option("-i", "--input", "source", type=click.Path(), help="Default: standard input.")
 @click.option("-o", "--output", type=click.Path(), help="Default: standard output.")
 @CHECKPOINT
-@BEAM
-@LENGTH_PENALTY
+@search_options
 @DEVICE
 @click.option(
     "--buffer",
@@ -35,11 +34,10 @@ def command(
     source: str | None,
     output: str | None,
     checkpoint: str,
-    beam: int | None,
-    length_penalty: float | None,
     device: str,
     buffer: int,
     invalid: str,
+    **search: Any,
 ) -> None:
     """Translate a file or standard input, one sentence a line, in order.
 
@@ -52,9 +50,7 @@ def command(
     folder = RunFolder.open(run)
     with opened_input(source, sys.stdin.buffer) as (file, name), _opened_output(output) as out:
         lines = decoded_lines(file, name, invalid)
-        translations = translate_lines(
-            folder, lines, checkpoint, beam, length_penalty, device, buffer
-        )
+        translations = translate_lines(folder, lines, checkpoint, device, buffer, **search)
         for number, translation in enumerate(translations, start=1):
             out.write(translation.encode() + b"\n")
             if number % buffer == 0:

@@ -1,14 +1,17 @@
-"""Translates text: pieces, batches, beam search, and text again."""
+"""Translates text: pieces, batches, a search for each batch, and text again."""
 
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from fastkd.config.tree import DecodingConfig
 from fastkd.data.tokenizer import Tokenizers
 from fastkd.decode.beam import beam_search
+from fastkd.decode.mask_predict import mask_predict
+from fastkd.nn.cmlm import CMLM
 from fastkd.nn.transformer import Transformer
 
 
@@ -105,22 +108,44 @@ class _Translator:
             start = stop
 
     def _search(self, batch: list[list[int]]) -> list[list[int]]:
-        target = self.tokenizers.target
         lengths = torch.tensor([len(ids) for ids in batch])
         padded = torch.full((len(batch), int(lengths.max())), self.tokenizers.source.pad_id)
         for row, ids in zip(padded, batch, strict=True):
             row[: len(ids)] = torch.tensor(ids)
+        source = padded.to(self.device, non_blocking=True)
         limits = lengths * self.config.max_length_ratio + self.config.max_length_extra
+        limits = limits.long().clamp(max=self.model.config.max_positions)
+        if isinstance(self.model, CMLM):
+            return self._mask_predict(self.model, source, lengths, limits)
+        return self._beam_search(source, lengths, limits)
+
+    def _beam_search(self, source: Tensor, lengths: Tensor, limits: Tensor) -> list[list[int]]:
+        target = self.tokenizers.target
         starts = {"bos": target.bos_id, "eos": target.eos_id, "pad": target.pad_id}
         return beam_search(
             self.model,
-            padded.to(self.device, non_blocking=True),
+            source,
             lengths,
             bos=starts[self.model.config.decoder_start],
             eos=target.eos_id,
             pad=target.pad_id,
             beam=self.config.beam,
             length_penalty=self.config.length_penalty,
-            max_lengths=limits.long().clamp(max=self.model.config.max_positions),
+            max_lengths=limits,
             banned=(target.bos_id, target.mask_id),
+        ).tokens
+
+    def _mask_predict(
+        self, model: CMLM, source: Tensor, lengths: Tensor, limits: Tensor
+    ) -> list[list[int]]:
+        return mask_predict(
+            model,
+            source,
+            lengths,
+            passes=self.config.passes,
+            # The end of sentence takes a position too.
+            max_lengths=limits.clamp(max=model.config.max_positions - 1),
+            length_window=self.config.length_window,
+            remove_duplicates=self.config.remove_duplicates,
+            reconsider=self.config.reconsider,
         ).tokens

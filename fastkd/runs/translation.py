@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from fastkd.config.tree import DecodingConfig
 from fastkd.data.text import read_pairs, text_file
@@ -10,23 +11,27 @@ from fastkd.errors import InputError
 from fastkd.runs.device import pick_device
 from fastkd.runs.folder import RunFolder
 
+SEARCH = {"transformer": ("beam", "length_penalty"), "cmlm": ("passes", "length_window")}
+
 
 def translate_split(
     run: RunFolder,
     split: str,
     checkpoint: str = "best",
-    beam: int | None = None,
-    length_penalty: float | None = None,
     device: str = "auto",
     progress: Callable[[int], None] | None = None,
+    **search: Any,
 ) -> tuple[list[str], list[str]]:
-    """Translations of a split of the run's corpus, and its references."""
+    """Translations of a split of the run's corpus, and its references.
+
+    search: settings of `decoding_settings`
+    """
     data = run.config.data
     prefix = getattr(data, split)
     if prefix is None:
         raise InputError(f"{run.config_file}: data.{split}: names no corpus")
     pairs = list(read_pairs(text_file(prefix, data.source), text_file(prefix, data.target)))
-    where, settings = pick_device(device), decoding_settings(run, beam, length_penalty)
+    where, settings = pick_device(device), decoding_settings(run, **search)
     model = run.load_model(checkpoint, where)
     sources, references = [source for source, _ in pairs], [target for _, target in pairs]
     return translate(model, run.tokenizers, sources, settings, where, progress), references
@@ -36,21 +41,30 @@ def translate_lines(
     run: RunFolder,
     lines: Iterable[str],
     checkpoint: str = "best",
-    beam: int | None = None,
-    length_penalty: float | None = None,
     device: str = "auto",
     buffer: int = 1024,
+    **search: Any,
 ) -> Iterator[str]:
-    """Translations of `lines`, read and translated `buffer` at a time."""
-    where, settings = pick_device(device), decoding_settings(run, beam, length_penalty)
+    """Translations of `lines`, read and translated `buffer` at a time; `search` as above."""
+    where, settings = pick_device(device), decoding_settings(run, **search)
     model = run.load_model(checkpoint, where)
     return translate_stream(model, run.tokenizers, lines, settings, where, buffer)
 
 
-def decoding_settings(
-    run: RunFolder, beam: int | None = None, length_penalty: float | None = None
-) -> DecodingConfig:
-    """The run's own settings, with what the caller wants otherwise."""
-    wanted = {"beam": beam, "length_penalty": length_penalty}
-    given = {key: value for key, value in wanted.items() if value is not None}
-    return dataclasses.replace(run.config.decoding, **given)
+def decoding_settings(run: RunFolder, **search: Any) -> DecodingConfig:
+    """The run's own settings, with what the caller wants otherwise; None is no wish.
+
+    search: `beam` and `length_penalty` of an autoregressive model, `passes` and `length_window`
+        of a masked one
+
+    Raises InputError for a setting that the other kind of model has.
+    """
+    config = run.config
+    given = {key: value for key, value in search.items() if value is not None}
+    for key in given:
+        if key not in SEARCH[config.model.kind]:
+            raise InputError(
+                f"{key}: no setting of {run.path}, whose model.kind is {config.model.kind}; "
+                f"expected {' or '.join(SEARCH[config.model.kind])}"
+            )
+    return dataclasses.replace(config.decoding, **given)
