@@ -47,3 +47,8 @@ def stride_unit(*strides: int) -> int:
     for stride in strides:
         combined |= stride
     return combined & -combined
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Memory for kernels to fill; tests replace it to see that nothing unwritten is read."""
+    return torch.empty(shape, dtype=dtype, device=device)

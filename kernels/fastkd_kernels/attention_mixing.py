@@ -1,0 +1,225 @@
+"""Launches the kernels that mix maps, for maps in a scratch and for maps of the caller's."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fastkd_kernels.attention_config import MixTile, Precision
+from fastkd_kernels.attention_merge import merge_statistics_fwd
+from fastkd_kernels.attention_mix import mix_statistics_fwd
+from fastkd_kernels.attention_mix_gradient import mix_gradient_bwd
+from fastkd_kernels.attention_plan import Chunk
+from fastkd_kernels.common import ceil_div, stride_unit
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the kernels are asked for, beside the tensors."""
+
+    student_scale: float
+    teacher_scale: float
+    causal: bool
+    normalization: str
+    temperature: float
+    include: bool
+    gradient: bool  # of queries and keys, or of the maps
+    weight_gradient: bool
+    upstream_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class MapView:
+    """Maps of a chunk, (sentences, N, rows, keys) by strides."""
+
+    maps: Tensor
+    strides: tuple[int, int, int, int]
+    block_max: Tensor | None = None  # (sentences, N, rows, key blocks)
+    block_sum: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """What the launches of one call have in common."""
+
+    settings: Settings
+    precision: Precision
+    tile: MixTile
+    weight: Tensor | None  # (Nt, Ns)
+    query_lengths: Tensor | None
+    key_lengths: Tensor | None
+    student_maps: int
+    teacher_maps: int
+    queries: int
+    keys: int
+    key_block: int
+    key_blocks: int
+    segments: int
+    segment_keys: int
+    rows_each: int
+
+    def row_groups(self, chunk: Chunk) -> int:
+        return ceil_div(chunk.rows, self.rows_each)
+
+    def programs(self, chunk: Chunk) -> int:
+        return chunk.sentences * self.row_groups(chunk) * self.segments
+
+    def statistics(
+        self,
+        chunk: Chunk,
+        student: MapView,
+        teacher: MapView,
+        partials: Tensor | None,
+        statistics: Tensor | None,
+        loss: Tensor | None,
+        parts: int,
+        part: int,
+    ) -> None:
+        student_unit, student_strides = _in_units(student.strides)
+        teacher_unit, teacher_strides = _in_units(teacher.strides)
+        tile = self.tile
+        mix_statistics_fwd[(self.programs(chunk),)](
+            student.maps,
+            teacher.maps,
+            self.weight,
+            student.block_max,
+            student.block_sum,
+            teacher.block_max,
+            teacher.block_sum,
+            self.query_lengths,
+            self.key_lengths,
+            partials,
+            statistics,
+            loss,
+            *student_strides,
+            *teacher_strides,
+            *self._extents(chunk),
+            parts,
+            part,
+            PER_ROW=self.settings.normalization != "map",
+            CAUSAL=self.settings.causal,
+            INCLUDE=self.settings.include,
+            STUDENT_UNIT=student_unit,
+            TEACHER_UNIT=teacher_unit,
+            CONTIGUOUS=student.strides[3] == 1 and teacher.strides[3] == 1,
+            OPERAND=self.precision.operand,
+            PRECISION=self.precision.dot,
+            KEY_BLOCK=self.key_block,
+            BLOCK_H=tile.students,
+            BLOCK_J=tile.teachers,
+            BLOCK_K=tile.keys,
+            num_warps=tile.num_warps,
+            num_stages=tile.num_stages,
+        )
+
+    def merge(
+        self,
+        chunk: Chunk,
+        partials: Tensor,
+        statistics: Tensor,
+        loss: Tensor,
+        parts: int,
+    ) -> None:
+        by_row = self.settings.normalization == "row"
+        groups = chunk.rows if by_row else 1  # in a sentence
+        block_p, block_j = (16, 16) if by_row else (64, 16)
+        merge_statistics_fwd[(chunk.sentences * groups * ceil_div(self.teacher_maps, block_j),)](
+            partials,
+            statistics,
+            loss,
+            parts,
+            self.teacher_maps,
+            groups,
+            chunk.first_sentence,
+            chunk.first_row if by_row else 0,
+            self.queries if by_row else 1,
+            BLOCK_P=block_p,
+            BLOCK_J=block_j,
+            num_warps=1 if by_row else 4,
+        )
+
+    def gradient(
+        self,
+        chunk: Chunk,
+        student: MapView,
+        teacher: MapView,
+        statistics: Tensor | None,
+        upstream: Tensor | None,
+        loss: Tensor | None,
+        out: MapView | None,
+        student_logs: Tensor | None,
+        delta: Tensor | None,
+        weight_slots: Tensor | None,
+        accumulate: bool,
+        to_maps: bool,
+    ) -> None:
+        out_strides = (0, 0, 0, 0) if out is None else out.strides
+        unit = stride_unit(*student.strides[:3], *out_strides[:3])
+        _, student_strides = _in_units(student.strides, unit)
+        _, out_strides_in_units = _in_units(out_strides, unit)
+        teacher_unit, teacher_strides = _in_units(teacher.strides)
+        last = (student.strides[3], teacher.strides[3], 1 if out is None else out.strides[3])
+        tile = self.tile
+        mix_gradient_bwd[(self.programs(chunk),)](
+            student.maps,
+            teacher.maps,
+            self.weight,
+            student.block_max,
+            student.block_sum,
+            teacher.block_max,
+            teacher.block_sum,
+            self.query_lengths,
+            self.key_lengths,
+            statistics,
+            upstream,
+            loss,
+            None if out is None else out.maps,
+            student_logs,
+            delta,
+            weight_slots,
+            *student_strides,
+            *teacher_strides,
+            *out_strides_in_units,
+            *self._extents(chunk),
+            self.settings.upstream_scale,
+            chunk.rows if self.settings.normalization == "row" else 1,
+            int(accumulate),
+            MIXTURE=self.settings.normalization == "mixture",
+            TO_MAPS=to_maps,
+            CAUSAL=self.settings.causal,
+            INCLUDE=self.settings.include,
+            STUDENT_UNIT=unit,
+            TEACHER_UNIT=teacher_unit,
+            CONTIGUOUS=last == (1, 1, 1),
+            OPERAND=self.precision.operand,
+            PRECISION=self.precision.dot,
+            KEY_BLOCK=self.key_block,
+            ONE_J=tile.teachers >= self.teacher_maps,
+            BLOCK_H=tile.students,
+            BLOCK_J=tile.teachers,
+            BLOCK_K=tile.keys,
+            num_warps=tile.num_warps,
+            num_stages=tile.num_stages,
+        )
+
+    def _extents(self, chunk: Chunk) -> tuple:
+        return (
+            self.student_maps,
+            self.teacher_maps,
+            self.queries,
+            self.keys,
+            chunk.first_sentence,
+            chunk.first_row,
+            chunk.rows,
+            self.key_blocks,
+            self.row_groups(chunk),
+            self.rows_each,
+            self.segments,
+            self.segment_keys,
+            1 / self.settings.temperature,
+        )
+
+
+def _in_units(strides: tuple[int, ...], unit: int = 0) -> tuple[int, tuple[int, ...]]:
+    """(unit, strides in it); the one along the keys stays as it is."""
+    unit = unit or stride_unit(*strides[:3])
+    return unit, (*(stride // unit for stride in strides[:3]), strides[3])
