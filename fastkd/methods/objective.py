@@ -1,23 +1,44 @@
-"""A student's objective: the weighted sum of the losses that its config lists."""
+"""What a model is trained by: the weighted sum of the losses that its config lists."""
 
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
-from fastkd.config.tree import A2D, Config, CrossEntropy, HiddenStates, ModelConfig, TieKD, WordKD
+from fastkd.config.tree import (
+    A2D,
+    Config,
+    CrossEntropy,
+    HiddenStates,
+    Length,
+    MaskedCrossEntropy,
+    ModelConfig,
+)
 from fastkd.data.batches import Batch
+from fastkd.data.corpus import Corpus
 from fastkd.errors import InputError
 from fastkd.methods.alignment_term import AlignmentTerm
+from fastkd.methods.causal import CausalScheme
 from fastkd.methods.hidden_term import HiddenTerm
-from fastkd.methods.passes import Components, Counts, Passes
-from fastkd.methods.token_terms import TokenTerms
+from fastkd.methods.masked import MaskedScheme
+from fastkd.methods.passes import Components, Counts
+from fastkd.methods.scheme import Scheme
 from fastkd.nn.transformer import Transformer
+
+# By model.kind: what the models are run on, and the losses on target tokens.
+SCHEMES: dict[str, type[Scheme]] = {"transformer": CausalScheme, "cmlm": MaskedScheme}
+_UNTAUGHT = {loss.name for loss in (CrossEntropy, MaskedCrossEntropy, Length)}
 
 
 class Objective(nn.Module):
-    """Losses over one forward pass of each model; their own parameters train with the student.
+    """Losses over shared passes of each model; their own parameters train with the student.
+
+    The scheme of the model's kind makes the passes and has the losses on target tokens;
+    attention alignment and hidden states are the same for every kind.
 
     teacher: the model and its configuration; None where no loss needs one
+
+    Raises InputError for losses that do not fit the model, each other or the teacher.
     """
 
     def __init__(
@@ -25,12 +46,10 @@ class Objective(nn.Module):
     ):
         super().__init__()
         losses = _by_name(config)
-        taught = [name for name in losses if name != CrossEntropy.name]
+        taught = [name for name in losses if name not in _UNTAUGHT]
         if taught and teacher is None:
             raise InputError(f"losses: {taught[0]} needs a teacher; expected the key teacher.run")
-        backend = config.training.backend
-        distillation = [losses[c.name] for c in (WordKD, TieKD) if c.name in losses]
-        self.tokens = TokenTerms(losses.get(CrossEntropy.name), distillation, pad_id, backend)
+        self.scheme: Scheme = SCHEMES[config.model.kind](config, losses, pad_id)
         self.alignment: AlignmentTerm | None = None
         self.hidden: HiddenTerm | None = None
         # A tuple keeps the teacher's parameters out of this module's own.
@@ -38,7 +57,14 @@ class Objective(nn.Module):
         if teacher is None or not taught:
             return
         model, model_config = teacher
+        if model_config.kind != config.model.kind:
+            raise InputError(
+                f"teacher.run: expected a model of kind {config.model.kind} as the student, "
+                f"not {model_config.kind}"
+            )
+        self.scheme.check_teacher(model_config)
         self._teacher = (model.eval().requires_grad_(False),)
+        backend = config.training.backend
         if A2D.name in losses:
             self.alignment = AlignmentTerm(losses[A2D.name], config.model, model_config, backend)
         if HiddenStates.name in losses:
@@ -53,8 +79,9 @@ class Objective(nn.Module):
         self, student: Transformer, batch: Batch, counts: Counts, epoch: int
     ) -> tuple[Tensor, Components]:
         """The piece's share of the update's loss, and its unweighted components, detached."""
-        passes = Passes.over(batch, student, self.teacher, taps=self.alignment is not None)
-        loss, components = self.tokens(passes, counts)
+        taps = self.alignment is not None
+        passes = self.scheme.passes(student, self.teacher, batch, counts, taps)
+        loss, components = self.scheme(passes, counts)
         if self.alignment is not None:
             term, parts = self.alignment(passes, counts, epoch)
             loss, components = loss + term, components | parts
@@ -63,14 +90,47 @@ class Objective(nn.Module):
             loss, components = loss + term, components | parts
         return loss, components
 
+    def counts(self, corpus: Corpus, ids: np.ndarray, update: int) -> Counts:
+        """Sizes of an update over the sentences `ids`, whoever computes which of them."""
+        return self.scheme.counts(corpus, ids, update)
+
+    def begin(self, student: Transformer) -> None:
+        """To be called on a new student, before its first update."""
+        self.scheme.begin(student, self.teacher)
+
+    def before_update(self, student: Transformer) -> None:
+        """To be called before each update."""
+        self.scheme.before_update(student, self.teacher)
+
+    def moving_tensors(self) -> dict[str, Tensor]:
+        """What updates change beside the parameters: a teacher that follows its student.
+
+        By name, not copies; resuming needs their values.
+        """
+        if self.teacher is None or not self.scheme.moves_teacher:
+            return {}
+        return {f"teacher.{name}": p.detach() for name, p in self.teacher.named_parameters()}
+
+    def validation_loss(self, model: Transformer, batch: Batch) -> tuple[Tensor, int]:
+        """Sum of cross-entropies over the predicted pieces of `batch`, and their number."""
+        return self.scheme.validation_loss(model, batch)
+
 
 def _by_name(config: Config) -> dict[str, Any]:
+    scheme = SCHEMES[config.model.kind]
+    allowed = [loss.name for loss in (*scheme.losses, A2D, HiddenStates)]
     losses: dict[str, Any] = {}
     for position, loss in enumerate(config.losses):
+        if loss.name not in allowed:
+            raise InputError(
+                f"losses.{position}: {loss.name} is no loss of model.kind {config.model.kind}; "
+                f"expected {', '.join(allowed)}"
+            )
         if loss.name in losses:
             raise InputError(f"losses.{position}: {loss.name} is listed twice")
         if loss.weight != 0:
             losses[loss.name] = loss
-    if not losses.keys() & {CrossEntropy.name, WordKD.name, TieKD.name}:
-        raise InputError("losses: expected at least one of cross_entropy, word_kd, tie_kd")
+    if not losses.keys() & {loss.name for loss in scheme.needed}:
+        expected = ", ".join(loss.name for loss in scheme.needed)
+        raise InputError(f"losses: expected at least one of {expected}")
     return losses

@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fastkd.data.batches import Batch
+from fastkd.data.corpus import Corpus
 from fastkd.nn.transformer import Transformer, TransformerOutput
 
 Components = dict[str, Tensor]  # losses by name, unweighted and detached
@@ -19,6 +21,18 @@ class Counts:
     sentences: int
     source_tokens: int  # end-of-sentence included
     target_tokens: int
+    masked: int = 0  # of a masked model's target
+    replaced: int = 0  # by self-correction
+    update: int = 0  # which one it is, for random choices
+
+    @classmethod
+    def of(cls, corpus: Corpus, ids: np.ndarray) -> "Counts":
+        """Of an update over these sentences of the corpus."""
+        return cls(
+            sentences=len(ids),
+            source_tokens=int(corpus.source_lengths[ids].sum()) + len(ids),
+            target_tokens=int(corpus.target_lengths[ids].sum()) + len(ids),
+        )
 
 
 @dataclass(frozen=True, eq=False)

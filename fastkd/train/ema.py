@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from fastkd.nn.parameters import move_average
+
 
 class MovingAverage:
     """average ← decay · average + (1 − decay) · parameters, in float32, in one fused call."""
@@ -13,10 +15,8 @@ class MovingAverage:
         self._parameters = [parameter.detach() for parameter in model.parameters()]
         self._average = [parameter.float().clone() for parameter in self._parameters]
 
-    @torch.no_grad()
     def update(self) -> None:
-        parameters = [parameter.float() for parameter in self._parameters]
-        torch._foreach_lerp_(self._average, parameters, 1 - self.decay)
+        move_average(self._average, self._parameters, self.decay)
 
     def tensors(self) -> dict[str, Tensor]:
         return dict(zip(self._names, self._average, strict=True))

@@ -64,6 +64,7 @@ class Trainer:
         self.model, self.objective = model.to(self.device), objective.to(self.device)
         if objective.teacher is not None:
             objective.teacher.to(self.device)
+        self.objective.begin(self.model)
         self.parameters = [*self.model.parameters(), *self.objective.parameters()]
         self.optimizer = build_optimizer(config.training.optimizer, self.parameters)
         decay = config.training.ema
@@ -87,8 +88,8 @@ class Trainer:
         meter = _Meter()
         with log, StopRequest() as stop:
             for epoch, batch, ids in self._updates(total):
-                components = self._update(ids, epoch)
-                meter.add(components, ids, self._counts(ids))
+                counts = self.objective.counts(self.prepared.train, ids, self.position.update + 1)
+                meter.add(self._update(ids, counts, epoch), counts)
                 self.position = self._next_position(epoch, batch, meter.seconds_since_last())
                 log.advance(self.position.update)
                 last = self.position.update >= total
@@ -127,6 +128,8 @@ class Trainer:
         if self.average:
             state |= {f"model.{name}": tensor for name, tensor in model.items()}
             model = self.average.tensors()
+        moving = self.objective.moving_tensors()
+        state |= {f"objective.{name}": tensor for name, tensor in moving.items()}
         groups = {MODEL: model, OBJECTIVE: weights_of(self.objective), STATE: state}
         keep = self.config.training.keep_last
         self.run.save(self.position.update, groups, asdict(self.position), keep)
@@ -141,10 +144,11 @@ class Trainer:
                 update += 1
             epoch, start = epoch + 1, 0
 
-    def _update(self, ids: np.ndarray, epoch: int) -> dict[str, Tensor]:
+    def _update(self, ids: np.ndarray, counts: Counts, epoch: int) -> dict[str, Tensor]:
         """One optimizer step over the sentences `ids`; their loss components."""
-        training, counts = self.config.training, self._counts(ids)
+        training = self.config.training
         update = self.position.update + 1
+        self.objective.before_update(self.model)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         components: dict[str, Tensor] = {}
@@ -174,14 +178,6 @@ class Trainer:
         with autocast(self.device, self.config.training.precision):
             return self.objective(self.model, batch, counts, epoch)
 
-    def _counts(self, ids: np.ndarray) -> Counts:
-        corpus = self.prepared.train
-        return Counts(
-            sentences=len(ids),
-            source_tokens=int(corpus.source_lengths[ids].sum()) + len(ids),
-            target_tokens=int(corpus.target_lengths[ids].sum()) + len(ids),
-        )
-
     def _next_position(self, epoch: int, batch: int, seconds: float) -> Position:
         ended = batch + 1 == self.plan.batches
         return replace(
@@ -202,7 +198,9 @@ class Trainer:
         if self.average:
             self.average.swap()
         with autocast(self.device, training.precision):
-            loss = validation_loss(self.model, self.prepared, self.config, self.device)
+            loss = validation_loss(
+                self.objective, self.model, self.prepared, self.config, self.device
+            )
             bleu = None
             if training.bleu_sentences:
                 bleu = validation_bleu(self.model, self.prepared, self.config, self.device)
@@ -239,11 +237,14 @@ class Trainer:
             except InputError as damage:
                 LOGGER.warning("%s; going back to the checkpoint before", damage)
                 continue
-            own = {name.removeprefix("model."): t for name, t in state.items() if "model." in name}
             if self.average:
                 self.average.load(model)
-            load_weights(self.model, own if self.average else model, folder)
+                model = _below("model.", state)
+            load_weights(self.model, model, folder)
             load_weights(self.objective, objective, folder)
+            moving = _below("objective.", state)
+            for name, tensor in self.objective.moving_tensors().items():
+                tensor.copy_(moving[name])
             load_optimizer_tensors(self.optimizer, state, "optimizer.")
             known = Position.__dataclass_fields__
             self.position = Position(**{k: v for k, v in meta.items() if k in known})
@@ -267,7 +268,7 @@ class _Meter:
         seconds, self._last = now - self._last, now
         return seconds
 
-    def add(self, components: dict[str, Tensor], ids: np.ndarray, counts: Counts) -> None:
+    def add(self, components: dict[str, Tensor], counts: Counts) -> None:
         for name, value in components.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._updates += 1
@@ -279,6 +280,11 @@ class _Meter:
         means["tokens_per_second"] = self._tokens / (time.perf_counter() - self._start)
         self.restart()
         return means
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose names begin with `prefix`, by the rest of their names."""
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def _seed(seed: int, update: int, piece: int) -> int:

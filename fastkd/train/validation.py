@@ -10,37 +10,32 @@ from fastkd.data.batches import BatchPlan, collate
 from fastkd.data.prepare import Prepared
 from fastkd.decode.score import score
 from fastkd.decode.translate import translate
-from fastkd.functional import linear_token_distillation_loss
+from fastkd.methods.objective import Objective
 from fastkd.nn.transformer import Transformer
 
 
-@torch.no_grad()
 def validation_loss(
-    model: Transformer, prepared: Prepared, config: Config, device: torch.device
+    objective: Objective,
+    model: Transformer,
+    prepared: Prepared,
+    config: Config,
+    device: torch.device,
 ) -> float:
-    """Cross-entropy in nats per target token, end-of-sentence included, on all of dev."""
-    corpus, pad_id = prepared.dev, prepared.tokenizers.target.pad_id
+    """Cross-entropy in nats per predicted piece, on all of dev.
+
+    Of an autoregressive model that is every target token, end-of-sentence included; of a masked
+    one, the pieces behind masks that are the same each time.
+    """
+    corpus = prepared.dev
     budget = max(config.training.batch_tokens, _longest(corpus) + 1)
     plan = BatchPlan(corpus.source_lengths, corpus.target_lengths, budget, seed=0)
-    total, tokens = 0.0, 0
+    total, pieces = 0.0, 0
     for ids in plan.epoch(0):
         batch = collate(corpus, ids, prepared.tokenizers, config.model.decoder_start).to(device)
-        output = model(
-            batch.source, batch.source_lengths, batch.decoder_input, batch.target_lengths
-        )
-        losses = linear_token_distillation_loss(
-            output.rows,
-            model.output_weight,
-            target=output.layout.rows(batch.target),
-            student_bias=model.output_bias,
-            ce_weight=1.0,
-            kd_weight=0.0,
-            ignore_index=pad_id,
-            backend=config.training.backend,
-        )
-        total += losses.ce.item()
-        tokens += batch.target_tokens
-    return total / tokens
+        loss, count = objective.validation_loss(model, batch)
+        total += loss.item()
+        pieces += count
+    return total / pieces
 
 
 def validation_bleu(
