@@ -1,0 +1,150 @@
+"""From a corpus to a one-pass student's translations, as a user would go."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+CMLM = {"kind": "cmlm", "cmlm": {"causal_attention": True, "length_classes": 16}}
+DIMS = [
+    {"name": "dims", "ema": 0.9},
+    {"name": "length"},
+    {"name": "a2d", "normalization": "mixture"},
+]
+
+
+@pytest.fixture(scope="module")
+def masked(taught):
+    """The workshop, with a masked model trained beside its autoregressive one."""
+    config = taught.config(
+        "masked",
+        model={
+            "encoder_layers": 1,
+            "decoder_layers": 1,
+            "width": 16,
+            "ffn": 32,
+            "heads": 2,
+            **CMLM,
+        },
+        losses=[{"name": "masked_cross_entropy", "self_correction": 0.3}, {"name": "length"}],
+        decoding={"passes": 3},
+    )
+    assert taught.run("train", config) == 0
+    return taught
+
+
+def student(shop, tmp_path, name="student", **changes):
+    return shop.config(
+        name,
+        run=str(tmp_path / name),
+        model={**CMLM, **changes.pop("model", {})},
+        teacher={"run": str(shop.folder / "masked")},
+        training={"backend": "reference"},
+        **{"losses": DIMS, **changes},
+    )
+
+
+def tensors(folder, update, group="model"):
+    return load_file(folder / "checkpoints" / f"{update:08d}" / f"{group}.safetensors")
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+def records(run):
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def test_masked_training_logs_its_losses_and_bleu(masked):
+    logged = records(masked.folder / "masked")
+    assert {"masked_cross_entropy", "length", "loss"} <= logged[0].keys()
+    assert [r["step"] for r in logged if "dev_bleu" in r] == [2, 4]
+
+
+def test_a_stopped_student_goes_on_to_the_same_weights_and_teacher(masked, tmp_path):
+    whole = student(masked, tmp_path, "whole")
+    assert masked.run("train", whole) == 0
+    halves = student(masked, tmp_path, "halves")
+    assert masked.run("train", halves, "training.updates=2") == 0
+    assert masked.run("train", halves) == 0
+    for group in ("model", "objective", "state"):
+        assert equal(tensors(tmp_path / "whole", 4, group), tensors(tmp_path / "halves", 4, group))
+    state = tensors(tmp_path / "whole", 4, "state")
+    start = tensors(masked.folder / "masked", 4)
+    moved = [n for n, t in start.items() if not torch.equal(state[f"objective.teacher.{n}"], t)]
+    assert len(moved) > len(start) / 2
+    assert {"dims", "dims.hidden", "length", "a2d.decoder"} <= records(tmp_path / "whole")[0].keys()
+
+
+def test_students_start_from_their_teacher_and_can_teach_on(masked, tmp_path):
+    """A learning rate of nearly nothing shows where a run begins."""
+    rate = "training.optimizer.lr=1e-12"
+    first = student(masked, tmp_path, "first")
+    assert masked.run("train", first, rate, "training.updates=1") == 0
+    torch.testing.assert_close(tensors(tmp_path / "first", 1), tensors(masked.folder / "masked", 4))
+    assert masked.run("train", first, "training.updates=3") == 0
+    second = student(
+        masked, tmp_path, "second", losses=[{"name": "dims", "steps": 4, "mask": "full", "ema": 0}]
+    )
+    teacher = f"teacher.run={tmp_path / 'first'}"
+    assert masked.run("train", second, teacher, "teacher.checkpoint=last", rate) == 0
+    torch.testing.assert_close(tensors(tmp_path / "second", 4), tensors(tmp_path / "first", 3))
+
+
+@pytest.mark.parametrize("passes", ["1", "4"])
+def test_translate_and_score_take_the_number_of_passes(masked, tmp_path, capsys, passes):
+    run = str(masked.folder / "masked")
+    source, output = tmp_path / "in.txt", tmp_path / "out.txt"
+    source.write_text("ein hund\n\nsieht den\n", encoding="utf-8")
+    options = ["--passes", passes, "--length-window", "1"]
+    assert masked.run("translate", run, "-i", str(source), "-o", str(output), *options) == 0
+    lines = output.read_text(encoding="utf-8").split("\n")
+    assert len(lines) == 4 and lines[1] == "" and lines[3] == ""
+    capsys.readouterr()
+    assert masked.run("score", run, "test", *options) == 0
+    assert "BLEU" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("run", "option", "expected"),
+    [("masked", "--beam", "passes"), ("teacher", "--passes", "beam")],
+)
+def test_settings_of_the_other_search(masked, capsys, run, option, expected):
+    assert masked.run("score", str(masked.folder / run), "test", option, "2") == 2
+    line = capsys.readouterr().err.strip()
+    assert option.lstrip("-") in line and f"expected {expected}" in line
+
+
+def damaged(folder):
+    for path in (folder / "checkpoints").glob("*/model.safetensors"):
+        path.write_bytes(path.read_bytes()[:-4])
+
+
+@pytest.mark.parametrize("damage", ["weights", "missing", "sizes", "kind"])
+def test_a_teacher_that_cannot_be_loaded_ends_the_run(masked, tmp_path, capsys, damage):
+    changes = {}
+    if damage == "weights":
+        teacher = masked.config(
+            "broken",
+            run=str(tmp_path / "broken"),
+            model=CMLM,
+            losses=[{"name": "masked_cross_entropy"}],
+        )
+        assert masked.run("train", teacher, "training.updates=1") == 0
+        damaged(tmp_path / "broken")
+        changes["teacher.run"] = tmp_path / "broken"
+    elif damage == "missing":
+        changes["teacher.run"] = tmp_path / "nowhere"
+    elif damage == "sizes":
+        changes["model.width"] = 32
+    else:
+        changes["teacher.run"] = masked.folder / "teacher"
+    capsys.readouterr()
+    overrides = [f"{key}={value}" for key, value in changes.items()]
+    assert masked.run("train", student(masked, tmp_path), *overrides) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    expected = {"weights": "damaged", "missing": "nowhere", "sizes": "model.width", "kind": "kind"}
+    assert expected[damage] in line
+    assert not (tmp_path / "student" / "checkpoints").exists()
