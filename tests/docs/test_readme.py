@@ -1,0 +1,27 @@
+"""What the README shows works as it stands."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_example_runs(example):
+    scope: dict = {}
+    exec(example, scope)
+    learned = [value for value in scope.values() if getattr(value, "requires_grad", False)]
+    assert learned and all(tensor.grad.isfinite().all() for tensor in learned)
+
+
+def test_there_are_examples():
+    assert len(EXAMPLES) == 2
+
+
+def test_links_lead_somewhere():
+    root = Path(__file__).parents[2]
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    assert links and all((root / link).exists() for link in links)
