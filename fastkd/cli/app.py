@@ -9,7 +9,7 @@ import click
 
 from fastkd.errors import InputError
 
-VERBS = ("prepare", "train", "translate", "score", "average", "demo")
+VERBS = ("prepare", "train", "translate", "score", "average", "cache-teacher", "demo")
 
 
 class Verbs(click.Group):

@@ -125,8 +125,12 @@ class DecodingConfig:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TeacherConfig:
-    run: str
-    checkpoint: str = "best"  # best | last | average
+    """A trained run, or what `fastkd cache-teacher` wrote of one: `run` or `cache`."""
+
+    run: str | None = None
+    checkpoint: Literal["best", "last", "average"] = "best"  # of the run
+    cache: str | None = None  # folder; for word_kd, and tie_kd with 1 iteration
+    rest: Literal["drop", "spread", "renormalize"] = "renormalize"  # the mass a cache leaves out
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

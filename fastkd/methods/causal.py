@@ -10,6 +10,7 @@ from fastkd.config.tree import Config, CrossEntropy, ModelConfig, TieKD, WordKD
 from fastkd.data.batches import Batch
 from fastkd.data.corpus import Corpus
 from fastkd.functional import linear_token_distillation_loss
+from fastkd.methods.cached_teacher import CachedTeacher
 from fastkd.methods.passes import Components, Counts, Passes
 from fastkd.methods.token_terms import TokenTerms
 from fastkd.nn.transformer import Transformer
@@ -39,7 +40,7 @@ class CausalScheme:
     def passes(
         self,
         student: Transformer,
-        teacher: Transformer | None,
+        teacher: Transformer | CachedTeacher | None,
         batch: Batch,
         counts: Counts,
         taps: bool,

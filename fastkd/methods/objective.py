@@ -18,6 +18,7 @@ from fastkd.data.batches import Batch
 from fastkd.data.corpus import Corpus
 from fastkd.errors import InputError
 from fastkd.methods.alignment_term import AlignmentTerm
+from fastkd.methods.cached_teacher import CachedTeacher
 from fastkd.methods.causal import CausalScheme
 from fastkd.methods.hidden_term import HiddenTerm
 from fastkd.methods.masked import MaskedScheme
@@ -36,25 +37,32 @@ class Objective(nn.Module):
     The scheme of the model's kind makes the passes and has the losses on target tokens;
     attention alignment and hidden states are the same for every kind.
 
-    teacher: the model and its configuration; None where no loss needs one
+    teacher: the model and its configuration, or what was cached of it; None where no loss needs one
 
     Raises InputError for losses that do not fit the model, each other or the teacher.
     """
 
     def __init__(
-        self, config: Config, pad_id: int, teacher: tuple[Transformer, ModelConfig] | None = None
+        self,
+        config: Config,
+        pad_id: int,
+        teacher: tuple[Transformer, ModelConfig] | CachedTeacher | None = None,
     ):
         super().__init__()
         losses = _by_name(config)
         taught = [name for name in losses if name not in _UNTAUGHT]
         if taught and teacher is None:
-            raise InputError(f"losses: {taught[0]} needs a teacher; expected the key teacher.run")
+            raise InputError(f"losses: {taught[0]} needs a teacher; expected the key teacher")
         self.scheme: Scheme = SCHEMES[config.model.kind](config, losses, pad_id)
         self.alignment: AlignmentTerm | None = None
         self.hidden: HiddenTerm | None = None
         # A tuple keeps the teacher's parameters out of this module's own.
-        self._teacher: tuple[Transformer | None] = (None,)
+        self._teacher: tuple[Transformer | CachedTeacher | None] = (None,)
         if teacher is None or not taught:
+            return
+        if isinstance(teacher, CachedTeacher):
+            teacher.check(losses)
+            self._teacher = (teacher,)
             return
         model, model_config = teacher
         if model_config.kind != config.model.kind:
@@ -72,7 +80,7 @@ class Objective(nn.Module):
             self.hidden = HiddenTerm(losses[HiddenStates.name], pad_id, *widths)
 
     @property
-    def teacher(self) -> Transformer | None:
+    def teacher(self) -> Transformer | CachedTeacher | None:
         return self._teacher[0]
 
     def forward(
@@ -107,7 +115,7 @@ class Objective(nn.Module):
 
         By name, not copies; resuming needs their values.
         """
-        if self.teacher is None or not self.scheme.moves_teacher:
+        if not isinstance(self.teacher, Transformer) or not self.scheme.moves_teacher:
             return {}
         return {f"teacher.{name}": p.detach() for name, p in self.teacher.named_parameters()}
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from fastkd.data.batches import Batch
 from fastkd.data.corpus import Corpus
+from fastkd.functional import SparseTeacher
+from fastkd.methods.cached_teacher import CachedTeacher
 from fastkd.nn.transformer import Transformer, TransformerOutput
 
 Components = dict[str, Tensor]  # losses by name, unweighted and detached
@@ -53,25 +56,42 @@ class Passes:
 
     batch: Batch
     student: Pass
-    taught: Pass | None  # the teacher's, where there is one
+    taught: Pass | SparseTeacher | None  # what the teacher makes of it, where there is one
 
     @classmethod
     def over(
-        cls, batch: Batch, student: Transformer, teacher: Transformer | None, taps: bool
+        cls,
+        batch: Batch,
+        student: Transformer,
+        teacher: Transformer | CachedTeacher | None,
+        taps: bool,
     ) -> "Passes":
         """Runs the student, and the teacher without gradient, on the gold decoder input."""
         inputs = (batch.source, batch.source_lengths, batch.decoder_input, batch.target_lengths)
-        taught = None
-        if teacher is not None:
+        taught: Pass | SparseTeacher | None = None
+        if isinstance(teacher, Transformer):
             with torch.no_grad():
                 taught = Pass(teacher, teacher(*inputs, taps=taps))
-        return cls(batch, Pass(student, student(*inputs, taps=taps)), taught)
+        output = student(*inputs, taps=taps)
+        if isinstance(teacher, CachedTeacher):
+            taught = teacher.listed(batch, output.layout)
+        return cls(batch, Pass(student, output), taught)
 
     @property
     def teacher(self) -> Pass:
-        """The teacher's pass, of an objective that has one."""
-        assert self.taught is not None
+        """The teacher's pass, of an objective whose teacher is a model."""
+        assert isinstance(self.taught, Pass)
         return self.taught
+
+    def teaching(self) -> dict[str, Any]:
+        """The teacher as `linear_token_distillation_loss` takes it."""
+        if isinstance(self.taught, SparseTeacher):
+            return {"teacher_hidden": self.taught}
+        return {
+            "teacher_hidden": self.teacher.output.rows,
+            "teacher_weight": self.teacher.model.output_weight,
+            "teacher_bias": self.teacher.model.output_bias,
+        }
 
     @cached_property
     def target(self) -> Tensor:

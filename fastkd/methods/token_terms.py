@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastkd.config.tree import CrossEntropy, TieKD, WordKD
 from fastkd.functional import TokenLosses, linear_token_distillation_loss
-from fastkd.methods.passes import Components, Counts, Pass, Passes
+from fastkd.methods.passes import Components, Counts, Passes
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class TokenTerms:
             options["ce_weight"] = cross_entropy.weight
             options["label_smoothing"] = cross_entropy.label_smoothing
         if term:
-            options |= _teaching(passes.teacher)
+            options |= passes.teaching()
             options["kd_weight"] = term.weight * share
             options["student_temperature"] = term.student_temperature
             options["teacher_temperature"] = term.teacher_temperature
@@ -100,11 +100,3 @@ class TokenTerms:
         predicted = passes.student.output.layout.pad(prediction)  # (B, Tt)
         shifted = torch.cat([batch.decoder_input[:, :1], predicted[:, :-1]], dim=1)
         return shifted.masked_fill(batch.target == self.pad_id, self.pad_id)
-
-
-def _teaching(teacher: Pass) -> dict[str, Any]:
-    return {
-        "teacher_hidden": teacher.output.rows,
-        "teacher_weight": teacher.model.output_weight,
-        "teacher_bias": teacher.model.output_bias,
-    }

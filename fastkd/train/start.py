@@ -2,12 +2,14 @@
 
 import torch
 
-from fastkd.config.tree import Config
-from fastkd.data.prepare import open_prepared
-from fastkd.data.tokenizer import Tokenizers
+from fastkd.config.tree import Config, ModelConfig, TeacherConfig
+from fastkd.data.prepare import Prepared, open_prepared
+from fastkd.data.teacher_cache import TeacherCache
 from fastkd.errors import InputError
+from fastkd.methods.cached_teacher import CachedTeacher
 from fastkd.methods.objective import Objective
 from fastkd.nn.build import build_model
+from fastkd.nn.transformer import Transformer
 from fastkd.runs.folder import RunFolder
 from fastkd.train.trainer import Trainer
 
@@ -16,20 +18,25 @@ def start(config: Config) -> Trainer:
     """A trainer at the place where the run stands: its beginning, or its newest checkpoint."""
     prepared = open_prepared(config)
     tokenizers = prepared.tokenizers
-    teacher = None
-    if config.teacher is not None:
-        run = RunFolder.open(config.teacher.run)
-        _same_tokenizer(run, tokenizers, config)
-        teacher = run.load_model(config.teacher.checkpoint), run.config.model
+    teacher = None if config.teacher is None else _teacher(config.teacher, prepared)
     torch.manual_seed(config.training.seed)
     model = build_model(config.model, tokenizers)
     objective = Objective(config, tokenizers.target.pad_id, teacher)
     return Trainer(config, prepared, model, objective, RunFolder.create(config, tokenizers))
 
 
-def _same_tokenizer(teacher: RunFolder, tokenizers: Tokenizers, config: Config) -> None:
-    if teacher.tokenizers.sha256 != tokenizers.sha256:
+def _teacher(
+    config: TeacherConfig, prepared: Prepared
+) -> tuple[Transformer, ModelConfig] | CachedTeacher:
+    """The teacher's model and its configuration, or its cache."""
+    if (config.run is None) == (config.cache is None):
+        raise InputError("teacher: expected one of the keys run and cache")
+    if config.cache is not None:
+        return CachedTeacher(TeacherCache(config.cache, prepared.train), config.rest)
+    run = RunFolder.open(config.run)
+    if run.tokenizers.sha256 != prepared.tokenizers.sha256:
         raise InputError(
-            f"teacher.run: {teacher.path} has another tokenizer than {config.data.prepared};"
-            f" prepare the corpus with tokenizer: {teacher.path}"
+            f"teacher.run: {run.path} has another tokenizer than {prepared.folder};"
+            f" prepare the corpus with tokenizer: {run.path}"
         )
+    return run.load_model(config.checkpoint), run.config.model

@@ -62,7 +62,7 @@ class Trainer:
         self.config, self.prepared, self.run = config, prepared, run
         self.device = pick_device(config.training.device)
         self.model, self.objective = model.to(self.device), objective.to(self.device)
-        if objective.teacher is not None:
+        if isinstance(objective.teacher, Transformer):
             objective.teacher.to(self.device)
         self.objective.begin(self.model)
         self.parameters = [*self.model.parameters(), *self.objective.parameters()]

@@ -1,0 +1,108 @@
+"""A student that learns from its teacher's cached pieces."""
+
+import json
+
+import pytest
+
+STUDENT = {"encoder_layers": 1, "decoder_layers": 1, "width": 8, "dropout": 0.0}
+TRAINING = {"updates": 3, "backend": "reference"}
+
+
+def log(folder):
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [record for record in records if "loss" in record]
+
+
+@pytest.fixture(scope="module")
+def cached(taught):
+    """Folders of caches of the taught teacher, by number of ids."""
+    folders = {}
+    for top_k in (6, 32):
+        folders[top_k] = taught.folder / f"cache{top_k}"
+        arguments = ["--top-k", str(top_k), "-o", str(folders[top_k])]
+        assert taught.run("cache-teacher", str(taught.folder / "teacher"), "train", *arguments) == 0
+    return folders
+
+
+def student(taught, tmp_path, name, teacher, losses):
+    return taught.config(
+        name,
+        run=str(tmp_path / name),
+        model=STUDENT,
+        training=TRAINING,
+        teacher=teacher,
+        losses=[{"name": "cross_entropy"}, *losses],
+    )
+
+
+@pytest.mark.parametrize("rest", ["drop", "spread", "renormalize"])
+@pytest.mark.parametrize(
+    "loss", [{"name": "word_kd", "teacher_temperature": 2.0}, {"name": "tie_kd", "iterations": 1}]
+)
+def test_whole_vocabulary_equals_the_live_teacher(taught, cached, tmp_path, loss, rest):
+    live = student(taught, tmp_path, "live", {"run": str(taught.folder / "teacher")}, [loss])
+    listed = student(taught, tmp_path, "listed", {"cache": str(cached[32]), "rest": rest}, [loss])
+    for config in (live, listed):
+        assert taught.run("train", config) == 0
+    for one, other in zip(log(tmp_path / "live"), log(tmp_path / "listed"), strict=True):
+        for key in set(one) - {"tokens_per_second"}:
+            assert other[key] == pytest.approx(one[key], rel=1e-4, abs=1e-5), key
+
+
+def test_few_ids_train(taught, cached, tmp_path):
+    loss = {"name": "tie_kd", "iterations": 1, "top_k": 4}
+    config = student(taught, tmp_path, "few", {"cache": str(cached[6])}, [loss])
+    assert taught.run("train", config) == 0
+
+
+@pytest.mark.parametrize(
+    ("losses", "complaint"),
+    [
+        ([{"name": "tie_kd", "iterations": 3}], "tie_kd.iterations"),
+        ([{"name": "tie_kd", "iterations": 1, "top_k": 7}], "tie_kd.top_k"),
+        ([{"name": "a2d"}], "a2d needs teacher.run"),
+        ([{"name": "word_kd"}, {"name": "hidden"}], "hidden needs teacher.run"),
+    ],
+)
+def test_losses_that_a_cache_cannot_serve(taught, cached, tmp_path, capsys, losses, complaint):
+    config = student(taught, tmp_path, "wrong", {"cache": str(cached[6])}, losses)
+    assert taught.run("train", config) == 2
+    assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("teacher", [{}, {"run": "a", "cache": "b"}])
+def test_a_teacher_is_a_run_or_a_cache(taught, tmp_path, capsys, teacher):
+    config = student(taught, tmp_path, "wrong", teacher, [{"name": "word_kd"}])
+    assert taught.run("train", config) == 2
+    assert "expected one of the keys run and cache" in capsys.readouterr().err
+
+
+def test_cache_of_another_corpus(cached, shop, capsys):
+    train = shop.folder / "train.de"
+    train.write_text(train.read_text().replace("hund", "katze"), encoding="utf-8")
+    config = shop.config("other", teacher={"cache": str(cached[6])}, losses=[{"name": "word_kd"}])
+    assert shop.run("prepare", config) == 0
+    assert shop.run("train", config) == 2
+    assert "another corpus" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["no folder", "no meta", "cut"])
+def test_damaged_caches(taught, cached, tmp_path, capsys, damage):
+    folder = tmp_path / "cache"
+    if damage != "no folder":
+        folder.mkdir()
+        for file in cached[6].iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+    if damage == "no meta":
+        (folder / "meta.json").unlink()
+    if damage == "cut":
+        (folder / "ids").write_bytes((folder / "ids").read_bytes()[:-1])
+    config = student(taught, tmp_path, "x", {"cache": str(folder)}, [{"name": "word_kd"}])
+    assert taught.run("train", config) == 2
+    assert "cache" in capsys.readouterr().err
+
+
+def test_more_ids_than_the_vocabulary(taught, capsys):
+    run = str(taught.folder / "teacher")
+    assert taught.run("cache-teacher", run, "train", "--top-k", "33") == 2
+    assert "at most 32" in capsys.readouterr().err
