@@ -77,3 +77,24 @@ def mix_tile(student_maps: int, teacher_maps: int, keys: int, scratch: torch.dty
     block_k = block_size(keys, most=max(16, min(128, 4096 // max(block_h, block_j))))
     cells = max(block_h, block_j) * block_k
     return MixTile(block_h, block_j, block_k, 4 if cells > 1024 else 2, 1)
+
+
+@dataclass(frozen=True)
+class PairTile:
+    queries: int
+    keys: int
+    student_size: int
+    teacher_size: int
+    num_warps: int
+    num_stages: int
+
+
+def pair_tile(
+    queries: int, keys: int, student_size: int, teacher_size: int, wide: bool
+) -> PairTile:
+    """wide: whether a tensor is float32."""
+    block_ds, block_dt = block_size(student_size), block_size(teacher_size)
+    largest = max(block_ds, block_dt)
+    most = 64 if largest <= 128 and not wide else 32
+    block_q, block_k = block_size(queries, most=most), block_size(keys, most=most)
+    return PairTile(block_q, block_k, block_ds, block_dt, 4, 1)

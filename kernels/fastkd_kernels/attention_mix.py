@@ -19,8 +19,8 @@ RUNTIME = (
 
 
 @triton.jit
-def log_total(block_max, block_sum, place, key_blocks, used, head, heads, BLOCK_H: tl.constexpr):
-    """log2 of a row's whole sum of exp2, from the maxima and sums of its blocks; (BLOCK_H,)."""
+def row_total(block_max, block_sum, place, key_blocks, used, head, heads, BLOCK_H: tl.constexpr):
+    """A row's maximum and 1 / its sum of exp2, from those of its blocks; (BLOCK_H,) each."""
     high = tl.full((BLOCK_H,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_H,), tl.float32)
     for start in range(0, used, 16):
@@ -35,7 +35,7 @@ def log_total(block_max, block_sum, place, key_blocks, used, head, heads, BLOCK_
         base = tl.where(new == float("-inf"), 0.0, new)
         total = total * tl.exp2(high - base) + tl.sum(part * tl.exp2(maximum - base[:, None]), 1)
         high = new
-    return tl.where(total > 0, high + tl.log2(tl.where(total > 0, total, 1.0)), 0.0)
+    return tl.where(total > 0, high, 0.0), 1 / tl.where(total > 0, total, 1.0)
 
 
 @triton.jit
@@ -51,7 +51,8 @@ def load_maps(
     place,
     key_block,
     key_blocks,
-    logs,
+    high,
+    inverse,
     UNIT: tl.constexpr,
     CONTIGUOUS: tl.constexpr,
 ):
@@ -67,7 +68,7 @@ def load_maps(
         maximum = tl.load(
             block_max + place * key_blocks + key_block, mask=head < heads, other=0.0
         )  # (BLOCK_H,)
-        tile = tile * tl.exp2(maximum - logs)[:, None]
+        tile = tl.where(mask, tile * (tl.exp2(maximum - high) * inverse)[:, None], 0.0)
     return tile
 
 
@@ -198,11 +199,13 @@ def mix_statistics_fwd(
                 started = 0
             student_place = (slot.to(tl.int64) * student_maps + head) * rows + local
             teacher_place = (slot.to(tl.int64) * teacher_maps + rival) * rows + local
-            student_logs = tl.zeros((BLOCK_H,), tl.float32)
-            teacher_logs = tl.zeros((BLOCK_J,), tl.float32)
+            student_high = tl.zeros((BLOCK_H,), tl.float32)
+            student_inverse = student_high
+            teacher_high = tl.zeros((BLOCK_J,), tl.float32)
+            teacher_inverse = teacher_high
             if student_max is not None:
                 used = tl.cdiv(seen, KEY_BLOCK)
-                student_logs = log_total(
+                student_high, student_inverse = row_total(
                     student_max,
                     student_sum,
                     student_place,
@@ -212,7 +215,7 @@ def mix_statistics_fwd(
                     student_maps,
                     BLOCK_H,
                 )
-                teacher_logs = log_total(
+                teacher_high, teacher_inverse = row_total(
                     teacher_max,
                     teacher_sum,
                     teacher_place,
@@ -238,7 +241,8 @@ def mix_statistics_fwd(
                     teacher_place,
                     key_block,
                     key_blocks,
-                    teacher_logs,
+                    teacher_high,
+                    teacher_inverse,
                     TEACHER_UNIT,
                     CONTIGUOUS,
                 )
@@ -258,7 +262,8 @@ def mix_statistics_fwd(
                         teacher_place,
                         key_block,
                         key_blocks,
-                        teacher_logs,
+                        teacher_high,
+                        teacher_inverse,
                         STUDENT_UNIT,
                         CONTIGUOUS,
                     )
@@ -275,7 +280,8 @@ def mix_statistics_fwd(
                         student_place,
                         key_block,
                         key_blocks,
-                        student_logs,
+                        student_high,
+                        student_inverse,
                         STUDENT_UNIT,
                         CONTIGUOUS,
                     )

@@ -3,14 +3,14 @@
 import triton
 import triton.language as tl
 
-from fastkd_kernels.attention_mix import load_maps, load_weight, log_total, row_extent
+from fastkd_kernels.attention_mix import load_maps, load_weight, row_extent, row_total
 from fastkd_kernels.attention_numerics import SMALLEST, finish, gather, softmax_difference
 
 RUNTIME = (
     "student_sentence student_head student_row student_key teacher_sentence teacher_head "
     "teacher_row teacher_key out_sentence out_head out_row out_key student_maps teacher_maps "
     "queries keys first_sentence first_row rows key_blocks row_groups rows_each segments "
-    "segment_keys inverse_temperature upstream_scale statistic_rows accumulate"
+    "segment_keys inverse_temperature statistic_rows accumulate"
 ).split()
 
 
@@ -29,7 +29,7 @@ def mix_gradient_bwd(
     upstream,  # (B, Nt), or None for ones
     loss,  # (B, Nt, Tq, segments), or None: it is known
     out,  # gradient of the maps or scores, like `student`; or None
-    student_logs,  # (sentences, Ns, rows), or None: the maps are normalised
+    student_totals,  # (sentences, Ns, rows, 2): maximum and 1 / sum, or None
     delta,  # (sentences, Ns, rows, segments), or None: `out` is complete
     weight_slots,  # (programs, Nt, Ns), or None
     student_sentence,
@@ -57,7 +57,6 @@ def mix_gradient_bwd(
     segments,
     segment_keys,
     inverse_temperature,
-    upstream_scale,
     statistic_rows,
     accumulate,
     MIXTURE: tl.constexpr,
@@ -110,10 +109,11 @@ def mix_gradient_bwd(
         student_place = (slot.to(tl.int64) * student_maps + head) * rows + local
         students_here = tl.where(row < row_end, student_maps, 0)
         teachers_here = tl.where(row < row_end, teacher_maps, 0)
-        logs = tl.zeros((BLOCK_H,), tl.float32)
+        high_total = tl.zeros((BLOCK_H,), tl.float32)
+        inverse = high_total
         used = tl.cdiv(seen, KEY_BLOCK)
         if student_max is not None:
-            logs = log_total(
+            high_total, inverse = row_total(
                 student_max,
                 student_sum,
                 student_place,
@@ -124,11 +124,9 @@ def mix_gradient_bwd(
                 BLOCK_H,
             )
             if segment == 0:
-                tl.store(
-                    student_logs + student_place,
-                    logs,
-                    mask=head < students_here,
-                )
+                place = student_totals + student_place * 2
+                tl.store(place, high_total, mask=head < students_here)
+                tl.store(place + 1, inverse, mask=head < students_here)
         if loss is not None:
             if not ONE_J:
                 for start in range(0, teacher_maps, BLOCK_J):
@@ -165,7 +163,8 @@ def mix_gradient_bwd(
                     student_place,
                     key_block,
                     key_blocks,
-                    logs,
+                    high_total,
+                    inverse,
                     STUDENT_UNIT,
                     CONTIGUOUS,
                 )
@@ -174,9 +173,10 @@ def mix_gradient_bwd(
             for start in range(0, BLOCK_J if ONE_J else teacher_maps, BLOCK_J):
                 rival = start + block_head
                 teacher_place = (slot.to(tl.int64) * teacher_maps + rival) * rows + local
-                teacher_logs = tl.zeros((BLOCK_J,), tl.float32)
+                teacher_high = tl.zeros((BLOCK_J,), tl.float32)
+                teacher_inverse = teacher_high
                 if teacher_max is not None:
-                    teacher_logs = log_total(
+                    teacher_high, teacher_inverse = row_total(
                         teacher_max,
                         teacher_sum,
                         teacher_place,
@@ -198,7 +198,8 @@ def mix_gradient_bwd(
                     teacher_place,
                     key_block,
                     key_blocks,
-                    teacher_logs,
+                    teacher_high,
+                    teacher_inverse,
                     TEACHER_UNIT,
                     CONTIGUOUS,
                 )
@@ -215,7 +216,8 @@ def mix_gradient_bwd(
                         teacher_place,
                         key_block,
                         key_blocks,
-                        teacher_logs,
+                        teacher_high,
+                        teacher_inverse,
                         STUDENT_UNIT,
                         CONTIGUOUS,
                     )
@@ -225,7 +227,7 @@ def mix_gradient_bwd(
                             OPERAND
                         )
                     mixed = tl.dot(mixing, operand, input_precision=PRECISION)
-                factor = tl.full((BLOCK_J,), 1.0, tl.float32) * upstream_scale
+                factor = tl.full((BLOCK_J,), 1.0, tl.float32)
                 if upstream is not None:
                     factor *= tl.load(
                         upstream + sentence.to(tl.int64) * teacher_maps + rival,
@@ -278,18 +280,19 @@ def mix_gradient_bwd(
                         tl.store(here, known + divergence, mask=mask)
                         tl.debug_barrier()
                 if weight is None:
-                    store_map_gradient(
-                        out + local.to(tl.int64) * (out_row.to(tl.int64) * STUDENT_UNIT),
-                        difference,
-                        rival,
-                        student_maps,
-                        key,
-                        seen,
-                        out_head,
-                        out_key,
-                        STUDENT_UNIT,
-                        CONTIGUOUS,
-                    )
+                    if out is not None:
+                        store_map_gradient(
+                            out + local.to(tl.int64) * (out_row.to(tl.int64) * STUDENT_UNIT),
+                            difference,
+                            rival,
+                            student_maps,
+                            key,
+                            seen,
+                            out_head,
+                            out_key,
+                            STUDENT_UNIT,
+                            CONTIGUOUS,
+                        )
                 else:
                     rounded = difference.to(OPERAND)
                     if weight_slots is not None:

@@ -24,7 +24,6 @@ class Settings:
     include: bool
     gradient: bool  # of queries and keys, or of the maps
     weight_gradient: bool
-    upstream_scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ class Mixing:
         upstream: Tensor | None,
         loss: Tensor | None,
         out: MapView | None,
-        student_logs: Tensor | None,
+        student_totals: Tensor | None,
         delta: Tensor | None,
         weight_slots: Tensor | None,
         accumulate: bool,
@@ -173,14 +172,13 @@ class Mixing:
             upstream,
             loss,
             None if out is None else out.maps,
-            student_logs,
+            student_totals,
             delta,
             weight_slots,
             *student_strides,
             *teacher_strides,
             *out_strides_in_units,
             *self._extents(chunk),
-            self.settings.upstream_scale,
             chunk.rows if self.settings.normalization == "row" else 1,
             int(accumulate),
             MIXTURE=self.settings.normalization == "mixture",

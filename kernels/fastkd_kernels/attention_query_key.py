@@ -76,7 +76,10 @@ class QueryKeyAlignment:
         key_lengths: Tensor | None,
         upstream: Tensor | None,
         settings: Settings,
+        gradient_dtype: torch.dtype,
     ) -> None:
+        """upstream: (B, Nt), or None for ones; gradient_dtype: of queries and keys."""
+        self.gradient_dtype = gradient_dtype
         batch, student_maps, self.queries, _ = student[0].shape
         teacher_maps, self.keys = teacher[0].shape[1], student[1].shape[2]
         self.batch, self.device = batch, student[0].device
@@ -154,7 +157,7 @@ class QueryKeyAlignment:
         self.statistics = self._empty(rows * 2 * teacher_maps)
         self.loss = self._empty(self.batch, teacher_maps, *groups)
         rows = plan.sentences * plan.rows * mixing.student_maps
-        self.logs = self._empty(rows) if plan.scaled else None
+        self.totals = self._empty(rows * 2) if plan.scaled else None
         self.slots, self.started = None, False
         if self.settings.weight_gradient:
             programs = max(mixing.programs(chunk) for group in plan.groups for chunk in group)
@@ -165,10 +168,8 @@ class QueryKeyAlignment:
 
     def _allocate_gradients(self, rows: int) -> None:
         query, key = self.student.query, self.student.key
-        # float16 would lose small gradients before they are scaled by what follows the loss.
-        dtype = torch.float32 if query.dtype == torch.float16 else query.dtype
-        self.query_gradient = self._empty(*query.shape, dtype=dtype)
-        self.key_gradient = self._empty(*key.shape, dtype=dtype)
+        self.query_gradient = self._empty(*query.shape, dtype=self.gradient_dtype)
+        self.key_gradient = self._empty(*key.shape, dtype=self.gradient_dtype)
         self.scores = self.student.maps
         if not self.whole:
             self.scores = self._empty(self.student.maps.numel(), dtype=self.precision.scratch)
@@ -236,7 +237,7 @@ class QueryKeyAlignment:
             self.upstream,
             loss,
             None if self.scores is None else MapView(self.scores, student.strides),
-            self.logs,
+            self.totals,
             self.delta,
             self.slots,
             self.started,
@@ -301,7 +302,7 @@ class QueryKeyAlignment:
             self.scores,
             None if self.whole else side.maps,
             None if self.whole else side.block_max,
-            None if self.whole else self.logs,
+            None if self.whole else self.totals,
             self.delta,
             self.query_gradient,
             self.key_gradient,

@@ -17,7 +17,7 @@ def score_gradient_tile(
     scores,  # gradient of the scores, or P ∘ dP with `delta`
     maps,
     block_max,
-    logs,
+    totals,
     delta,
     place,  # (R,) of the rows in (sentences, N, rows)
     rows_real,  # (R,)
@@ -43,7 +43,9 @@ def score_gradient_tile(
             total += tl.load(delta + place * segments + segment, mask=rows_real, other=0.0)
         if block_max is not None:
             maximum = tl.load(block_max + place * key_blocks + key_block, mask=rows_real, other=0.0)
-            total *= tl.exp2(maximum - tl.load(logs + place, mask=rows_real, other=0.0))
+            highest = tl.load(totals + place * 2, mask=rows_real, other=0.0)
+            total *= tl.load(totals + place * 2 + 1, mask=rows_real, other=0.0)
+            total *= tl.exp2(maximum - highest)
         gradient = tl.where(mask, gradient - known * total[:, None], 0.0)
     return gradient
 
@@ -57,7 +59,7 @@ def score_gradient_bwd(
     scores,  # (sentences, N, rows, pitch)
     maps,  # (sentences, N, rows, pitch), or None with `delta`
     block_max,  # (sentences, N, rows, key blocks), or None
-    logs,  # (sentences, N, rows), or None
+    totals,  # (sentences, N, rows, 2), or None
     delta,  # (sentences, N, rows, segments), or None: `scores` is complete
     query_gradient,  # (B, N, Tq, D), contiguous
     key_gradient,  # (B, N_kv, Tk, D), contiguous
@@ -130,7 +132,7 @@ def score_gradient_bwd(
                 scores,
                 maps,
                 block_max,
-                logs,
+                totals,
                 delta,
                 place,
                 rows_real,
@@ -195,7 +197,7 @@ def score_gradient_bwd(
                     scores,
                     maps,
                     block_max,
-                    logs,
+                    totals,
                     delta,
                     place,
                     rows_real,

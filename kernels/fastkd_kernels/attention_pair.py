@@ -1,0 +1,369 @@
+"""Head against head, forward: softmaxes, divergence and what the gradient needs, without maps."""
+
+import triton
+import triton.language as tl
+
+from fastkd_kernels.attention_numerics import FIELDS, finish, gather, merge
+from fastkd_kernels.attention_probabilities import clamped_length
+
+LOG_SMALLEST = tl.constexpr(-87.33654475055310)  # log(2⁻¹²⁶)
+
+STRIDES = (
+    "student_query_batch student_query_head student_query_row student_query_size "
+    "student_key_batch student_key_head student_key_row student_key_size "
+    "teacher_query_batch teacher_query_head teacher_query_row teacher_query_size "
+    "teacher_key_batch teacher_key_head teacher_key_row teacher_key_size "
+)
+RUNTIME = (
+    STRIDES + "student_scale teacher_scale heads student_group teacher_group student_size "
+    "teacher_size queries keys inverse_temperature"
+).split()
+
+
+@triton.jit
+def load_rows(
+    tensor,
+    sentence,
+    head,
+    row,
+    end,
+    batch_stride,
+    head_stride,
+    row_stride,
+    size_stride,
+    size,
+    UNIT: tl.constexpr,
+    CONTIGUOUS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """(rows, BLOCK_D) of queries or keys; zeros from row `end` on."""
+    element = tl.arange(0, BLOCK_D)
+    across = element if CONTIGUOUS else element.to(tl.int64) * size_stride
+    base = (
+        tensor
+        + sentence.to(tl.int64) * batch_stride * UNIT
+        + head.to(tl.int64) * head_stride * UNIT
+    )
+    return tl.load(
+        base + row.to(tl.int64)[:, None] * (row_stride.to(tl.int64) * UNIT) + across[None, :],
+        mask=(row < end)[:, None] & (element < size)[None, :],
+        other=0.0,
+    )
+
+
+@triton.jit
+def masked_scores(query, key, scale, attended, OPERAND: tl.constexpr):
+    """(R, C) scores; −inf where not attended."""
+    scores = tl.dot(query.to(OPERAND), tl.trans(key.to(OPERAND)), input_precision="ieee")
+    return tl.where(attended, scores * scale, float("-inf"))
+
+
+@triton.jit
+def attended_cells(row, row_end, key, last_key, CAUSAL: tl.constexpr):
+    cells = (row < row_end)[:, None] & (key < last_key)[None, :]
+    if CAUSAL:
+        cells = cells & (key[None, :] <= row[:, None])
+    return cells
+
+
+@triton.jit
+def add_block(highest, total, scores):
+    """The running maximum and sum of exponentials of each row."""
+    new = tl.maximum(highest, tl.max(scores, 1))
+    base = tl.where(new == float("-inf"), 0.0, new)
+    total = total * tl.exp(highest - base) + tl.sum(tl.exp(scores - base[:, None]), 1)
+    return new, total
+
+
+@triton.jit(do_not_specialize=RUNTIME)
+def pair_fwd(
+    student_query,  # (B, N, Tq, Ds)
+    student_key,  # (B, N_kv, Tk, Ds)
+    teacher_query,  # (B, N, Tq, Dt)
+    teacher_key,  # (B, N_kv, Tk, Dt)
+    query_lengths,
+    key_lengths,
+    logs,  # (B, N, 5, Tq): maximum and log-sum of student and teacher, mass above the floor
+    statistics,  # (B, 2, N, Tq), or None with `partials`
+    partials,  # (B, Tq, FIELDS, N), or None
+    loss,  # (B, N, Tq), or None with `partials`
+    student_query_batch,
+    student_query_head,
+    student_query_row,
+    student_query_size,
+    student_key_batch,
+    student_key_head,
+    student_key_row,
+    student_key_size,
+    teacher_query_batch,
+    teacher_query_head,
+    teacher_query_row,
+    teacher_query_size,
+    teacher_key_batch,
+    teacher_key_head,
+    teacher_key_row,
+    teacher_key_size,
+    student_scale,
+    teacher_scale,
+    heads,
+    student_group,
+    teacher_group,
+    student_size,
+    teacher_size,
+    queries,
+    keys,
+    inverse_temperature,
+    MIXTURE: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    INCLUDE: tl.constexpr,
+    UNIT: tl.constexpr,
+    CONTIGUOUS: tl.constexpr,
+    STUDENT_OPERAND: tl.constexpr,
+    TEACHER_OPERAND: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_DS: tl.constexpr,
+    BLOCK_DT: tl.constexpr,
+):
+    row_blocks = tl.cdiv(queries, BLOCK_Q)
+    row_block = tl.program_id(0) % row_blocks
+    head = (tl.program_id(0) // row_blocks) % heads
+    sentence = tl.program_id(0) // (row_blocks * heads)
+    first_row = row_block * BLOCK_Q
+    row = first_row + tl.arange(0, BLOCK_Q)
+    row_end = queries
+    if not INCLUDE:
+        row_end = clamped_length(query_lengths, sentence, queries)
+    last_key = clamped_length(key_lengths, sentence, keys)
+    seen = tl.where(first_row < row_end, last_key, 0)
+    if CAUSAL:
+        seen = tl.minimum(seen, first_row + BLOCK_Q)
+    mine = load_rows(
+        student_query,
+        sentence,
+        head,
+        row,
+        row_end,
+        student_query_batch,
+        student_query_head,
+        student_query_row,
+        student_query_size,
+        student_size,
+        UNIT,
+        CONTIGUOUS,
+        BLOCK_DS,
+    )
+    theirs = load_rows(
+        teacher_query,
+        sentence,
+        head,
+        row,
+        row_end,
+        teacher_query_batch,
+        teacher_query_head,
+        teacher_query_row,
+        teacher_query_size,
+        teacher_size,
+        UNIT,
+        CONTIGUOUS,
+        BLOCK_DT,
+    )
+
+    a_max = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
+    a_sum = tl.zeros((BLOCK_Q,), tl.float32)
+    d_sum = tl.zeros((BLOCK_Q,), tl.float32)
+    e_sum = tl.zeros((BLOCK_Q,), tl.float32)
+    m_max = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
+    m_sum = tl.zeros((BLOCK_Q,), tl.float32)
+    d_most = tl.zeros((BLOCK_Q,), tl.float32)
+    shift = tl.zeros((BLOCK_Q,), tl.float32)
+    lowest = tl.full((BLOCK_Q,), float("inf"), tl.float32)
+    for first in range(0, seen, BLOCK_K):
+        key = first + tl.arange(0, BLOCK_K)
+        attended = attended_cells(row, row_end, key, last_key, CAUSAL)
+        tile = load_rows(
+            student_key,
+            sentence,
+            head // student_group,
+            key,
+            last_key,
+            student_key_batch,
+            student_key_head,
+            student_key_row,
+            student_key_size,
+            student_size,
+            UNIT,
+            CONTIGUOUS,
+            BLOCK_DS,
+        )
+        m = masked_scores(mine, tile, student_scale, attended, STUDENT_OPERAND)
+        tile = load_rows(
+            teacher_key,
+            sentence,
+            head // teacher_group,
+            key,
+            last_key,
+            teacher_key_batch,
+            teacher_key_head,
+            teacher_key_row,
+            teacher_key_size,
+            teacher_size,
+            UNIT,
+            CONTIGUOUS,
+            BLOCK_DT,
+        )
+        a = masked_scores(theirs, tile, teacher_scale, attended, TEACHER_OPERAND)
+        if MIXTURE:
+            a = tl.where(attended, a, 0.0)
+            m = tl.where(attended, m, 0.0)
+            lowest = tl.minimum(lowest, tl.min(tl.where(attended, m, float("inf")), 1))
+            if first == 0:
+                cells = tl.maximum(tl.sum(attended.to(tl.float32), 1), 1.0)
+                shift = tl.sum(m - a, 1) / cells
+            a_max_2, a_sum_2, d_sum_2, e_sum_2, m_max_2, m_sum_2, d_most_2 = gather(
+                a, m, attended, shift
+            )
+            a_max, a_sum, d_sum, e_sum, m_max, m_sum, d_most = merge(
+                a_max,
+                a_sum,
+                d_sum,
+                e_sum,
+                m_max,
+                m_sum,
+                d_most,
+                a_max_2,
+                a_sum_2,
+                d_sum_2,
+                e_sum_2,
+                m_max_2,
+                m_sum_2,
+                d_most_2,
+            )
+        else:
+            a_max, a_sum = add_block(a_max, a_sum, a)
+            m_max, m_sum = add_block(m_max, m_sum, m)
+    # Maxima and logarithms stay apart: scores less their maximum lose nothing.
+    student_max = tl.where(m_sum > 0, m_max, 0.0)
+    teacher_max = tl.where(a_sum > 0, a_max, 0.0)
+    student_log = tl.log(tl.where(m_sum > 0, m_sum, 1.0))
+    teacher_log = tl.log(tl.where(a_sum > 0, a_sum, 1.0))
+    above = tl.full((BLOCK_Q,), 1.0, tl.float32)
+
+    floored = 0
+    if MIXTURE:
+        a_log, ratio, divergence = finish(a_max, a_sum, d_sum, e_sum, m_max, m_sum, d_most, shift)
+        lowest = lowest - student_max - student_log
+        low = (lowest < LOG_SMALLEST).to(tl.int32)
+        floored = tl.max(low, 0)
+    again = seen
+    if MIXTURE:
+        # A second walk only where some probability of the student lies below the floor.
+        again = tl.where(floored > 0, seen, 0)
+        direct = tl.zeros((BLOCK_Q,), tl.float32)
+        kept = tl.zeros((BLOCK_Q,), tl.float32)
+    else:
+        if INCLUDE:
+            again = keys
+        a_max = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
+        a_sum = tl.zeros((BLOCK_Q,), tl.float32)
+        m_max = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
+        m_sum = tl.zeros((BLOCK_Q,), tl.float32)
+    for first in range(0, again, BLOCK_K):
+        key = first + tl.arange(0, BLOCK_K)
+        attended = attended_cells(row, row_end, key, last_key, CAUSAL)
+        tile = load_rows(
+            student_key,
+            sentence,
+            head // student_group,
+            key,
+            last_key,
+            student_key_batch,
+            student_key_head,
+            student_key_row,
+            student_key_size,
+            student_size,
+            UNIT,
+            CONTIGUOUS,
+            BLOCK_DS,
+        )
+        m = masked_scores(mine, tile, student_scale, attended, STUDENT_OPERAND)
+        tile = load_rows(
+            teacher_key,
+            sentence,
+            head // teacher_group,
+            key,
+            last_key,
+            teacher_key_batch,
+            teacher_key_head,
+            teacher_key_row,
+            teacher_key_size,
+            teacher_size,
+            UNIT,
+            CONTIGUOUS,
+            BLOCK_DT,
+        )
+        a = masked_scores(theirs, tile, teacher_scale, attended, TEACHER_OPERAND)
+        a = a - teacher_max[:, None] - teacher_log[:, None]
+        m = m - student_max[:, None] - student_log[:, None]
+        weight = tl.exp(a)
+        if MIXTURE:
+            part = weight * (a - tl.maximum(m, LOG_SMALLEST))
+            direct += tl.sum(tl.where(weight > 0, part, 0.0), 1)
+            kept += tl.sum(tl.where(m >= LOG_SMALLEST, weight, 0.0), 1)
+        else:
+            a = weight * inverse_temperature
+            m = tl.exp(m) * inverse_temperature
+            inside = attended
+            if INCLUDE:
+                inside = (row < row_end)[:, None] & (key < keys)[None, :]
+            if first == 0:
+                cells = tl.maximum(tl.sum(inside.to(tl.float32), 1), 1.0)
+                shift = tl.sum(m - a, 1) / cells
+            a_max_2, a_sum_2, d_sum_2, e_sum_2, m_max_2, m_sum_2, d_most_2 = gather(
+                a, m, inside, shift
+            )
+            a_max, a_sum, d_sum, e_sum, m_max, m_sum, d_most = merge(
+                a_max,
+                a_sum,
+                d_sum,
+                e_sum,
+                m_max,
+                m_sum,
+                d_most,
+                a_max_2,
+                a_sum_2,
+                d_sum_2,
+                e_sum_2,
+                m_max_2,
+                m_sum_2,
+                d_most_2,
+            )
+    place = (sentence.to(tl.int64) * heads + head) * queries + row
+    mask = row < queries
+    if MIXTURE:
+        low = lowest < LOG_SMALLEST
+        divergence = tl.where(low, direct, divergence)
+        above = tl.where(low, kept, above)
+    elif partials is None:
+        a_log, ratio, divergence = finish(a_max, a_sum, d_sum, e_sum, m_max, m_sum, d_most, shift)
+        here = (sentence.to(tl.int64) * 2 * heads + head) * queries + row
+        tl.store(statistics + here, a_log, mask=mask)
+        tl.store(statistics + here + heads.to(tl.int64) * queries, ratio, mask=mask)
+    if partials is None:
+        tl.store(loss + place, divergence, mask=mask)
+    else:
+        here = partials + (sentence.to(tl.int64) * queries + row) * FIELDS * heads + head
+        tl.store(here, a_max, mask=mask)
+        tl.store(here + heads, a_sum, mask=mask)
+        tl.store(here + 2 * heads, d_sum, mask=mask)
+        tl.store(here + 3 * heads, e_sum, mask=mask)
+        tl.store(here + 4 * heads, m_max, mask=mask)
+        tl.store(here + 5 * heads, m_sum, mask=mask)
+        tl.store(here + 6 * heads, d_most, mask=mask)
+        tl.store(here + 7 * heads, shift, mask=mask)
+    here = (sentence.to(tl.int64) * heads + head) * 5 * queries + row
+    tl.store(logs + here, student_max, mask=mask)
+    tl.store(logs + here + queries, student_log, mask=mask)
+    tl.store(logs + here + 2 * queries, teacher_max, mask=mask)
+    tl.store(logs + here + 3 * queries, teacher_log, mask=mask)
+    tl.store(logs + here + 4 * queries, above, mask=mask)
