@@ -102,6 +102,7 @@ class TrainingConfig:
     early_metric: Literal["bleu", "loss"] = "bleu"
     patience: Positive | None = None  # validations without a better early_metric
     bleu_sentences: Annotated[int, Field(ge=0)] = 1000  # of dev, for BLEU in validation; 0 = off
+    max_skipped: Positive = 10  # updates in a row with a loss or gradient that is not finite
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of the averaged weights; 0 = off
     tensorboard: bool = False
     backend: Literal["auto", "reference", "torch", "triton"] = "auto"  # of every fastkd loss

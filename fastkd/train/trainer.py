@@ -2,9 +2,8 @@
 
 import logging
 import math
-import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
@@ -24,28 +23,17 @@ from fastkd.runs.weights import load_weights, weights_of
 from fastkd.train.ema import MovingAverage
 from fastkd.train.interrupt import StopRequest
 from fastkd.train.log import RunLog
+from fastkd.train.meter import Meter
 from fastkd.train.optimizer import (
     build_optimizer,
     load_optimizer_tensors,
     optimizer_tensors,
 )
+from fastkd.train.position import Position
 from fastkd.train.schedule import learning_rate
 from fastkd.train.validation import validation_bleu, validation_loss
 
 LOGGER = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Position:
-    """How far a run has come; with the weights and the optimizer, all that resuming needs."""
-
-    update: int = 0
-    epoch: int = 1
-    batch: int = 0  # of the epoch, the next one to train on
-    best: float | None = None  # of the early metric, higher is better
-    best_update: int | None = None
-    stale: int = 0  # validations since the best
-    seconds: float = 0.0  # spent training
 
 
 class Trainer:
@@ -85,12 +73,14 @@ class Trainer:
         if self.finished:
             return self.position
         log = RunLog(self.run.log_file, self.position.update, total, training.tensorboard)
-        meter = _Meter()
+        meter = Meter()
         with log, StopRequest() as stop:
             for epoch, batch, ids in self._updates(total):
                 counts = self.objective.counts(self.prepared.train, ids, self.position.update + 1)
                 meter.add(self._update(ids, counts, epoch), counts)
-                self.position = self._next_position(epoch, batch, meter.seconds_since_last())
+                self.position = self.position.after(
+                    epoch, batch, self.plan.batches, meter.seconds_since_last()
+                )
                 log.advance(self.position.update)
                 last = self.position.update >= total
                 if self.position.update % training.log_every == 0 or last:
@@ -161,9 +151,12 @@ class Trainer:
             loss.backward()
             for name, value in {"loss": loss.detach(), **parts}.items():
                 components[name] = components[name] + value if name in components else value
-        components["grad_norm"] = torch.nn.utils.clip_grad_norm_(
-            self.parameters, training.optimizer.clip or math.inf
-        )
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, training.optimizer.clip or math.inf)
+        components["grad_norm"] = norm
+        if not torch.isfinite(norm):
+            self._skip(components, ids)
+            return {}
+        self.position = replace(self.position, skipped=0)
         rate = learning_rate(training.optimizer, update, self.planned_updates())
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -172,21 +165,21 @@ class Trainer:
             self.average.update()
         return components
 
+    def _skip(self, components: dict[str, Tensor], ids: np.ndarray) -> None:
+        """Leaves the weights as they are; ends the run after too many such updates in a row."""
+        broken = [name for name, value in components.items() if not torch.isfinite(value)]
+        update, skipped = self.position.update + 1, self.position.skipped + 1
+        self.position = replace(self.position, skipped=skipped)
+        found = f"update {update}: {', '.join(broken)} not finite, over sentences {_listed(ids)}"
+        if skipped >= self.config.training.max_skipped:
+            raise FloatingPointError(f"{found}; {skipped} such updates in a row")
+        LOGGER.warning("%s; the update is skipped", found)
+
     def _piece(self, ids: np.ndarray, counts: Counts, epoch: int):
         tokenizers, start = self.prepared.tokenizers, self.config.model.decoder_start
         batch = collate(self.prepared.train, ids, tokenizers, start).to(self.device)
         with autocast(self.device, self.config.training.precision):
             return self.objective(self.model, batch, counts, epoch)
-
-    def _next_position(self, epoch: int, batch: int, seconds: float) -> Position:
-        ended = batch + 1 == self.plan.batches
-        return replace(
-            self.position,
-            update=self.position.update + 1,
-            epoch=epoch + ended,
-            batch=0 if ended else batch + 1,
-            seconds=self.position.seconds + seconds,
-        )
 
     def _validation_due(self) -> bool:
         every = self.config.training.validate_every
@@ -206,25 +199,21 @@ class Trainer:
                 bleu = validation_bleu(self.model, self.prepared, self.config, self.device)
         if self.average:
             self.average.swap()
-        self._note_result(-loss if training.early_metric == "loss" or bleu is None else bleu)
+        by_loss = training.early_metric == "loss" or bleu is None
+        self.position = self.position.with_result(-loss if by_loss else bleu)
         record = {"step": self.position.update, "dev_loss": loss}
         log.write(record if bleu is None else record | {"dev_bleu": bleu})
         shown = "" if bleu is None else f", BLEU {bleu:.2f}"
         log.say(f"update {self.position.update}: dev loss {loss:.4f}{shown}")
 
-    def _note_result(self, result: float) -> None:
-        position = self.position
-        if position.best is None or result > position.best:
-            self.position = replace(position, best=result, best_update=position.update, stale=0)
-        else:
-            self.position = replace(position, stale=position.stale + 1)
-
-    def _log(self, log: RunLog, meter: "_Meter") -> None:
+    def _log(self, log: RunLog, meter: Meter) -> None:
         rate = self.optimizer.param_groups[0]["lr"]
         figures = meter.figures()
         epoch = self.position.epoch if self.position.batch else self.position.epoch - 1
         log.write({"step": self.position.update, "epoch": epoch, "lr": rate, **figures})
-        log.figures(f"loss {figures['loss']:.3f}  {figures['tokens_per_second']:.0f} tokens/s")
+        log.figures(
+            f"loss {figures.get('loss', math.nan):.3f}  {figures['tokens_per_second']:.0f} tokens/s"
+        )
 
     def _resume(self) -> None:
         """Goes on from the newest checkpoint that is whole."""
@@ -251,40 +240,14 @@ class Trainer:
             return
 
 
-class _Meter:
-    """Sums loss components and counts over the updates since the last log, without waiting."""
-
-    def __init__(self) -> None:
-        self._last = time.perf_counter()
-        self.restart()
-
-    def restart(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._updates = self._tokens = 0
-        self._start = self._last = time.perf_counter()
-
-    def seconds_since_last(self) -> float:
-        now = time.perf_counter()
-        seconds, self._last = now - self._last, now
-        return seconds
-
-    def add(self, components: dict[str, Tensor], counts: Counts) -> None:
-        for name, value in components.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._updates += 1
-        self._tokens += counts.target_tokens
-
-    def figures(self) -> dict[str, float]:
-        """Mean components, and target tokens a second; starts anew."""
-        means = {name: float(value) / self._updates for name, value in self._sums.items()}
-        means["tokens_per_second"] = self._tokens / (time.perf_counter() - self._start)
-        self.restart()
-        return means
-
-
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Those whose names begin with `prefix`, by the rest of their names."""
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _listed(ids: np.ndarray) -> str:
+    shown = ", ".join(str(i) for i in ids[:10])
+    return shown if len(ids) <= 10 else f"{shown}, ... ({len(ids)} in all)"
 
 
 def _seed(seed: int, update: int, piece: int) -> int:

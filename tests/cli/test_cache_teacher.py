@@ -80,7 +80,12 @@ def test_a_teacher_is_a_run_or_a_cache(taught, tmp_path, capsys, teacher):
 def test_cache_of_another_corpus(cached, shop, capsys):
     train = shop.folder / "train.de"
     train.write_text(train.read_text().replace("hund", "katze"), encoding="utf-8")
-    config = shop.config("other", teacher={"cache": str(cached[6])}, losses=[{"name": "word_kd"}])
+    config = shop.config(
+        "other",
+        tokenizer={"vocabulary": 30},
+        teacher={"cache": str(cached[6])},
+        losses=[{"name": "word_kd"}],
+    )
     assert shop.run("prepare", config) == 0
     assert shop.run("train", config) == 2
     assert "another corpus" in capsys.readouterr().err

@@ -1,0 +1,42 @@
+"""Means of loss components and the speed of training, between two logged updates."""
+
+import time
+
+from torch import Tensor
+
+from fastkd.methods.passes import Counts
+
+
+class Meter:
+    """Sums components and tokens over the updates since the last figures, on their device."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+        self.restart()
+
+    def restart(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._updates = self._tokens = 0
+        self._start = self._last = time.perf_counter()
+
+    def seconds_since_last(self) -> float:
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        return seconds
+
+    def add(self, components: dict[str, Tensor], counts: Counts) -> None:
+        """One update's components; none where it was skipped."""
+        if not components:
+            return
+        for name, value in components.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._updates += 1
+        self._tokens += counts.target_tokens
+
+    def figures(self) -> dict[str, float]:
+        """Mean components, and target tokens a second; starts anew."""
+        updates = max(1, self._updates)
+        means = {name: float(value) / updates for name, value in self._sums.items()}
+        means["tokens_per_second"] = self._tokens / (time.perf_counter() - self._start)
+        self.restart()
+        return means
