@@ -14,9 +14,11 @@ def inside_dtype(tensors: Iterable[Tensor | None]) -> torch.dtype:
     return torch.float64 if double else torch.float32
 
 
-def operand_dtype(tensor: Tensor) -> torch.dtype:
-    """The dtype to which autocast, where it is on, rounds an operand of a matrix product."""
-    device = tensor.device.type
-    if tensor.dtype != torch.float64 and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return tensor.dtype
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """The dtype to which autocast rounds the operands of matrix products; None where it is off."""
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+def operand_dtype(tensor: Tensor, autocast: torch.dtype | None) -> torch.dtype:
+    """The dtype in which `tensor` enters a matrix product; autocast leaves float64 alone."""
+    return tensor.dtype if autocast is None or tensor.dtype == torch.float64 else autocast

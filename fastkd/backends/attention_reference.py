@@ -5,7 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastkd.backends.attention_precision import SMALLEST, inside_dtype, operand_dtype
+from fastkd.backends.attention_precision import (
+    SMALLEST,
+    autocast_dtype,
+    inside_dtype,
+    operand_dtype,
+)
 from fastkd.functional.options import AlignmentOptions
 
 LARGEST_EXPONENT = 60.0  # exp of it, summed over any map, is finite in float32
@@ -110,7 +115,8 @@ def _before(lengths: Tensor | None, longest: int, device: torch.device) -> Tenso
 
 def _operand(layers: Sequence[Tensor], inside: torch.dtype) -> Tensor:
     tensor = torch.cat(tuple(layers), 1) if len(layers) > 1 else layers[0]
-    return tensor.to(operand_dtype(tensor)).to(inside)
+    autocast = autocast_dtype(tensor.device.type)
+    return tensor.to(operand_dtype(tensor, autocast)).to(inside)
 
 
 def _maps(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fastkd import alignment_loss_from_maps, attention_alignment_loss
 from tests.functional.attention_literal import case, literal, maps
 
-BACKENDS = ("reference",)
+BACKENDS = ("reference", "torch")
 NORMALIZATIONS = ("map", "row", "mixture")
 PADDINGS = ("exclude", "include")
 
