@@ -36,9 +36,18 @@ def write_checkpoint(
     (temporary / META).write_text(text, encoding="utf-8")
     _sync(temporary / META)
     _sync(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        drop_folder(folder)
     temporary.rename(folder)
     _sync(folder.parent)
+
+
+def drop_folder(folder: Path) -> None:
+    """Deletes a folder that is never seen half-deleted."""
+    doomed = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(doomed, ignore_errors=True)
+    folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

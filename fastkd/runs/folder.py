@@ -1,6 +1,5 @@
 """A run's folder: its configuration, tokenizer, log and checkpoints."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from fastkd.data.tokenizer import Tokenizers
 from fastkd.errors import InputError
 from fastkd.nn.build import build_model
 from fastkd.nn.transformer import Transformer
-from fastkd.runs.checkpoint import read_group, read_meta, write_checkpoint
+from fastkd.runs.checkpoint import drop_folder, read_group, read_meta, write_checkpoint
 from fastkd.runs.weights import load_weights
 
 MODEL, OBJECTIVE, STATE = "model", "objective", "state"
@@ -82,13 +81,10 @@ class RunFolder:
         self.checkpoint(update).parent.mkdir(exist_ok=True)
         write_checkpoint(self.checkpoint(update), groups, meta)
         folders = self.checkpoints()
-        wanted = set(folders[-max(keep, 2) :])
-        for folder in folders[-2:]:
-            best = read_meta(folder).get("best_update")
-            wanted |= {self.checkpoint(best)} if best is not None else set()
+        wanted = {*folders[-max(keep, 2) :], *map(self._best_of, folders[-2:])}
         for folder in folders:
             if folder not in wanted:
-                shutil.rmtree(folder)
+                drop_folder(folder)
             elif folder not in folders[-2:]:
                 (folder / f"{STATE}.safetensors").unlink(missing_ok=True)
 
@@ -103,8 +99,15 @@ class RunFolder:
         if not self.checkpoints():
             raise InputError(f"{self.path}: has no checkpoint yet")
         newest = self.checkpoints()[-1]
-        best = read_meta(newest).get("best_update")
-        return newest if selection == "last" or best is None else self.checkpoint(best)
+        return newest if selection == "last" else self._best_of(newest)
+
+    def _best_of(self, folder: Path) -> Path:
+        """The best checkpoint when `folder` was written; itself where that is not known."""
+        try:
+            best = read_meta(folder).get("best_update")
+        except InputError:
+            return folder
+        return folder if best is None else self.checkpoint(best)
 
     def load_model(
         self, selection: str = "best", device: torch.device | str = "cpu"
