@@ -1,5 +1,6 @@
 """Multi-head attention on PyTorch's scaled-dot-product attention, with its projections fused."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -31,18 +32,14 @@ class SelfAttention(nn.Module):
 
         A causal layer needs no padding mask: padding lies at the end, after every token.
         """
-        query, key, value = _split(layout.pad(self.qkv(rows)), 3, self.heads)
+        projected = self.qkv(rows)
+        query, key, value = _split(layout.pad(_exact(projected)), 3, self.heads)
         if taps is not None:
             taps.append((query, key))
-        mixed = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=None if causal else layout.key_mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=causal,
-        )
-        return self.output(layout.rows(_join(mixed)))
+        mask = None if causal else layout.key_mask
+        dropout = self.dropout if self.training else 0.0
+        mixed = _attend(query, key, value, mask, dropout, causal)
+        return self.output(layout.rows(mixed.to(projected.dtype)))
 
     def step(self, hidden: Tensor, cache: KeyValues, visible: Tensor | None) -> Tensor:
         """One more token for each of `beam` hypotheses of S sentences, (S, beam, width).
@@ -50,11 +47,10 @@ class SelfAttention(nn.Module):
         cache: the keys and values of the steps before, to which this one's are added
         visible: (S, 1, beam, stored) True where a hypothesis sees what is stored; None: all of it
         """
-        query, key, value = _split(self.qkv(hidden), 3, self.heads)
-        keys, values = cache.append(key, value)
-        return self.output(
-            _join(F.scaled_dot_product_attention(query, keys, values, attn_mask=visible))
-        )
+        projected = self.qkv(hidden)
+        query, key, value = _split(_exact(projected), 3, self.heads)
+        mixed = _attend(query, *cache.append(key, value), visible)
+        return self.output(mixed.to(projected.dtype))
 
 
 class CrossAttention(nn.Module):
@@ -83,30 +79,26 @@ class CrossAttention(nn.Module):
         taps: Taps = None,
     ) -> Tensor:
         """Target rows (N, width) and source rows (M, width) to (N, width)."""
-        (query,) = _split(layout.pad(self.query(rows)), 1, self.heads)
+        projected = self.query(rows)
+        (query,) = _split(layout.pad(_exact(projected)), 1, self.heads)
         key, value = self.project(source_rows, source_layout)
         if taps is not None:
             taps.append((query, key))
-        mixed = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=source_layout.key_mask,
-            dropout_p=self.dropout if self.training else 0.0,
-        )
-        return self.output(layout.rows(_join(mixed)))
+        dropout = self.dropout if self.training else 0.0
+        mixed = _attend(query, key, value, source_layout.key_mask, dropout)
+        return self.output(layout.rows(mixed.to(projected.dtype)))
 
     def project(self, source_rows: Tensor, source_layout: Layout) -> tuple[Tensor, Tensor]:
         """Keys and values of the source, (B, heads, Ts, head size) each."""
-        key, value = _split(source_layout.pad(self.key_value(source_rows)), 2, self.heads)
+        projected = _exact(self.key_value(source_rows))
+        key, value = _split(source_layout.pad(projected), 2, self.heads)
         return key, value
 
     def step(self, hidden: Tensor, source: KeyValues, mask: Tensor | None) -> Tensor:
         """(S, beam, width) to the same: the hypotheses are queries to their sentence's keys."""
-        (query,) = _split(self.query(hidden), 1, self.heads)
-        return self.output(
-            _join(F.scaled_dot_product_attention(query, *source.stored, attn_mask=mask))
-        )
+        projected = self.query(hidden)
+        (query,) = _split(_exact(projected), 1, self.heads)
+        return self.output(_attend(query, *source.stored, mask).to(projected.dtype))
 
 
 def _split(projected: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
@@ -114,8 +106,24 @@ def _split(projected: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
     return projected.unflatten(2, (parts, heads, -1)).transpose(1, 3).unbind(2)
 
 
-def _join(mixed: Tensor) -> Tensor:
-    """(B, heads, T, head size) to (B, T, width)."""
+def _exact(projected: Tensor) -> Tensor:
+    """In float32 on a CPU, where attention in half precision takes three times as long."""
+    if projected.device.type == "cpu" and projected.dtype in (torch.bfloat16, torch.float16):
+        return projected.float()
+    return projected
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float = 0.0,
+    causal: bool = False,
+) -> Tensor:
+    """Scaled-dot-product attention in the type of its inputs: (B, heads, T, D) to (B, T, width)."""
+    with torch.autocast(query.device.type, enabled=False):
+        mixed = F.scaled_dot_product_attention(query, key, value, mask, dropout, causal)
     return mixed.transpose(1, 2).flatten(2)
 
 

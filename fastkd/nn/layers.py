@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fastkd.nn.attention import CrossAttention, SelfAttention, Taps, initialise
 from fastkd.nn.cache import KeyValues
-from fastkd.nn.dropout import dropout
+from fastkd.nn.dropout import add_dropped, dropout
 from fastkd.nn.layout import Layout
 
 
@@ -23,7 +23,8 @@ class FeedForward(nn.Module):
         initialise(self.contract)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.contract(dropout(F.relu(self.expand(x)), self.dropout, self.training))
+        inner = F.relu(self.expand(x), inplace=True)
+        return self.contract(dropout(inner, self.dropout, self.training))
 
 
 class Residual(nn.Module):
@@ -39,8 +40,8 @@ class Residual(nn.Module):
 
     def add(self, x: Tensor, norm: nn.LayerNorm, part: Callable[[Tensor], Tensor]) -> Tensor:
         if self.pre:
-            return x + dropout(part(norm(x)), self.dropout, self.training)
-        return norm(x + dropout(part(x), self.dropout, self.training))
+            return add_dropped(x, part(norm(x)), self.dropout, self.training)
+        return norm(add_dropped(x, part(x), self.dropout, self.training))
 
 
 class EncoderLayer(Residual):
