@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from fastkd import linear_token_distillation_loss, token_distillation_loss
 
 INF = math.inf
-BACKENDS = ["reference"]
+BACKENDS = ["reference", "torch"]
 
 
 def softmax(logits: list[float], temperature: float) -> list[float]:

@@ -11,7 +11,7 @@ from fastkd import InputError, SparseTeacher, linear_token_distillation_loss
 from fastkd import token_distillation_loss as loss_of
 
 INF = math.inf
-BACKENDS = ["reference"]
+BACKENDS = ["reference", "torch"]
 
 
 def top_of(log_probs: torch.Tensor, k: int, rest: str) -> SparseTeacher:
