@@ -1,0 +1,71 @@
+"""`fastkd memory`."""
+
+import re
+from pathlib import Path
+
+import click
+
+from fastkd.cli.arguments import CONFIG, DEVICE, OVERRIDES
+from fastkd.errors import InputError
+
+_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+@click.command("memory")
+@CONFIG
+@OVERRIDES
+@DEVICE
+@click.option(
+    "--batch-tokens",
+    type=click.IntRange(min=1),
+    multiple=True,
+    help="Batch sizes to compare; may be repeated. Default: the config's.",
+)
+@click.option(
+    "--predict",
+    metavar="GPU-MEMORY",
+    help="Predict for a CUDA device with this memory, such as 24GiB; none is needed.",
+)
+@click.option("--teacher", metavar="CONFIG", help="The teacher's config, while its run is missing.")
+@click.option("--largest/--no-largest", default=True, help="Whether to search the largest batch.")
+@click.option("--plot", type=click.Path(), help="Draw the timeline of the step here.")
+@click.option(
+    "--snapshot", type=click.Path(), help="CUDA: write a snapshot for PyTorch's memory viewer here."
+)
+def command(
+    config, overrides, device, batch_tokens, predict, teacher, largest, plot, snapshot
+) -> None:
+    """Show where the memory of a training step of CONFIG goes, and the largest batch that fits.
+
+    The step is that of the heaviest update of the first epoch, on random weights.
+    """
+    from rich.console import Console
+
+    from fastkd.config.load import load_config
+    from fastkd.memory.command import Question, answer
+    from fastkd.runs.device import pick_device
+
+    where = pick_device(device) if predict is None else None
+    if snapshot and (where is None or where.type != "cuda"):
+        raise InputError("--snapshot: needs a CUDA device, and no --predict")
+    question = Question(
+        config=load_config(config, overrides),
+        teacher=load_config(teacher).model if teacher else None,
+        device=where,
+        capacity=memory_size(predict) if predict else None,
+        batch_tokens=batch_tokens,
+        largest=largest,
+        plot=Path(plot) if plot else None,
+        snapshot=Path(snapshot) if snapshot else None,
+    )
+    console = Console()
+    for part in answer(question):
+        console.print(part, highlight=False)
+
+
+def memory_size(text: str) -> int:
+    """Bytes of "24GiB", "24G" or "80 gb"; units are powers of 1024, without one GiB is meant."""
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kmgt]?)(?:i?b)?\s*", text.lower())
+    if found is None or float(found[1]) <= 0:
+        raise InputError(f"--predict: expected a memory size such as 24GiB, not {text!r}")
+    return int(float(found[1]) * _UNITS[found[2] or "g"])

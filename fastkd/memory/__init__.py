@@ -1,0 +1,5 @@
+"""Where memory goes: in a training step, measured or predicted, and in one's own code."""
+
+from fastkd.memory.profiling import MemoryProfile, Use, profile
+
+__all__ = ["MemoryProfile", "Use", "profile"]

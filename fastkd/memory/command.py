@@ -1,0 +1,103 @@
+"""What `fastkd memory` does: chooses the update, measures or predicts its step, and says so."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastkd.config.tree import Config, ModelConfig
+from fastkd.memory import cuda_formulas
+from fastkd.memory.fit import heaviest_step, largest_batch, with_batch_tokens
+from fastkd.memory.measure import measure_in_own_process, measure_step
+from fastkd.memory.profiling import size
+from fastkd.memory.report import StepMemory
+from fastkd.memory.step import teacher_config
+from fastkd.memory.tables import step_table
+from fastkd.memory.workload import Update, Workload, workload
+
+_UNMEASURED = (
+    "Predicted for CUDA: the tensors as they are seen on a CPU, attention's workspaces and"
+    " PyTorch's allocator by formulas that were not compared with a GPU;"
+    f" {size(cuda_formulas.CONTEXT)} assumed for the CUDA context."
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    config: Config
+    teacher: ModelConfig | None  # in place of the one in the teacher's run folder
+    device: torch.device | None  # None: predict for a GPU of `capacity`
+    capacity: int | None
+    batch_tokens: tuple[int, ...] = ()
+    largest: bool = True
+    plot: Path | None = None
+    snapshot: Path | None = None
+
+
+def answer(question: Question) -> Iterator[Any]:
+    """Tables and lines for a terminal, one after another as they are known."""
+    config = question.config
+    teacher = question.teacher or teacher_config(config)
+    work = workload(config)
+    columns = []
+    for batch_tokens in question.batch_tokens or (config.training.batch_tokens,):
+        update, memory, remark = _column(question, work, teacher, batch_tokens)
+        columns.append((f"{batch_tokens:,} tokens", memory))
+        yield f"{batch_tokens:,} tokens: {update.describe()}. {remark}"
+    yield f"Sentences: {work.source}."
+    title = "Memory of a training step"
+    yield step_table(title, columns)
+    if question.device is None:
+        yield _UNMEASURED
+    if question.plot is not None:
+        from fastkd.memory.plots import plot_timeline
+
+        plot_timeline(columns, title, question.plot)
+        yield f"timeline: {question.plot}"
+    if question.largest:
+        yield _largest(question, work, teacher)
+
+
+def _column(
+    question: Question, work: Workload, teacher: ModelConfig | None, batch_tokens: int
+) -> tuple[Update, StepMemory, str]:
+    kind = "cpu" if question.device is not None and question.device.type == "cpu" else "cuda"
+    update, predicted = heaviest_step(question.config, work, teacher, batch_tokens, kind)
+    if question.device is None:
+        return update, predicted, "Predicted."
+    config = with_batch_tokens(question.config, batch_tokens)
+    if kind == "cpu":
+        measured = measure_in_own_process(config, work.vocabulary, teacher, update)
+        return update, measured, _error(predicted.peak, measured.peak)
+    measured = measure_step(
+        config, work.vocabulary, teacher, update, question.device, question.snapshot
+    )
+    figure = "peak allocated"
+    return update, measured, _error(predicted.allocator[figure], measured.allocator[figure])
+
+
+def _error(predicted: int, measured: int) -> str:
+    share = predicted / measured - 1
+    return f"Measured; the prediction was {size(predicted)} of {size(measured)} ({share:+.1%})."
+
+
+def _largest(question: Question, work: Workload, teacher: ModelConfig | None) -> str:
+    kind = "cpu" if question.device is not None and question.device.type == "cpu" else "cuda"
+    capacity = question.capacity or _capacity(question.device)
+    found = largest_batch(question.config, work, teacher, kind, capacity)
+    if found is None:
+        return f"Not even the smallest batch is predicted to fit into {size(capacity)}."
+    return (
+        f"Largest batch predicted to fit into {size(capacity)}: training.batch_tokens = {found:,}."
+    )
+
+
+def _capacity(device: torch.device | None) -> int:
+    """Bytes that a step may take: all of a GPU, what is available of the CPU's memory."""
+    if device is not None and device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    import psutil
+
+    return psutil.virtual_memory().available

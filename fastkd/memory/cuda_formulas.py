@@ -1,0 +1,105 @@
+"""What a step takes on CUDA beyond the tensors that its operators return on a CPU.
+
+None of these could be measured where they were written: they follow PyTorch's source.
+"""
+
+import contextlib
+import importlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+from unittest import mock
+
+import torch
+from fastkd_kernels import common
+from fastkd_kernels.attention_plan import SCRATCH_BYTES
+from fastkd_kernels.tokens_linear import chunk_rows
+
+from fastkd.functional.dispatch import BACKENDS
+from fastkd.memory.allocator import MIB, CachingAllocator, round_up
+from fastkd.memory.predictor import Predictor
+from fastkd.memory.tracker import Block
+
+# Context, loaded kernels and libraries: what a process holds outside the allocator.
+CONTEXT = 600 * MIB
+# cuBLAS's workspace, taken from the allocator: 4096 KiB × 8 on Hopper, less elsewhere.
+CUBLAS_WORKSPACE = 32 * MIB
+
+
+class CudaPredictor(Predictor):
+    """Adds what CUDA's kernels take inside to what the operators return."""
+
+    def run(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        inside = workspace(func._schema.name, args)
+        if inside:
+            self.add_transient(inside, "cpu", func._schema.name)
+        return super().run(func, args, kwargs)
+
+
+def workspace(operator: str, args: tuple) -> int:
+    """Bytes that an operator takes and gives back inside, beside what it returns."""
+    if "scaled_dot_product" in operator and operator.endswith("_backward"):
+        return attention_backward_workspace(args[1])
+    if operator.startswith("fastkd::align_"):
+        return SCRATCH_BYTES
+    if operator == "fastkd_kernels::linear_token_losses":
+        return token_chunk(args[0], args[1], args[4])
+    return 0
+
+
+def token_chunk(hidden: torch.Tensor, weight: torch.Tensor, teacher: torch.Tensor | None) -> int:
+    """A chunk of both models' logits: hidden (rows, D), weight and teacher (V, D)."""
+    per_row = weight.shape[0] * hidden.element_size()
+    if teacher is not None:
+        per_row += teacher.shape[0] * teacher.element_size()
+    return chunk_rows(hidden.shape[0], per_row) * per_row
+
+
+def attention_backward_workspace(query: torch.Tensor) -> int:
+    """Flash attention adds up the queries' gradient in float32: (B, heads, Tq, head size).
+
+    Tq is rounded up to 128, the head size to 32; one more float32 a row holds Σ dO·O.
+    """
+    batch, heads, queries, size = query.shape
+    rows = batch * heads * round_up(queries, 128)
+    return 4 * rows * (round_up(size, 32) + 1)
+
+
+def best_backend() -> str:
+    """The backend that `auto` means on CUDA, of those that are installed."""
+    for backend in reversed(BACKENDS):
+        modules = [f"fastkd.backends.{family}_{backend}" for family in ("attention", "tokens")]
+        with contextlib.suppress(ImportError):
+            for module in modules:
+                importlib.import_module(module)
+            return backend
+    return "reference"
+
+
+@contextlib.contextmanager
+def kernels_offered() -> Iterator[None]:
+    """Lets tensors without data, which are not on CUDA, pass for ones that the kernels take."""
+    with mock.patch.object(common, "INTERPRETED", True):
+        yield
+
+
+def replay(blocks: Sequence[Block], limit: int | None = None) -> dict[str, int]:
+    """The caching allocator's figures for these tensors, in the order of their lives."""
+    allocator = CachingAllocator(limit)
+    allocator.allocate(CUBLAS_WORKSPACE)
+    moments = []
+    for block in blocks:
+        if block.size:
+            moments.append((block.birth, block))
+            if block.death is not None:
+                moments.append((block.death, block))
+    held: dict[int, Any] = {}
+    for time, block in sorted(moments, key=lambda moment: moment[0]):
+        if time == block.birth:
+            held[id(block)] = allocator.allocate(block.size)
+        else:
+            allocator.free(held.pop(id(block)))
+    return {
+        "peak allocated": allocator.peak_allocated,
+        "peak reserved": allocator.peak_reserved,
+        "device in use": allocator.peak_reserved + CONTEXT,
+    }

@@ -1,0 +1,153 @@
+"""`fastkd.memory.profile`: what rose, where, and what is still held, in one's own code."""
+
+import contextlib
+import gc
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from fastkd.memory.report import loss_of, running_total
+from fastkd.memory.tracker import Block, Tracker
+
+
+@dataclass(frozen=True)
+class Use:
+    """What one place in the code took."""
+
+    place: str  # module or loss, and the phase
+    peak: int  # at most at one time
+    at_peak: int  # at the moment of the whole peak
+    held: int  # at the end
+
+
+@dataclass(frozen=True)
+class MemoryProfile:
+    """Memory that tensors took over what was there before, in bytes, of one device."""
+
+    device: str
+    peak: int
+    peak_place: str
+    peak_operation: str
+    held: int
+    uses: tuple[Use, ...]  # largest at the peak first
+    allocator_peak: int | None = None  # CUDA: rise of max_memory_allocated
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.device}: rose by {size(self.peak)} at most, in {self.peak_operation} of "
+            f"{self.peak_place}; {size(self.held)} still held"
+        ]
+        if self.allocator_peak is not None:
+            lines.append(f"by the allocator's count it rose by {size(self.allocator_peak)}")
+        width = max((len(use.place) for use in self.uses), default=0)
+        lines.append(f"{'':{width}}  {'at peak':>10}  {'own peak':>10}  {'held':>10}")
+        lines += [
+            f"{use.place:{width}}  {size(use.at_peak):>10}  {size(use.peak):>10}"
+            f"  {size(use.held):>10}"
+            for use in self.uses
+        ]
+        return "\n".join(lines)
+
+
+class profile(contextlib.ContextDecorator):  # noqa: N801 - used as a verb
+    """Watches the tensors made inside, as a context manager or a decorator.
+
+        with fastkd.memory.profile({"model": model}) as memory:
+            loss = step(batch)
+        print(memory.result)
+
+        @fastkd.memory.profile({"model": model})
+        def step(batch): ...
+
+    modules: named roots whose parts give places their names; others go by their class
+    show: takes the `MemoryProfile` at the end; a decorated function prints it where not given
+
+    `result` is the `MemoryProfile` of the device on which most was taken. Tensors that were there
+    before do not count, nor does what an operator takes and gives back inside, nor code compiled
+    by `torch.compile`; on CUDA `allocator_peak` counts those too.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module] | None = None,
+        show: Callable[[MemoryProfile], None] | None = None,
+    ) -> None:
+        self.modules = dict(modules or {})
+        self.show = show
+        self.result: MemoryProfile | None = None
+
+    def __enter__(self) -> "profile":
+        gc.collect()
+        self._cuda_before = None
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats()
+            self._cuda_before = torch.cuda.memory_allocated()
+        self._tracker = Tracker(self.modules)
+        self._inside = contextlib.ExitStack()
+        self._inside.enter_context(self._tracker.scopes.watching())
+        self._inside.enter_context(self._tracker)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._inside.close()
+        gc.collect()
+        allocator = None
+        if self._cuda_before is not None:
+            allocator = torch.cuda.max_memory_allocated() - self._cuda_before
+        self.result = _profile(self._tracker, allocator)
+        if self.show is not None:
+            self.show(self.result)
+
+    def _recreate_cm(self) -> "profile":
+        return profile(self.modules, self.show or (lambda result: print(result, file=sys.stderr)))
+
+
+def _profile(tracker: Tracker, allocator: int | None) -> MemoryProfile:
+    by_device: dict[str, list[Block]] = defaultdict(list)
+    for block in tracker.blocks:
+        by_device[block.device.partition(":")[0]].append(block)
+    curves = {device: running_total(own, tracker.time) for device, own in by_device.items()}
+    device = max(curves, key=lambda name: curves[name].max(), default="cpu")
+    blocks, curve = by_device[device], curves.get(device, np.zeros(1, np.int64))
+    moment = int(np.argmax(curve))
+    by_place: dict[str, list[Block]] = defaultdict(list)
+    for block in blocks:
+        by_place[_place(block)].append(block)
+    uses = [
+        Use(
+            place,
+            int(running_total(own, tracker.time).max()),
+            sum(block.size for block in own if block.lives(moment)),
+            sum(block.size for block in own if block.death is None),
+        )
+        for place, own in by_place.items()
+    ]
+    last = max((b for b in blocks if b.lives(moment)), key=lambda b: b.birth, default=None)
+    return MemoryProfile(
+        device=device,
+        peak=int(curve.max()),
+        peak_place=_place(last) if last else "nothing",
+        peak_operation=last.operation.removeprefix("aten::") if last else "nothing",
+        held=int(curve[-1]),
+        uses=tuple(sorted(uses, key=lambda use: (-use.at_peak, -use.peak))),
+        allocator_peak=allocator if device == "cuda" else None,
+    )
+
+
+def _place(block: Block) -> str:
+    scope = loss_of(block.scope) or (block.scope[-1] if block.scope else "outside modules")
+    return scope if block.phase == "forward" else f"{scope}, {block.phase}"
+
+
+def size(count: float) -> str:
+    """Bytes for people: 1.5 GiB."""
+    for unit in ("B", "KiB", "MiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"

@@ -1,0 +1,124 @@
+"""The life of every tensor's memory, on any device, real or fake."""
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fastkd.memory.scopes import Scope, Scopes
+
+
+@dataclass(eq=False, slots=True)
+class Block:
+    """Memory of one storage. Times count births and deaths; `death` is None while it lives."""
+
+    size: int
+    device: str
+    birth: int
+    scope: Scope
+    operation: str
+    phase: str
+    label: str | None = None
+    death: int | None = None
+
+    def lives(self, time: int) -> bool:
+        return self.birth <= time and (self.death is None or self.death > time)
+
+
+class Tracker(TorchDispatchMode):
+    """Records the birth and death of storages while it is entered.
+
+    It sees what operators return. What an operator takes and gives back inside (a library's
+    workspace, a packed operand) it does not see, nor what code compiled by `torch.compile` takes.
+    Storages that are older than it count only where they are given to `hold`.
+    """
+
+    def __init__(self, modules: dict[str, nn.Module] | None = None) -> None:
+        super().__init__()
+        self.scopes = Scopes(modules)
+        self.blocks: list[Block] = []
+        self.time = 0
+        self.forward_ends: list[int] = []
+        self._alive: dict[int, tuple[weakref.ref, Block]] = {}
+        self._older: dict[int, weakref.ref] = {}
+        self._last_phase = "forward"
+
+    def hold(self, tensors: Iterable[Tensor | None], label: str) -> None:
+        """Counts these tensors, from now on if they are older than the tracker, as `label`."""
+        for tensor in tensors:
+            if tensor is None:
+                continue
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._alive:
+                self._older.pop(storage._cdata, None)
+                self._born(tensor, (), label, "before")
+            self._alive[storage._cdata][1].label = label
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        phase = self.scopes.phase
+        if phase == "backward" and self._last_phase == "forward":
+            self.forward_ends.append(self.time)
+        self._last_phase = phase
+        for tensor in _tensors((args, kwargs)):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._alive and storage._cdata not in self._older:
+                self._older[storage._cdata] = weakref.ref(storage, self._forget(storage._cdata))
+        result = self.run(func, args, kwargs)
+        for tensor in _tensors(result):
+            number = tensor.untyped_storage()._cdata
+            if number not in self._alive and number not in self._older:
+                self._born(tensor, self.scopes.current, func._schema.name, phase)
+        return result
+
+    def run(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        return func(*args, **kwargs)
+
+    def add_transient(self, size: int, device: str, operation: str) -> None:
+        """Counts `size` bytes that lived for the length of the operator at hand."""
+        block = Block(size, device, self.time, self.scopes.current, operation, self.scopes.phase)
+        self.time += 1
+        block.death = self.time
+        self.time += 1
+        self.blocks.append(block)
+
+    def _born(self, tensor: Tensor, scope: Scope, operation: str, phase: str) -> None:
+        storage = tensor.untyped_storage()
+        size = storage.nbytes()
+        block = Block(size, str(tensor.device), self.time, scope, operation, phase)
+        self.time += 1
+        self.blocks.append(block)
+        number = storage._cdata
+        self._alive[number] = (weakref.ref(storage, self._died(number)), block)
+
+    def _died(self, number: int):
+        def died(reference: weakref.ref) -> None:
+            known = self._alive.get(number)
+            if known is not None and known[0] is reference:
+                del self._alive[number]
+                known[1].death = self.time
+                self.time += 1
+
+        return died
+
+    def _forget(self, number: int):
+        def forget(reference: weakref.ref) -> None:
+            if self._older.get(number) is reference:
+                del self._older[number]
+
+        return forget
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [
+        leaf
+        for leaf in tree_leaves(tree)
+        if isinstance(leaf, torch.Tensor) and leaf.layout == torch.strided
+    ]

@@ -1,0 +1,123 @@
+"""A training step's memory: measured against the system, predicted against measured."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from fastkd.memory import cuda_formulas
+from fastkd.memory.fit import largest
+from fastkd.memory.measure import measure_in_own_process, measure_step
+from fastkd.memory.predict import predict_step
+from fastkd.memory.workload import Update, workload
+
+PARTS = {
+    "word KD, A2D": [{"name": "cross_entropy"}, {"name": "word_kd"}, {"name": "a2d"}],
+    "TIE-KD": [{"name": "cross_entropy"}, {"name": "tie_kd", "top_k": 3}],
+    "hidden": [{"name": "cross_entropy"}, {"name": "hidden"}],
+    "alone": [{"name": "cross_entropy"}],
+}
+DIMS = [{"name": "masked_cross_entropy"}, {"name": "dims"}, {"name": "length"}]
+MASKED = {"kind": "cmlm", "decoder_layers": 2, "encoder_layers": 2, "width": 32, "ffn": 64}
+
+
+def padded_update():
+    return Update(np.array([7, 12, 5, 9], np.int64), np.array([6, 11, 12, 4], np.int64))
+
+
+@pytest.mark.parametrize("losses", PARTS)
+def test_prediction_is_the_measured_step(make_config, teacher, losses):
+    taught = None if losses == "alone" else teacher
+    config = make_config(losses=PARTS[losses], training={"accumulation": 1 if taught else 2})
+    work = workload(config)
+    update = padded_update()
+    measured = measure_step(config, work.vocabulary, taught, update, torch.device("cpu"))
+    predicted = predict_step(config, work.vocabulary, taught, update)
+    assert predicted.held == measured.held
+    # The reference looks at its values, and is predicted to take the larger of its two ways.
+    more = 1.15 if "A2D" in losses else 1.01
+    assert 0.99 * measured.peak <= predicted.peak <= more * measured.peak
+    assert sum(predicted.activations.values()) == pytest.approx(
+        sum(measured.activations.values()), rel=0.01
+    )
+
+
+def test_a_masked_model_is_predicted(make_config, teacher):
+    config = make_config(losses=DIMS, model={**MASKED, "heads": 2})
+    work = workload(config)
+    taught = dataclasses.replace(config.model)
+    measured = measure_step(config, work.vocabulary, taught, padded_update(), torch.device("cpu"))
+    predicted = predict_step(config, work.vocabulary, taught, padded_update())
+    assert predicted.held == measured.held
+    assert predicted.peak == pytest.approx(measured.peak, rel=0.05)
+
+
+def test_held_memory_is_what_a_step_needs_by_formula(make_config, teacher):
+    config = make_config()
+    work = workload(config)
+    memory = predict_step(config, work.vocabulary, teacher, padded_update())
+    gradients = memory.held["gradients"]
+    # AdamW holds two tensors of each parameter's size and a step count of four bytes.
+    assert 2 * gradients < memory.held["optimizer"] < 2.02 * gradients + 4 * 200
+    assert memory.held["parameters"] >= gradients
+    assert sum(memory.at_peak.parts.values()) == memory.peak
+    assert memory.peak >= memory.start
+
+
+def test_resident_memory_rises_as_the_tensors_do(make_config, teacher):
+    """Large enough that the system's own pages do not matter: 60 MB and more."""
+    config = make_config(
+        tokenizer={"vocabulary": 4000}, training={"batch_tokens": 1024, "backend": "reference"}
+    )
+    work = workload(config)
+    memory = measure_in_own_process(config, work.vocabulary, teacher, work.heaviest(1024)[0])
+    assert memory.rise > 60e6
+    assert memory.resident == pytest.approx(memory.rise, rel=0.1)
+
+
+def test_cuda_is_predicted_with_its_kernels_and_its_allocator(make_config, teacher):
+    config = make_config(training={"backend": "auto", "precision": "auto"})
+    work = workload(config)
+    memory = predict_step(config, work.vocabulary, teacher, padded_update(), "cuda")
+    figures = memory.allocator
+    assert memory.peak <= figures["peak allocated"] <= figures["peak reserved"]
+    assert figures["device in use"] == figures["peak reserved"] + cuda_formulas.CONTEXT
+    assert figures["peak allocated"] >= cuda_formulas.CUBLAS_WORKSPACE + memory.held["parameters"]
+
+
+def test_more_tokens_take_more_memory(make_config, teacher):
+    config = make_config()
+    work = workload(config)
+    small, large = (
+        predict_step(config, work.vocabulary, teacher, work.heaviest(tokens)[0])
+        for tokens in (256, 512)
+    )
+    assert large.peak > small.peak
+    assert large.held["parameters"] == small.held["parameters"]
+
+
+@pytest.mark.parametrize("capacity", [1_000, 5_500, 123_456])
+def test_the_largest_that_fits(capacity):
+    asked = []
+
+    def taken(count):
+        asked.append(count)
+        return 100 + 3 * count + count**2 / 10_000
+
+    found = largest(taken, 1, 64, capacity, 0.02)
+    assert taken(found) <= capacity < taken(found + max(round(0.02 * found), 1) + 1)
+    assert len(set(asked)) < 20
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_prediction_against_the_allocator(make_config, teacher):
+    config = make_config(training={"backend": "auto", "batch_tokens": 2048})
+    work = workload(config)
+    update = work.heaviest(2048)[0]
+    measured = measure_step(config, work.vocabulary, teacher, update, torch.device("cuda"))
+    predicted = predict_step(config, work.vocabulary, teacher, update, "cuda")
+    assert predicted.allocator["peak allocated"] == pytest.approx(
+        measured.allocator["peak allocated"], rel=0.25
+    )
