@@ -12,18 +12,16 @@ def command(config: str, overrides: tuple[str, ...]) -> None:
     """Train the model of CONFIG, a YAML file or the name of a recipe.
 
     Goes on from the newest checkpoint of the run folder where there is one. Where CONFIG names a
-    teacher and losses, the model is its student.
+    teacher and losses, the model is its student. On several devices: torchrun --nproc-per-node N -m
+    fastkd train CONFIG computes the same updates.
     """
     from fastkd.config.load import load_config
     from fastkd.train.start import start
 
     trainer = start(load_config(config, overrides))
-    if trainer.finished:
-        click.echo(f"{trainer.run.path}: finished at update {trainer.position.update}", err=True)
-        return
-    position = trainer.train()
     if not trainer.finished:
-        click.echo(
-            f"{trainer.run.path}: stopped at update {position.update}; the same command goes on",
-            err=True,
-        )
+        trainer.train()
+    how = "finished" if trainer.finished else "stopped; the same command goes on;"
+    if trainer.ranks.first:
+        click.echo(f"{trainer.run.path}: {how} at update {trainer.position.update}", err=True)
+    trainer.ranks.leave()

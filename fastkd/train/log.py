@@ -19,13 +19,17 @@ from fastkd.errors import InputError
 
 
 class RunLog:
-    """One JSON object a logged step; going on from `step` drops what was written after it."""
+    """One JSON object a logged step; going on from `step` drops what was written after it.
 
-    def __init__(self, path: Path, step: int, total: int, tensorboard: bool = False):
-        self.path = path
-        _keep_until(path, step)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
-        self._board = _summary_writer(path.parent, step) if tensorboard else None
+    Without a path it is silent: of several processes, only the first one reports.
+    """
+
+    def __init__(self, path: Path | None, step: int, total: int, tensorboard: bool = False):
+        self._file = self._board = None
+        if path is not None:
+            _keep_until(path, step)
+            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
+            self._board = _summary_writer(path.parent, step) if tensorboard else None
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -35,6 +39,7 @@ class RunLog:
             TimeRemainingColumn(),
             console=Console(stderr=True),
             refresh_per_second=2,
+            disable=path is None,
         )
         self._bar = self._progress.add_task("training", total=total, completed=step, figures="")
 
@@ -44,7 +49,8 @@ class RunLog:
 
     def __exit__(self, *exception) -> None:
         self._progress.stop()
-        self._file.close()
+        if self._file:
+            self._file.close()
         if self._board:
             self._board.close()
 
@@ -53,9 +59,10 @@ class RunLog:
 
     def write(self, record: dict[str, Any]) -> None:
         """`record` has a `step`; its numbers also go to TensorBoard."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        if self._file:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
         if self._board:
             for name, value in record.items():
                 if isinstance(value, int | float) and name != "step":
@@ -65,7 +72,8 @@ class RunLog:
         self._progress.update(self._bar, figures=text)
 
     def say(self, text: str) -> None:
-        self._progress.console.print(text, highlight=False, markup=False)
+        if self._file:
+            self._progress.console.print(text, highlight=False, markup=False)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ import time
 from torch import Tensor
 
 from fastkd.methods.passes import Counts
+from fastkd.train.ranks import Ranks
 
 
 class Meter:
@@ -33,10 +34,10 @@ class Meter:
         self._updates += 1
         self._tokens += counts.target_tokens
 
-    def figures(self) -> dict[str, float]:
-        """Mean components, and target tokens a second; starts anew."""
-        updates = max(1, self._updates)
-        means = {name: float(value) / updates for name, value in self._sums.items()}
+    def figures(self, ranks: Ranks) -> dict[str, float]:
+        """Mean components over all processes, and target tokens a second; starts anew."""
+        sums, updates = ranks.total(self._sums), max(1, self._updates)
+        means = {name: float(value) / updates for name, value in sums.items()}
         means["tokens_per_second"] = self._tokens / (time.perf_counter() - self._start)
         self.restart()
         return means

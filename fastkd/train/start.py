@@ -10,19 +10,29 @@ from fastkd.methods.cached_teacher import CachedTeacher
 from fastkd.methods.objective import Objective
 from fastkd.nn.build import build_model
 from fastkd.nn.transformer import Transformer
+from fastkd.runs.device import pick_device
 from fastkd.runs.folder import RunFolder
+from fastkd.train.ranks import Ranks
 from fastkd.train.trainer import Trainer
 
 
 def start(config: Config) -> Trainer:
-    """A trainer at the place where the run stands: its beginning, or its newest checkpoint."""
+    """A trainer at the place where the run stands: its beginning, or its newest checkpoint.
+
+    Under `torchrun` it is one of several processes that train together.
+    """
+    device = pick_device(config.training.device)
+    ranks = Ranks.join(device)
     prepared = open_prepared(config)
     tokenizers = prepared.tokenizers
     teacher = None if config.teacher is None else _teacher(config.teacher, prepared)
     torch.manual_seed(config.training.seed)
     model = build_model(config.model, tokenizers)
     objective = Objective(config, tokenizers.target.pad_id, teacher)
-    return Trainer(config, prepared, model, objective, RunFolder.create(config, tokenizers))
+    if ranks.first:
+        RunFolder.create(config, tokenizers)
+    ranks.wait()
+    return Trainer(config, prepared, model, objective, RunFolder.open(config.run), device, ranks)
 
 
 def _teacher(

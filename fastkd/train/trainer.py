@@ -1,5 +1,6 @@
 """The training loop."""
 
+import contextlib
 import logging
 import math
 from collections.abc import Iterator
@@ -14,14 +15,15 @@ from fastkd.data.batches import BatchPlan, collate, split
 from fastkd.data.prepare import Prepared
 from fastkd.errors import InputError
 from fastkd.methods.objective import Objective
-from fastkd.methods.passes import Counts
+from fastkd.methods.passes import Components, Counts
 from fastkd.nn.transformer import Transformer
 from fastkd.runs.checkpoint import read_group, read_meta
-from fastkd.runs.device import autocast, pick_device
+from fastkd.runs.device import autocast
 from fastkd.runs.folder import MODEL, OBJECTIVE, STATE, RunFolder
 from fastkd.runs.weights import load_weights, weights_of
 from fastkd.train.ema import MovingAverage
 from fastkd.train.interrupt import StopRequest
+from fastkd.train.learner import Learner
 from fastkd.train.log import RunLog
 from fastkd.train.meter import Meter
 from fastkd.train.optimizer import (
@@ -30,6 +32,7 @@ from fastkd.train.optimizer import (
     optimizer_tensors,
 )
 from fastkd.train.position import Position
+from fastkd.train.ranks import Ranks
 from fastkd.train.schedule import learning_rate
 from fastkd.train.validation import validation_bleu, validation_loss
 
@@ -46,9 +49,11 @@ class Trainer:
         model: Transformer,
         objective: Objective,
         run: RunFolder,
+        device: torch.device,
+        ranks: Ranks,
     ):
         self.config, self.prepared, self.run = config, prepared, run
-        self.device = pick_device(config.training.device)
+        self.device, self.ranks = device, ranks
         self.model, self.objective = model.to(self.device), objective.to(self.device)
         if isinstance(objective.teacher, Transformer):
             objective.teacher.to(self.device)
@@ -66,15 +71,15 @@ class Trainer:
         )
         self.position = Position()
         self._resume()
+        self.learner = ranks.parallel(Learner(self.model, self.objective))
 
     def train(self) -> Position:
         """Trains until the budget is spent, patience ends, or a signal asks to stop."""
         training, total = self.config.training, self.planned_updates()
         if self.finished:
             return self.position
-        log = RunLog(self.run.log_file, self.position.update, total, training.tensorboard)
         meter = Meter()
-        with log, StopRequest() as stop:
+        with self._opened_log(total) as log, StopRequest() as signal:
             for epoch, batch, ids in self._updates(total):
                 counts = self.objective.counts(self.prepared.train, ids, self.position.update + 1)
                 meter.add(self._update(ids, counts, epoch), counts)
@@ -89,6 +94,7 @@ class Trainer:
                 if validated:
                     self._validate(log)
                     meter.restart()
+                stop = self.ranks.any(bool(signal), self.device)
                 if validated or stop or self.position.update % training.save_every == 0:
                     self.save()
                 if self.finished or stop:
@@ -110,6 +116,11 @@ class Trainer:
 
     def save(self) -> None:
         """Writes a checkpoint; its model weights are the moving average where there is one."""
+        if self.ranks.first:
+            self._write()
+        self.ranks.wait()
+
+    def _write(self) -> None:
         state = {
             f"optimizer.{name}": tensor
             for name, tensor in optimizer_tensors(self.optimizer).items()
@@ -134,27 +145,28 @@ class Trainer:
                 update += 1
             epoch, start = epoch + 1, 0
 
-    def _update(self, ids: np.ndarray, counts: Counts, epoch: int) -> dict[str, Tensor]:
+    def _update(self, ids: np.ndarray, counts: Counts, epoch: int) -> Components:
         """One optimizer step over the sentences `ids`; their loss components."""
         training = self.config.training
         update = self.position.update + 1
         self.objective.before_update(self.model)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        components: dict[str, Tensor] = {}
-        for piece, part in enumerate(split(self.prepared.train, ids, training.accumulation)):
-            if len(part) == 0:
-                continue
+        components: Components = {}
+        parts = split(self.prepared.train, ids, training.accumulation * self.ranks.size)
+        pieces = self.ranks.share(list(enumerate(parts)))
+        for piece, part in pieces:
             # Random state is a function of the place, so resuming needs none of it.
             torch.manual_seed(_seed(training.seed, update, piece))
-            loss, parts = self._piece(part, counts, epoch)
-            loss.backward()
-            for name, value in {"loss": loss.detach(), **parts}.items():
+            with self._gradients_exchanged(last=piece == pieces[-1][0]):
+                loss, values = self._piece(part, ids, counts, epoch)
+                loss.backward()
+            for name, value in {"loss": loss.detach() / self.ranks.size, **values}.items():
                 components[name] = components[name] + value if name in components else value
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, training.optimizer.clip or math.inf)
-        components["grad_norm"] = norm
+        components["grad_norm"] = norm / self.ranks.size  # the same in each, and summed
         if not torch.isfinite(norm):
-            self._skip(components, ids)
+            self._skip(self.ranks.total(components), ids)
             return {}
         self.position = replace(self.position, skipped=0)
         rate = learning_rate(training.optimizer, update, self.planned_updates())
@@ -165,7 +177,7 @@ class Trainer:
             self.average.update()
         return components
 
-    def _skip(self, components: dict[str, Tensor], ids: np.ndarray) -> None:
+    def _skip(self, components: Components, ids: np.ndarray) -> None:
         """Leaves the weights as they are; ends the run after too many such updates in a row."""
         broken = [name for name, value in components.items() if not torch.isfinite(value)]
         update, skipped = self.position.update + 1, self.position.skipped + 1
@@ -175,11 +187,32 @@ class Trainer:
             raise FloatingPointError(f"{found}; {skipped} such updates in a row")
         LOGGER.warning("%s; the update is skipped", found)
 
-    def _piece(self, ids: np.ndarray, counts: Counts, epoch: int):
+    def _piece(
+        self, part: np.ndarray, ids: np.ndarray, counts: Counts, epoch: int
+    ) -> tuple[Tensor, Components]:
+        """The loss of a part of an update, times the number of processes that are averaged over.
+
+        An empty part, of an update with fewer sentences than parts, counts for nothing.
+        """
+        share = self.ranks.size if len(part) else 0
+        rows = part if len(part) else ids[:1]
         tokenizers, start = self.prepared.tokenizers, self.config.model.decoder_start
-        batch = collate(self.prepared.train, ids, tokenizers, start).to(self.device)
+        batch = collate(self.prepared.train, rows, tokenizers, start).to(self.device)
         with autocast(self.device, self.config.training.precision):
-            return self.objective(self.model, batch, counts, epoch)
+            loss, components = self.learner(batch, counts, epoch)
+        if not len(part):
+            components = {name: torch.zeros_like(value) for name, value in components.items()}
+        return loss * share, components
+
+    def _gradients_exchanged(self, last: bool) -> contextlib.AbstractContextManager:
+        """Processes exchange gradients in the backward of their last part."""
+        if last or self.ranks.size == 1:
+            return contextlib.nullcontext()
+        return self.learner.no_sync()  # type: ignore[union-attr]
+
+    def _opened_log(self, total: int) -> RunLog:
+        path = self.run.log_file if self.ranks.first else None
+        return RunLog(path, self.position.update, total, self.config.training.tensorboard)
 
     def _validation_due(self) -> bool:
         every = self.config.training.validate_every
@@ -191,12 +224,11 @@ class Trainer:
         if self.average:
             self.average.swap()
         with autocast(self.device, training.precision):
-            loss = validation_loss(
-                self.objective, self.model, self.prepared, self.config, self.device
-            )
+            where = self.prepared, self.config, self.device, self.ranks
+            loss = validation_loss(self.objective, self.model, *where)
             bleu = None
             if training.bleu_sentences:
-                bleu = validation_bleu(self.model, self.prepared, self.config, self.device)
+                bleu = validation_bleu(self.model, *where)
         if self.average:
             self.average.swap()
         by_loss = training.early_metric == "loss" or bleu is None
@@ -208,7 +240,7 @@ class Trainer:
 
     def _log(self, log: RunLog, meter: Meter) -> None:
         rate = self.optimizer.param_groups[0]["lr"]
-        figures = meter.figures()
+        figures = meter.figures(self.ranks)
         epoch = self.position.epoch if self.position.batch else self.position.epoch - 1
         log.write({"step": self.position.update, "epoch": epoch, "lr": rate, **figures})
         log.figures(

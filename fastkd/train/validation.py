@@ -1,7 +1,6 @@
 """Loss and BLEU on the development set."""
 
 import dataclasses
-from collections.abc import Callable
 
 import torch
 
@@ -12,6 +11,7 @@ from fastkd.decode.score import score
 from fastkd.decode.translate import translate
 from fastkd.methods.objective import Objective
 from fastkd.nn.transformer import Transformer
+from fastkd.train.ranks import Ranks
 
 
 def validation_loss(
@@ -20,6 +20,7 @@ def validation_loss(
     prepared: Prepared,
     config: Config,
     device: torch.device,
+    ranks: Ranks,
 ) -> float:
     """Cross-entropy in nats per predicted piece, on all of dev.
 
@@ -29,13 +30,16 @@ def validation_loss(
     corpus = prepared.dev
     budget = max(config.training.batch_tokens, _longest(corpus) + 1)
     plan = BatchPlan(corpus.source_lengths, corpus.target_lengths, budget, seed=0)
-    total, pieces = 0.0, 0
-    for ids in plan.epoch(0):
+    sums = {
+        name: torch.zeros((), dtype=torch.float64, device=device) for name in ("loss", "pieces")
+    }
+    for ids in ranks.share(plan.epoch(0)):
         batch = collate(corpus, ids, prepared.tokenizers, config.model.decoder_start).to(device)
-        loss, count = objective.validation_loss(model, batch)
-        total += loss.item()
-        pieces += count
-    return total / pieces
+        loss, pieces = objective.validation_loss(model, batch)
+        sums["loss"] += loss
+        sums["pieces"] += pieces
+    sums = ranks.total(sums)
+    return float(sums["loss"] / sums["pieces"])
 
 
 def validation_bleu(
@@ -43,14 +47,14 @@ def validation_bleu(
     prepared: Prepared,
     config: Config,
     device: torch.device,
-    progress: Callable[[int], None] | None = None,
+    ranks: Ranks,
 ) -> float:
     """BLEU of greedy translations of dev's first `training.bleu_sentences` sentences."""
     count = config.training.bleu_sentences
     sources, references = prepared.dev_lines(count)
     greedy = dataclasses.replace(config.decoding, beam=1)
-    hypotheses = translate(model, prepared.tokenizers, sources, greedy, device, progress)
-    return score(hypotheses, references).bleu
+    mine = translate(model, prepared.tokenizers, ranks.share(sources), greedy, device)
+    return score(ranks.join_shares(mine), references).bleu
 
 
 def _longest(corpus) -> int:

@@ -120,8 +120,10 @@ def test_accumulation_changes_nothing_but_rounding(taught, tmp_path):
         arguments = [f"training.accumulation={pieces}", "model.dropout=0.0", "training.updates=2"]
         assert taught.run("train", config, *arguments) == 0
         results.append(weights(tmp_path / str(pieces), 2))
+    start = weights(taught.folder / "teacher", 2)
     for name, tensor in results[0].items():
         torch.testing.assert_close(results[1][name], tensor, rtol=0, atol=1e-5)
+    assert max((tensor - start[name]).abs().max() for name, tensor in results[0].items()) > 1e-3
 
 
 def test_damaged_newest_checkpoint_is_passed_over(shop, caplog):

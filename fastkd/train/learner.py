@@ -1,0 +1,20 @@
+"""The student with its objective, as one module that a distributed engine can wrap."""
+
+from torch import Tensor, nn
+
+from fastkd.data.batches import Batch
+from fastkd.methods.objective import Objective
+from fastkd.methods.passes import Components, Counts
+from fastkd.nn.transformer import Transformer
+
+
+class Learner(nn.Module):
+    """Everything that the optimizer trains."""
+
+    def __init__(self, model: Transformer, objective: Objective) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+
+    def forward(self, batch: Batch, counts: Counts, epoch: int) -> tuple[Tensor, Components]:
+        return self.objective(self.model, batch, counts, epoch)
