@@ -69,9 +69,10 @@ class CMLM(Transformer):
         for part in rows.split(_ROWS_AT_ONCE):
             logits = self.logits(part)
             logits = logits if logits.dtype == torch.float64 else logits.float()
-            top = logits.max(-1)
-            ids.append(top.indices)
-            scores.append(top.values - logits.logsumexp(-1))
+            top = logits.max(-1, keepdim=True)
+            ids.append(top.indices.squeeze(-1))
+            # log p of the largest is −log Σ exp(z − max z); in place, as V is large.
+            scores.append(-logits.sub_(top.values).exp_().sum(-1).log())
         return torch.cat(ids), torch.cat(scores)
 
 
