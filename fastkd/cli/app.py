@@ -48,6 +48,9 @@ def app(arguments: list[str]) -> int:
         # The reader has gone; nothing can be told to it, at exit neither.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{place}{error.strerror or error}", 1)
     except Exception as error:
         if os.environ.get("FASTKD_TRACEBACK"):
             raise
