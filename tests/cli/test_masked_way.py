@@ -42,7 +42,7 @@ def student(shop, tmp_path, name="student", **changes):
         name,
         run=str(tmp_path / name),
         model={**CMLM, **changes.pop("model", {})},
-        teacher={"run": str(shop.folder / "masked")},
+        teacher={"run": str(shop.folder / "masked"), "checkpoint": "last"},
         training={"backend": "reference"},
         **{"losses": DIMS, **changes},
     )
@@ -92,7 +92,7 @@ def test_students_start_from_their_teacher_and_can_teach_on(masked, tmp_path):
         masked, tmp_path, "second", losses=[{"name": "dims", "steps": 4, "mask": "full", "ema": 0}]
     )
     teacher = f"teacher.run={tmp_path / 'first'}"
-    assert masked.run("train", second, teacher, "teacher.checkpoint=last", rate) == 0
+    assert masked.run("train", second, teacher, rate) == 0
     torch.testing.assert_close(tensors(tmp_path / "second", 4), tensors(tmp_path / "first", 3))
 
 
