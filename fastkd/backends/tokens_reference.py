@@ -44,7 +44,7 @@ def dense_losses(
     dead = banned.all(-1)  # (...): no id is left
     # A constant at the banned ids: no gradient. A softmax needs one finite logit in a row.
     logits = torch.where(banned, torch.where(dead, 0.0, BANNED).unsqueeze(-1), given)
-    ce = kd = rank = logits.detach()[..., 0] * 0
+    ce = kd = rank = torch.zeros_like(given.detach()[..., 0])
     if options.ce_weight and target is not None:
         ids = _only(counted, target).long()
         ce = _cross_entropy(logits, banned, ids, options.label_smoothing)

@@ -1,6 +1,7 @@
 """Chooses the backend that serves a call."""
 
 import importlib
+import sys
 from types import ModuleType
 
 import torch
@@ -34,9 +35,20 @@ def backend_module(family: str, backend: str, tensor: torch.Tensor, *call) -> Mo
 def _load(
     family: str, name: str, tensor: torch.Tensor, *call
 ) -> tuple[ModuleType | None, str | None]:
-    try:
-        module = importlib.import_module(f"fastkd.backends.{family}_{name}")
-    except ImportError as error:
-        return None, str(error)
+    path = f"fastkd.backends.{family}_{name}"
+    reason = _import(path)
+    if reason is not None:
+        return None, reason
+    module = sys.modules[path]
     unavailable = getattr(module, "unavailable", None)
     return module, unavailable(tensor, *call) if unavailable else None
+
+
+@torch.compiler.assume_constant_result  # torch.compile does not trace imports
+def _import(path: str) -> str | None:
+    """Why the module cannot be imported, or None once it is."""
+    try:
+        importlib.import_module(path)
+    except ImportError as error:
+        return str(error)
+    return None

@@ -41,6 +41,7 @@ class Case:
     arguments: Mapping[str, object]
     num_warps: int = 4
     num_stages: int = 2
+    max_registers: int | None = None  # a thread, on CUDA chips
     targets: tuple[str, ...] = tuple(SHARED_MEMORY)
     representative: bool = False
 
@@ -83,6 +84,8 @@ def compile_case(case: Case, target: str) -> Resources:
         raise ValueError(f"{case.name} has no argument {', '.join(sorted(unknown))}")
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
+    if case.max_registers and chip.backend == "cuda":
+        options["maxnreg"] = case.max_registers
     compiled = triton.compile(source, target=chip, options=options)
     if target.startswith("sm_"):
         return _cuda_resources(compiled)

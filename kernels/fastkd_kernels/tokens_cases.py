@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import triton
 
 from fastkd_kernels.tokens_rows import DENSE, LISTED, NO_TEACHER, token_losses_fwd
-from fastkd_kernels.tokens_settings import RESTS, listed_block, row_blocks
+from fastkd_kernels.tokens_settings import RESTS, listed_block, most_registers, row_blocks
 
-_VOCABULARIES = (1024, 8192, 32768)  # one for each block size
+_VOCABULARIES = (1024, 32768)  # one for each block size; ranking has but one
 
 
 def row_case(
@@ -31,7 +31,7 @@ def row_case(
 ):
     from fastkd_kernels.offline import Case
 
-    block_v, warps = row_blocks(vocabulary)
+    block_v, warps = row_blocks(vocabulary, rank)
     top_k = top_k if rank else 1
     has_list = teacher == LISTED.value
     sizes = ("student_outer", "student_inner", "teacher_outer", "teacher_inner")
@@ -66,6 +66,7 @@ def row_case(
         "TOP_K_PAD": max(triton.next_power_of_2(top_k), 2),
         "BLOCK_V": block_v,
         "BLOCK_K": listed_block(listed if has_list else 0),
+        "VECTOR": 4 if dtype == "fp32" else 8,
     }
     parts = [name for name, on in (("ce", ce), ("kd", kd), ("rank", rank)) if on]
     label = f"{'+'.join(parts)}, {dtype}, V {vocabulary}"
@@ -81,38 +82,54 @@ def row_case(
         f"unit {unit}": unit != 16,
     }
     label = ", ".join([label, *(name for name, on in flags.items() if on)])
-    return Case(token_losses_fwd, label, arguments, warps, 3, representative=representative)
+    return Case(
+        token_losses_fwd,
+        label,
+        arguments,
+        num_warps=warps,
+        max_registers=most_registers(1 if step == 1 else 2, unit),
+        representative=representative,
+    )
 
 
 def offline_cases() -> Iterator:
-    none, dense, listed = NO_TEACHER.value, DENSE.value, LISTED.value
-    for vocabulary in _VOCABULARIES:
-        large = vocabulary == _VOCABULARIES[-1]
-        for dtype in ("bf16", "fp16", "fp32"):
-            main = large and dtype == "bf16"
-            yield row_case(vocabulary, dtype, none, kd=False, representative=main)
-            yield row_case(vocabulary, dtype, tempered=True, predict=True, representative=main)
+    """Every block shape, type, component, list size and rest; flags where they cost registers."""
+    none, listed = NO_TEACHER.value, LISTED.value
+    large = _VOCABULARIES[-1]
+    for dtype in ("bf16", "fp16", "fp32"):
+        main = dtype == "bf16"
+        for vocabulary in _VOCABULARIES:
             yield row_case(
-                vocabulary, dtype, rank=True, top_k=32, tempered=True, predict=True,
-                representative=main,
-            )  # fmt: skip
-        for ce, kd, rank in ((False, True, False), (False, False, True), (False, True, True)):
-            for tempered in (False, True):
-                yield row_case(vocabulary, ce=ce, kd=kd, rank=rank, tempered=tempered)
-        yield row_case(vocabulary, kd=False, rank=True)
-        for top_k in (1, 3, 5, 8, 16, 32):
-            yield row_case(vocabulary, rank=True, top_k=top_k, smooth=False)
-        for gradient in (False, True):
-            yield row_case(
-                vocabulary, rank=True, tempered=True, gradient=gradient, masked=False, predict=True
+                vocabulary, dtype, none, kd=False, representative=main and vocabulary == large
             )
-            yield row_case(vocabulary, teacher=none, kd=False, gradient=gradient, predict=True)
+            yield row_case(vocabulary, dtype, tempered=True, predict=True)
+        yield row_case(
+            large, dtype, rank=True, top_k=32, tempered=True, predict=True, representative=main
+        )
+    for vocabulary in _VOCABULARIES:
+        for tempered in (False, True):
+            yield row_case(vocabulary, ce=False, tempered=tempered)
+        yield row_case(vocabulary, representative=vocabulary == large)
+        yield row_case(vocabulary, teacher=none, kd=False, smooth=False, masked=False)
+        yield row_case(vocabulary, teacher=none, kd=False, predict=True, gradient=False)
+        yield row_case(vocabulary, gradient=False, masked=False, smooth=False)
+        yield row_case(vocabulary, step="i64", unit=1)
         for rest in RESTS:
-            for amount in (16, 512):
-                for rank in (False, True):
-                    yield row_case(
-                        vocabulary, teacher=listed, rank=rank, top_k=16, tempered=True, rest=rest,
-                        listed=amount, representative=large and rank and amount == 512,
-                    )  # fmt: skip
-        yield row_case(vocabulary, teacher=dense, rank=True, step="i64", unit=1, top_k=16)
-        yield row_case(vocabulary, "fp32", teacher=dense, rank=True, step="i32", unit=1, top_k=32)
+            yield row_case(vocabulary, teacher=listed, rest=rest, listed=16)
+            yield row_case(vocabulary, teacher=listed, rest=rest, listed=512, tempered=True)
+    for ce, kd in ((False, False), (False, True), (True, False), (True, True)):
+        for top_k in (1, 5, 32):
+            yield row_case(large, ce=ce, kd=kd, rank=True, top_k=top_k)
+    for top_k in (3, 8, 16):
+        yield row_case(large, rank=True, top_k=top_k, smooth=False, gradient=top_k == 16)
+    for rest in RESTS:
+        for amount, top_k in ((16, 5), (512, 32)):
+            yield row_case(
+                large, teacher=listed, rank=True, top_k=top_k, tempered=True, rest=rest,
+                listed=amount, representative=rest == "spread" and amount == 512,
+            )  # fmt: skip
+    yield row_case(large, rank=True, step="i64", unit=1, top_k=32)
+    for unit in (1, 2, 4, 8):
+        yield row_case(large, rank=True, unit=unit, top_k=32, tempered=True, predict=True)
+        yield row_case(large, tempered=True, unit=unit, predict=True)
+    yield row_case(large, "fp32", rank=True, step="i32", unit=1, top_k=32)

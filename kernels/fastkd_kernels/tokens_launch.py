@@ -8,7 +8,13 @@ from torch import Tensor
 
 from fastkd_kernels.common import stride_unit
 from fastkd_kernels.tokens_rows import DENSE, LISTED, NO_TEACHER, token_losses_fwd
-from fastkd_kernels.tokens_settings import RESTS, TokenSettings, listed_block, row_blocks
+from fastkd_kernels.tokens_settings import (
+    RESTS,
+    TokenSettings,
+    listed_block,
+    most_registers,
+    row_blocks,
+)
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,8 @@ def launch_rows(
         kept = torch.empty((rows, listed), dtype=torch.float32, device=student.device)
     has_rank = settings.rank_weight != 0
     top_k = settings.top_k if has_rank else 1
-    block_v, warps = row_blocks(vocabulary)
+    registers = most_registers(student_rows.strides[2], unit)
+    block_v, warps = row_blocks(vocabulary, has_rank)
     student_temperature = settings.student_temperature if distill else 1.0
     token_losses_fwd[(rows,)](
         student_rows.tensor,
@@ -136,5 +143,7 @@ def launch_rows(
         TOP_K_PAD=max(triton.next_power_of_2(top_k), 2),
         BLOCK_V=block_v,
         BLOCK_K=listed_block(listed),
+        VECTOR=16 // student.element_size(),
         num_warps=warps,
+        **({} if torch.version.hip else {"maxnreg": registers}),
     )

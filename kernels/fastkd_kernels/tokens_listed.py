@@ -44,8 +44,8 @@ def read_listed(
 ):
     """(n, Σ_v w_v, Σ_v w_v·d_v, Σq, score of an unlisted id, top-k keys), as `read_row` has them.
 
-    w = exp((y − n)/τ_t) and d = (y − n)/τ_t − (z − m)/τ_s with y the listed log-probability, or
-    that of an unlisted id.
+    w = exp((y − n)/τ_t) and d = ((y − n)/τ_t − (z − m)/τ_s)·log₂e with y the listed
+    log-probability, or that of an unlisted id.
     """
     peak = -INF
     mass = 0.0
@@ -69,6 +69,8 @@ def read_listed(
 
     m = finite_or_zero(student_peak)
     n = finite_or_zero(peak)
+    student_bits = student_scale * LOG2E
+    teacher_bits = teacher_scale * LOG2E
     weights = 0.0
     gap = 0.0
     for start in range(0, listed, BLOCK_K):
@@ -77,21 +79,20 @@ def read_listed(
         z = z.to(tl.float32)
         if KEEP:
             tl.store(kept + lane, z, mask=inside)
-        teacher_diff = (score - n) * teacher_scale
-        weight = tl.exp2(teacher_diff * LOG2E)
+        bits = (score - n) * teacher_bits
+        weight = tl.exp2(bits)
         weights += tl.sum(weight, 0)
-        student_diff = (z - m) * student_scale
-        gap += tl.sum(log_ratio_terms(weight, score, z, teacher_diff, student_diff), 0)
+        gap += tl.sum(log_ratio_terms(weight, score, z, bits, (z - m) * student_bits), 0)
         if REST == SPREAD:
             finite -= tl.sum(tl.where(z == -INF, 0.0, 1.0), 0)
             total -= tl.sum(tl.where(z == -INF, 0.0, z - m), 0)
     if REST == SPREAD:
         if rest_score > -INF:
-            teacher_diff = (rest_score - n) * teacher_scale
-            weight = tl.exp2(teacher_diff * LOG2E)
-            weights += weight * unlisted
-            spread_gap = weight * (unlisted * teacher_diff - total * student_scale)
-            gap += tl.where(finite < unlisted, INF, spread_gap)
+            rest_bits = (rest_score - n) * teacher_bits
+            rest_weight = tl.exp2(rest_bits)
+            weights += rest_weight * unlisted
+            rest_gap = rest_weight * (unlisted * rest_bits - total * student_bits)
+            gap += tl.where(finite < unlisted, INF, rest_gap)
     return peak, weights, gap, mass, rest_score, best
 
 

@@ -6,7 +6,7 @@ import triton.language as tl
 from fastkd_kernels.tokens_gradient import gradient_at
 from fastkd_kernels.tokens_listed import SPREAD, read_listed, scores_at
 from fastkd_kernels.tokens_rank import derivative_at, ranking
-from fastkd_kernels.tokens_read import INF, LOG2E, finite_or_zero, read_row
+from fastkd_kernels.tokens_read import INF, LN2, LOG2E, finite_or_zero, read_row
 from fastkd_kernels.tokens_topk import ids_of, scores_of, strongest_of
 
 NO_TEACHER = tl.constexpr(0)
@@ -109,6 +109,7 @@ def token_losses_fwd(
     TOP_K_PAD: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    VECTOR: tl.constexpr,  # logits in 16 bytes
 ):
     row = tl.program_id(0).to(tl.int64)
     vocabulary = vocabulary_units * UNIT
@@ -165,6 +166,7 @@ def token_losses_fwd(
         TOP_K,
         TOP_K_PAD,
         BLOCK_V,
+        VECTOR,
     )
     if PREDICT:
         tl.store(prediction, first_id.to(tl.int64))
@@ -211,24 +213,28 @@ def token_losses_fwd(
     if HAS_CE:
         label = tl.load(target + row).to(tl.int32)
         known = (label >= 0) & (label < vocabulary)
-        z = tl.load(student + label.to(tl.int64) * student_step, mask=known, other=-INF)
-        ce = _cross_entropy(z.to(tl.float32) - m, tl.log(sum_one), finite, total, smoothing, SMOOTH)
+        z_label = tl.load(student + label.to(tl.int64) * student_step, mask=known, other=-INF)
+        z_label = z_label.to(tl.float32)
+        y_label = rest_score
+        if HAS_KD and TEACHER == DENSE:
+            y_label = tl.load(teacher + label.to(tl.int64) * teacher_step, mask=known, other=-INF)
+            y_label = y_label.to(tl.float32)
+        ce = _cross_entropy(z_label - m, tl.log(sum_one), finite, total, smoothing, SMOOTH)
     if HAS_KD:
         log_mass = tl.log(tl.where(mass > 0, mass, 1.0))
-        kd = mass * (gap / sum_q - tl.log(sum_q) + log_mass + tl.log(sum_p))
+        kd = mass * (gap * LN2 / sum_q - tl.log(sum_q) + log_mass + tl.log(sum_p))
         kd = tl.where(gap == INF, INF, kd)
     if HAS_RANK:
-        lane = tl.arange(0, TOP_K_PAD)
-        used = lane < TOP_K
+        used = tl.arange(0, TOP_K_PAD) < TOP_K
         teacher_ids = ids_of(teacher_best)
         student_ids = ids_of(student_best)
-        at = teacher_ids.to(tl.int64) * student_step
-        z_teacher_ids = tl.load(student + at, mask=used, other=-INF).to(tl.float32)
+        from_student = teacher_ids.to(tl.int64) * student_step
+        z_teacher_ids = tl.load(student + from_student, mask=used, other=-INF).to(tl.float32)
         z_student_ids = tl.where(used, scores_of(student_best), -INF)
         y_teacher_ids = tl.where(used, scores_of(teacher_best), -INF)
         if TEACHER == DENSE:
-            at = student_ids.to(tl.int64) * teacher_step
-            y_student_ids = tl.load(teacher + at, mask=used, other=-INF).to(tl.float32)
+            from_teacher = student_ids.to(tl.int64) * teacher_step
+            y_student_ids = tl.load(teacher + from_teacher, mask=used, other=-INF).to(tl.float32)
         else:
             y_student_ids = scores_at(
                 student_ids, ids, log_probs, listed, rest_score, TOP_K_PAD, BLOCK_K
@@ -278,7 +284,9 @@ def token_losses_fwd(
         if SMOOTH:
             smooth = ce_factor * smoothing / tl.maximum(finite, 1.0)
         hot = ce_factor * (1 - smoothing)
-        factors = (m, n, student_scale, teacher_scale, by_one, by_p, by_q, smooth, hot, label)
+        student_bits = student_scale * LOG2E
+        teacher_bits = teacher_scale * LOG2E
+        factors = (m, n, student_bits, teacher_bits, by_one, by_p, by_q, smooth, hot, label)
         # A gather of another thread must not meet a gradient written over the logits.
         tl.debug_barrier()
         for start in range(0, vocabulary, BLOCK_V):
@@ -289,33 +297,63 @@ def token_losses_fwd(
             y = rest_score
             if HAS_KD and TEACHER == DENSE:
                 y = tl.load(teacher + at * teacher_step, mask=inside, other=-INF).to(tl.float32)
-            grad = gradient_at(token, z, y, 0.0, factors, HAS_CE, HAS_KD, TEMPERED)
+            grad = gradient_at(token, z, y, 0.0, factors, HAS_CE, HAS_KD, SMOOTH, TEMPERED, False)
             tl.store(gradient + token, grad.to(gradient.dtype.element_ty), mask=inside)
-        if HAS_RANK or TEACHER == LISTED:
-            tl.debug_barrier()  # before single ids are written over
+        tl.debug_barrier()  # before single ids are written over
+        if HAS_CE:
+            label_grad = gradient_at(
+                label, z_label, y_label, 0.0, factors, HAS_CE, HAS_KD, SMOOTH, TEMPERED, True
+            )
+            tl.store(gradient + label, label_grad.to(gradient.dtype.element_ty), mask=known)
+        if HAS_RANK or (HAS_KD and TEACHER == LISTED):
+            tl.debug_barrier()
         if HAS_KD and TEACHER == LISTED:
-            for start in range(0, listed, BLOCK_K):
-                at = start + tl.arange(0, BLOCK_K)
-                inside = at < listed
-                token = tl.load(ids + at, mask=inside, other=0).to(tl.int32)
-                y = tl.load(log_probs + at, mask=inside, other=-INF).to(tl.float32)
-                z = tl.load(kept + at, mask=inside, other=-INF)
-                u = tl.zeros([BLOCK_K], tl.float32)
+            for first in range(0, listed, BLOCK_K):
+                lane = first + tl.arange(0, BLOCK_K)
+                inside_list = lane < listed
+                listed_ids = tl.load(ids + lane, mask=inside_list, other=0).to(tl.int32)
+                listed_y = tl.load(log_probs + lane, mask=inside_list, other=-INF)
+                listed_z = tl.load(kept + lane, mask=inside_list, other=-INF)
+                listed_u = tl.zeros([BLOCK_K], tl.float32)
                 if HAS_RANK:
-                    u = rank_factor * derivative_at(
-                        token, teacher_ids, by_teacher_ids, student_ids, by_student_ids, used
+                    listed_u = rank_factor * derivative_at(
+                        listed_ids, teacher_ids, by_teacher_ids, student_ids, by_student_ids, used
                     )
                 if REST != SPREAD:
-                    inside = inside & (y > -INF)  # padding may repeat an id that has mass
-                grad = gradient_at(token, z, y, u, factors, HAS_CE, HAS_KD, TEMPERED)
-                tl.store(gradient + token, grad.to(gradient.dtype.element_ty), mask=inside)
+                    inside_list &= listed_y > -INF  # padding may repeat an id that has mass
+                listed_grad = gradient_at(
+                    listed_ids,
+                    listed_z,
+                    listed_y,
+                    listed_u,
+                    factors,
+                    HAS_CE,
+                    HAS_KD,
+                    SMOOTH,
+                    TEMPERED,
+                    True,
+                )
+                listed_grad = listed_grad.to(gradient.dtype.element_ty)
+                tl.store(gradient + listed_ids, listed_grad, mask=inside_list)
         if HAS_RANK:
             for side in tl.static_range(2):
-                token = student_ids if side else teacher_ids
-                z = z_student_ids if side else z_teacher_ids
-                y = y_student_ids if side else y_teacher_ids
-                u = rank_factor * derivative_at(
-                    token, teacher_ids, by_teacher_ids, student_ids, by_student_ids, used
+                ranked_ids = student_ids if side else teacher_ids
+                ranked_z = z_student_ids if side else z_teacher_ids
+                ranked_y = y_student_ids if side else y_teacher_ids
+                ranked_u = rank_factor * derivative_at(
+                    ranked_ids, teacher_ids, by_teacher_ids, student_ids, by_student_ids, used
                 )
-                grad = gradient_at(token, z, y, u, factors, HAS_CE, HAS_KD, TEMPERED)
-                tl.store(gradient + token, grad.to(gradient.dtype.element_ty), mask=used)
+                ranked_grad = gradient_at(
+                    ranked_ids,
+                    ranked_z,
+                    ranked_y,
+                    ranked_u,
+                    factors,
+                    HAS_CE,
+                    HAS_KD,
+                    SMOOTH,
+                    TEMPERED,
+                    True,
+                )
+                ranked_grad = ranked_grad.to(gradient.dtype.element_ty)
+                tl.store(gradient + ranked_ids, ranked_grad, mask=used)

@@ -38,13 +38,21 @@ class TokenSettings:
         )
 
 
-def row_blocks(vocabulary: int) -> tuple[int, int]:
-    """(BLOCK_V, warps) for rows of `vocabulary` logits: three shapes in all."""
-    if vocabulary <= 1024:
-        return 1024, 4
-    if vocabulary <= 8192:
-        return 2048, 4
-    return 4096, 8
+def row_blocks(vocabulary: int, ranked: bool) -> tuple[int, int]:
+    """(BLOCK_V, warps): two shapes in all, so that few kernels serve every vocabulary.
+
+    Keys of both lists make ranking the widest in registers, so it takes half as many logits.
+    """
+    return (1024, 4) if ranked or vocabulary <= 1024 else (2048, 4)
+
+
+def most_registers(step: int, unit: int) -> int:
+    """Registers a thread may have, for logits `step` apart in rows aligned to `unit` of them.
+
+    Without a bound the compiler spills a few bytes to fit one program more. Logits that are not
+    loaded 16 bytes at a time cost an address each.
+    """
+    return 128 if step == 1 and unit >= 8 else 255
 
 
 def listed_block(listed: int) -> int:
