@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -162,6 +162,12 @@ class AlignToDistill(nn.Module):
                 if students.get(kind) and teachers.get(kind) and self.weights[kind]
             }
         )
+
+    @classmethod
+    def from_taps(cls, student: AttentionTaps, teacher: AttentionTaps, **options) -> Self:
+        """For models whose taps hold a forward pass already, on the student's device."""
+        tap = next(t for t in (student.encoder, student.decoder, student.cross) if t is not None)
+        return cls(student, teacher, **options).to(tap.query[0].device)
 
     def forward(self, student: AttentionTaps, teacher: AttentionTaps) -> AlignmentLosses:
         losses = {}
