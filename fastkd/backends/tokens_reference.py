@@ -41,18 +41,20 @@ def dense_losses(
     inside = torch.float64 if student_logits.dtype == torch.float64 else torch.float32
     given = _only(counted, student_logits.to(inside))
     banned = given.detach() == BANNED
-    dead = banned.all(-1)  # (...): no id is left
+    dead = given.detach().amax(-1) == BANNED  # (...): no id is left
     # A constant at the banned ids: no gradient. A softmax needs one finite logit in a row.
     logits = torch.where(banned, torch.where(dead, 0.0, BANNED).unsqueeze(-1), given)
+    log_p = F.log_softmax(logits, -1)
     ce = kd = rank = torch.zeros_like(given.detach()[..., 0])
     if options.ce_weight and target is not None:
         ids = _only(counted, target).long()
-        ce = _cross_entropy(logits, banned, ids, options.label_smoothing)
+        ce = _cross_entropy(log_p, banned, ids, options.label_smoothing)
         ce = torch.where(dead & (options.label_smoothing < 1), math.inf, ce)
     if (options.kd_weight or options.rank_weight) and teacher is not None:
-        log_p = F.log_softmax(logits / options.student_temperature, -1)
+        if options.student_temperature != 1:
+            log_p = F.log_softmax(logits / options.student_temperature, -1)
         scores, log_q = _teacher(teacher, counted, logits, options.teacher_temperature)
-        has_mass = (log_q > BANNED).any(-1)
+        has_mass = log_q.amax(-1) > BANNED
         if options.kd_weight:
             kd = torch.where(dead & has_mass, math.inf, _divergence(log_q, log_p))
         if options.rank_weight:
@@ -77,8 +79,7 @@ def _only(counted: Tensor | None, value: Tensor) -> Tensor:
     return value.masked_fill(~rows, 0)
 
 
-def _cross_entropy(logits: Tensor, banned: Tensor, target: Tensor, smoothing: float) -> Tensor:
-    log_p = F.log_softmax(logits, -1)  # (..., V)
+def _cross_entropy(log_p: Tensor, banned: Tensor, target: Tensor, smoothing: float) -> Tensor:
     ce = torch.zeros_like(log_p[..., 0])
     if smoothing < 1:
         ce = ce - (1 - smoothing) * log_p.gather(-1, target.unsqueeze(-1)).squeeze(-1)
@@ -126,7 +127,7 @@ def _teacher(
     """What orders the ids, and log q, both (..., V); −inf where there is no mass."""
     if not isinstance(teacher, SparseTeacher):
         scores = _only(counted, teacher.to(student.dtype))
-        return scores, _log_softmax(scores / temperature)
+        return scores, _log_softmax(scores, temperature)
     listed = _only(counted, teacher.log_probs.to(student.dtype))
     ids = _only(counted, teacher.ids.long())
     rest = torch.full_like(student[..., :1], BANNED)
@@ -135,16 +136,16 @@ def _teacher(
         missing = 1 - listed.exp().sum(-1, keepdim=True)
         rest = (missing.clamp(min=0) / unlisted).log()
     scores = rest.expand_as(student).scatter(-1, ids, listed)
-    log_q = _log_softmax(scores / temperature)
+    log_q = _log_softmax(scores, temperature)
     if teacher.rest != "renormalize":
         log_q = log_q + scores.logsumexp(-1, keepdim=True)
     return scores, log_q
 
 
-def _log_softmax(scores: Tensor) -> Tensor:
+def _log_softmax(scores: Tensor, temperature: float) -> Tensor:
     """log_softmax, and −inf throughout a row of −inf."""
-    empty = (scores == BANNED).all(-1, keepdim=True)
-    return F.log_softmax(scores.masked_fill(empty, 0), -1).masked_fill(empty, BANNED)
+    log_q = F.log_softmax(scores if temperature == 1 else scores / temperature, -1)
+    return log_q.masked_fill_(scores.amax(-1, keepdim=True) == BANNED, BANNED)
 
 
 def _teacher_ids(
