@@ -103,7 +103,8 @@ class CrossAttention(nn.Module):
 
 def _split(projected: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
     """(B, T, parts · width) to `parts` views (B, heads, T, head size)."""
-    return projected.unflatten(2, (parts, heads, -1)).transpose(1, 3).unbind(2)
+    views = projected.unflatten(2, (parts, heads, -1)).unbind(2)
+    return tuple(view.transpose(1, 2) for view in views)
 
 
 def _exact(projected: Tensor) -> Tensor:

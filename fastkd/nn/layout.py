@@ -6,6 +6,7 @@ outside attention; elsewhere they are all cells of the batch, and rows are a vie
 """
 
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,10 +44,11 @@ class Layout:
         return self.mask[:, None, None, :] if self.padded else None
 
     @cached_property
-    def cells(self) -> Tensor:
-        """The cell of each row in the flattened batch, where packed: (N,)."""
-        cpu_mask = torch.arange(self.time) < self.lengths[:, None]
-        return cpu_mask.flatten().nonzero().squeeze(1).to(self.device, non_blocking=True)
+    def cells(self) -> "_Cells":
+        """Where rows and cells lie in each other, where packed."""
+        real = (torch.arange(self.time) < self.lengths[:, None]).flatten()
+        places = (real.nonzero().squeeze(1), (~real).nonzero().squeeze(1), real.cumsum(0) - 1)
+        return _Cells(*(place.to(self.device, non_blocking=True) for place in places))
 
     def rows(self, batch: Tensor) -> Tensor:
         """(B, T, *) to one row a token (N, *)."""
@@ -56,47 +58,55 @@ class Layout:
     def pad(self, rows: Tensor) -> Tensor:
         """(N, *) to (B, T, *): zeros where there is no token if packed."""
         if self.packed:
-            rows = _PlaceRows.apply(rows, self.cells, self.batch * self.time)
+            rows = _PlaceRows.apply(rows, self.cells)
         return rows.unflatten(0, (self.batch, self.time))
 
     def positions(self, table: Tensor) -> Tensor:
         """The row of `table` (positions, width) for the position of each token: (N, width)."""
         table = table[: self.time]
         if self.packed:
-            return table.index_select(0, self.cells % self.time)
+            return table.index_select(0, self.cells.real % self.time)
         return table.repeat(self.batch, 1)
 
 
-def _place(rows: Tensor, cells: Tensor, count: int) -> Tensor:
-    return rows.new_zeros(count, *rows.shape[1:]).index_copy_(0, cells, rows)
+class _Cells(NamedTuple):
+    """Of a flattened batch of B·T cells with N tokens."""
+
+    real: Tensor  # (N,) the cell of each row
+    pads: Tensor  # (B·T - N,) the cells without a token
+    row: Tensor  # (B·T,) the row of each cell; of a cell without a token, that of one before it
+
+
+def _take(flat: Tensor, cells: _Cells) -> Tensor:
+    return flat.index_select(0, cells.real)
+
+
+def _place(rows: Tensor, cells: _Cells) -> Tensor:
+    # Copying something and clearing the few pads is faster than clearing everything and copying.
+    return rows.index_select(0, cells.row).index_fill_(0, cells.pads, 0)
 
 
 class _TakeRows(torch.autograd.Function):
-    """flat[cells] for cells that do not repeat: the gradient is a copy, not an addition."""
+    """The rows of a flattened batch; cells do not repeat, so the gradient is no sum but a copy."""
 
     @staticmethod
-    def forward(ctx, flat: Tensor, cells: Tensor) -> Tensor:
-        ctx.save_for_backward(cells)
-        ctx.count = flat.shape[0]
-        return flat.index_select(0, cells)
+    def forward(ctx, flat: Tensor, cells: _Cells) -> Tensor:
+        ctx.cells = cells
+        return _take(flat, cells)
 
     @staticmethod
     def backward(ctx, *gradients: Tensor):
-        (gradient,) = gradients
-        (cells,) = ctx.saved_tensors
-        return _PlaceRows.apply(gradient, cells, ctx.count), None
+        return _PlaceRows.apply(gradients[0], ctx.cells), None
 
 
 class _PlaceRows(torch.autograd.Function):
-    """The inverse: zeros of `count` rows with `rows` at `cells`."""
+    """The flattened batch of rows, zeros where there is no token."""
 
     @staticmethod
-    def forward(ctx, rows: Tensor, cells: Tensor, count: int) -> Tensor:
-        ctx.save_for_backward(cells)
-        return _place(rows, cells, count)
+    def forward(ctx, rows: Tensor, cells: _Cells) -> Tensor:
+        ctx.cells = cells
+        return _place(rows, cells)
 
     @staticmethod
     def backward(ctx, *gradients: Tensor):
-        (gradient,) = gradients
-        (cells,) = ctx.saved_tensors
-        return _TakeRows.apply(gradient, cells), None, None
+        return _TakeRows.apply(gradients[0], ctx.cells), None
