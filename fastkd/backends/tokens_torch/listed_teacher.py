@@ -42,13 +42,15 @@ class ListedRows:
         self.q, self.rest = self.log_q.exp(), self.rest_log_q.exp()
         self.mass = self.q.sum(-1, keepdim=True) + self.unlisted * self.rest
         self.student = student.gather(1, self.ids) / temperature  # (R, K)
-        free = self.student > BANNED
-        self.hit = (~free & (self.log_q > BANNED)).any(-1, keepdim=True)
+        self.free = torch.ones_like(self.ids, dtype=torch.bool)  # ids that the student may take
+        if banned is not None:
+            self.free = ~banned.gather(1, self.ids)
+        self.hit = (~self.free & (self.log_q > BANNED)).any(-1, keepdim=True)
         self.others = torch.full_like(self.rest, self.unlisted)  # not listed and not banned
         if banned is not None:
-            self.others = (~banned).sum(-1, keepdim=True) - free.sum(-1, keepdim=True)
+            self.others = (~banned).sum(-1, keepdim=True) - self.free.sum(-1, keepdim=True)
             self.hit |= (self.others < self.unlisted) & (self.rest_log_q > BANNED)
-        listed = self.student.where(free, 0).sum(-1, keepdim=True)
+        listed = self.student.where(self.free, 0).sum(-1, keepdim=True)
         self.others_total = total / temperature - listed  # Σ of their logits
 
     def _temper(self) -> None:
@@ -66,9 +68,8 @@ class ListedRows:
         self.log_q, self.rest_log_q = tempered.split([self.scores.shape[1], 1], -1)
 
     def divergence(self, student_log_z: Tensor) -> Tensor:
-        counts = (self.log_q > BANNED) & (self.student > BANNED)
         terms = self.q * (self.log_q - self.student + student_log_z)
-        kd = terms.where(counts, 0).sum(-1, keepdim=True)
+        kd = terms.where((self.log_q > BANNED) & self.free, 0).sum(-1, keepdim=True)
         if self.kind == "spread":
             others = self.others * (self.rest_log_q + student_log_z) - self.others_total
             kd = kd + (self.rest * others).where(self.rest_log_q > BANNED, 0)

@@ -79,7 +79,7 @@ class StudentRows:
             self.dead = peak == BANNED  # (R, 1)
             logits.masked_fill_(self.dead, 0)
             peak = peak.masked_fill(self.dead, 0)
-            self.allowed = (~self.banned).sum(-1, keepdim=True).clamp(min=1)
+            self.allowed = (~self.banned).sum(-1, keepdim=True, dtype=logits.dtype).clamp(min=1)
         logits.sub_(peak)
         self.total = torch.zeros_like(peak)
         if self.options.label_smoothing or isinstance(self.teacher, ListedRows):
