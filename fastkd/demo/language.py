@@ -1,27 +1,34 @@
 """An invented language pair, generated from a grammar: Lomari (qlo) to Tushek (qtu).
 
-Lomari is the plain one. Its words do not change but for the plural `-n`; the verb stands between
-subject and object and shows neither tense nor person; relative clauses follow their noun after
-`ke`; a compound is head, `o`, modifier in one word.
+Lomari is the plain one. Its words do not change but for the plural `-n` or `-en`; the verb stands
+between subject and object and shows neither tense nor person; a relative clause follows its noun
+after `ke`; a compound is head, `o`, modifier in one word.
 
-Tushek has it all in its endings:
+Tushek says it all by endings:
 
-- the verb comes last, and agrees with its subject, which may be a whole relative clause away, in
-  number and, in the past, in gender; its tense is told in Lomari by the first word of the
-  sentence or not at all (present);
-- nouns have one of three genders, two numbers and three cases; article, adjective and relative
-  pronoun agree with them; a third of the nouns have irregular plurals; after a numeral, where
-  Lomari has the singular, stands the plural;
-- a place is in the dative, but in the accusative where the verb, last word of the clause, moves;
-- compounds are modifier, `o`, head in one word, in the gender of the head;
-- a pronoun has the gender of what it stands for in the clause before;
-- some words are homonyms in Lomari only: what a noun is called (and so its gender) depends on the
-  verb of its clause, what a verb is called on whether its object is alive, and what an adjective
-  is called on whether its noun is;
-- some nouns, verbs and adverbs have a synonym, which is used 3 times in 10, at random: there a
-  translation cannot be foreseen, only its distribution learned.
+- The verb comes last, and agrees with its subject, which may be a relative clause away, in number
+  and, in the past, in gender. In Lomari the tense is told by the first word of the sentence, or
+  it is the present.
+- Nouns have one of three genders, two numbers and three cases; articles, adjectives and relative
+  pronouns agree with them. A third of the nouns have irregular plurals. After a numeral, where
+  Lomari has the singular, stands the plural.
+- A place is in the accusative where the verb is one of motion, else in the dative; the object of
+  a negated verb is in the dative.
+- A compound is modifier, `o`, head in one word, with the gender of the head.
+- A pronoun has the gender of what it stands for in the clause before.
+- Some words of Lomari are homonyms: what such a noun is called, and so its gender, depends on the
+  verb of its clause; such a verb on whether its object is alive; such an adjective on whether its
+  noun is.
+- Some words have a synonym, used at random 3 times in 10: there the translation cannot be
+  foreseen, only its distribution be learned. An oracle that always says the usual word has a BLEU
+  of about 80.
 
-EXAMPLE
+"Then the cat did not see the dogs that the children called" is, word for word, "then the cat not
+see the dogs that the children call" and "the cat then the dogs, which the children called, not
+saw", where cat is of the second gender:
+
+    tevi lu ren no tamom lu badanen ke lu galiren rezo.
+    ta žestond podond tir hutetakilan, kim ti kvukak brüstsidi, ne šubrestsida.
 """
 
 import bisect
@@ -168,8 +175,8 @@ class _Grammar:
         return Phrase(
             noun,
             noun.sense(verb.kind),
-            modifier=self.pick(self.words.nouns) if self.chance(0.25) else None,
-            adjective=self.pick(self.words.adjectives) if self.chance(0.3) else None,
+            modifier=self.pick(self.words.nouns) if self.chance(0.15) else None,
+            adjective=self.pick(self.words.adjectives) if self.chance(0.25) else None,
             relative=self.relative() if self.chance(relative) else None,
             numeral=self.draw.randrange(len(_NUMERALS)) if counted else None,
             plural=plural,
@@ -263,7 +270,7 @@ class _Tushek:
         if clause.object:
             words += self.phrase(clause.object, _DATIVE if clause.negated else _ACCUSATIVE)
         sense = clause.verb.sense(clause.object.noun.kind if clause.object else 0)
-        return [*words, "ne" * clause.negated + self.verb(sense, clause.subject)]
+        return [*words, *["ne"] * clause.negated, self.verb(sense, clause.subject)]
 
     def phrase(self, phrase: Phrase, case: int) -> list[str]:
         """Article, numeral, adjective, noun, relative clause."""

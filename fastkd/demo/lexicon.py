@@ -7,8 +7,8 @@ from dataclasses import dataclass
 GENDERS = ("sun", "moon", "star")
 
 _SYNONYM_SHARE = 0.3  # of nouns and verbs that have a second word in the target language
-_NOUNS, _ACTIONS, _MOTIONS, _ADJECTIVES, _NAMES = 72, 24, 10, 24, 16
-_HOMONYMS = 8  # nouns, verbs and adjectives with two meanings, each
+_NOUNS, _ACTIONS, _MOTIONS, _ADJECTIVES, _NAMES = 48, 16, 8, 16, 8
+_HOMONYMS = 6  # nouns, verbs and adjectives with two meanings, each
 
 
 @dataclass(frozen=True)
