@@ -125,6 +125,14 @@ class DecodingConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class StartConfig:
+    """A trained run whose weights a new one begins with; what that run lacks begins at random."""
+
+    run: str
+    checkpoint: Literal["best", "last", "average"] = "best"
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TeacherConfig:
     """A trained run, or what `fastkd cache-teacher` wrote of one: `run` or `cache`."""
 
@@ -244,5 +252,6 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    start: StartConfig | None = None  # a masked model may begin as an autoregressive one
     teacher: TeacherConfig | None = None
     losses: tuple[LossConfig, ...] = (CrossEntropy(),)

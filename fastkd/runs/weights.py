@@ -13,9 +13,16 @@ def weights_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def load_weights(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
-    """Copies `tensors` into `module`'s parameters; InputError unless names and shapes agree."""
+def load_weights(
+    module: nn.Module, tensors: dict[str, Tensor], source: Path, partly: bool = False
+) -> None:
+    """Copies `tensors` into `module`'s parameters; InputError unless names and shapes agree.
+
+    partly: parameters that `tensors` lacks are left as they are
+    """
     parameters = dict(module.named_parameters())
+    if partly:
+        parameters = {name: p for name, p in parameters.items() if name in tensors}
     for name in sorted(parameters.keys() ^ tensors.keys()):
         holder = "the model" if name in parameters else "the checkpoint"
         raise InputError(f"{source}: does not fit the model: only {holder} has {name}")

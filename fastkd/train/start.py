@@ -10,8 +10,10 @@ from fastkd.methods.cached_teacher import CachedTeacher
 from fastkd.methods.objective import Objective
 from fastkd.nn.build import build_model
 from fastkd.nn.transformer import Transformer
+from fastkd.runs.checkpoint import read_group
 from fastkd.runs.device import pick_device
-from fastkd.runs.folder import RunFolder
+from fastkd.runs.folder import MODEL, RunFolder
+from fastkd.runs.weights import load_weights
 from fastkd.train.ranks import Ranks
 from fastkd.train.trainer import Trainer
 
@@ -28,6 +30,10 @@ def start(config: Config) -> Trainer:
     teacher = None if config.teacher is None else _teacher(config.teacher, prepared)
     torch.manual_seed(config.training.seed)
     model = build_model(config.model, tokenizers)
+    if config.start is not None and not RunFolder(config.run).checkpoints():
+        begin = _run_of("start.run", config.start.run, prepared)
+        folder = begin.weights_folder(config.start.checkpoint)
+        load_weights(model, read_group(folder, MODEL), folder, partly=True)
     objective = Objective(config, tokenizers.target.pad_id, teacher)
     if ranks.first:
         RunFolder.create(config, tokenizers)
@@ -43,10 +49,17 @@ def _teacher(
         raise InputError("teacher: expected one of the keys run and cache")
     if config.cache is not None:
         return CachedTeacher(TeacherCache(config.cache, prepared.train), config.rest)
-    run = RunFolder.open(config.run)
+    assert config.run is not None
+    run = _run_of("teacher.run", config.run, prepared)
+    return run.load_model(config.checkpoint), run.config.model
+
+
+def _run_of(key: str, path: str, prepared: Prepared) -> RunFolder:
+    """An existing run with the tokenizers of the corpus; `key` names it in a complaint."""
+    run = RunFolder.open(path)
     if run.tokenizers.sha256 != prepared.tokenizers.sha256:
         raise InputError(
-            f"teacher.run: {run.path} has another tokenizer than {prepared.folder};"
+            f"{key}: {run.path} has another tokenizer than {prepared.folder};"
             f" prepare the corpus with tokenizer: {run.path}"
         )
-    return run.load_model(config.checkpoint), run.config.model
+    return run

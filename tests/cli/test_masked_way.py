@@ -96,6 +96,24 @@ def test_students_start_from_their_teacher_and_can_teach_on(masked, tmp_path):
     torch.testing.assert_close(tensors(tmp_path / "second", 4), tensors(tmp_path / "first", 3))
 
 
+def test_a_masked_model_can_begin_as_an_autoregressive_one(masked, tmp_path, capsys):
+    begun = masked.config(
+        "begun",
+        run=str(tmp_path / "begun"),
+        model=CMLM,
+        start={"run": str(masked.folder / "teacher"), "checkpoint": "last"},
+        losses=[{"name": "masked_cross_entropy"}],
+    )
+    rate = "training.optimizer.lr=1e-12"
+    assert masked.run("train", begun, rate, "training.updates=1") == 0
+    found, given = tensors(tmp_path / "begun", 1), tensors(masked.folder / "teacher", 4)
+    new = found.keys() - given.keys()
+    assert new and all("causal_attention" in n or n == "length.weight" for n in new)
+    torch.testing.assert_close({n: t for n, t in found.items() if n in given}, given)
+    assert masked.run("train", begun, "run=" + str(tmp_path / "wide"), "model.width=32") == 2
+    assert "expected shape" in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.parametrize("passes", ["1", "4"])
 def test_translate_and_score_take_the_number_of_passes(masked, tmp_path, capsys, passes):
     run = str(masked.folder / "masked")
