@@ -27,7 +27,7 @@ Tushek says it all by endings:
 see the dogs that the children call" and "the cat then the dogs, which the children called, not
 saw", where cat is of the second gender:
 
-    tevi lu ren no tamom lu badanen ke lu galiren rezo.
+    tevi lu res no tamom lu badasen ke lu galiren rezo.
     ta žestond podond tir hutetakilan, kim ti kvukak brüstsidi, ne šubrestsida.
 """
 

@@ -85,7 +85,7 @@ class _SourceForms:
 
     onsets: tuple[str, ...] = tuple("bdfglmnprstvz")
     vowels: tuple[str, ...] = tuple("aeio")
-    codas: tuple[str, ...] = ("", "l", "r", "n", "m")
+    codas: tuple[str, ...] = ("", "l", "r", "s", "m")  # no n: it marks the plural
 
     def __init__(self, draw: random.Random) -> None:
         self.draw, self.used = draw, {"lu", "ke", "en", "no", "sa"}

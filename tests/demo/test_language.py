@@ -166,6 +166,7 @@ def test_the_lexicon_has_no_word_twice():
     assert len(set(targets)) == len(targets)
     assert {sense.gender for noun in words.nouns for sense in noun.senses} == {0, 1, 2}
     assert any(len(verb.senses) == 2 for verb in words.actions)
+    assert not any(source.endswith("n") for source in sources)  # only plurals do
 
 
 def test_splits_share_no_sentence_and_repeat_with_the_seed(tmp_path):
