@@ -44,7 +44,7 @@ class Batch:
         moved = {}
         for name in ("source", "decoder_input", "target"):
             ids = getattr(self, name)
-            if device.type == "cuda":
+            if device.type == "cuda" and not ids.is_cuda:
                 ids = ids.pin_memory()
             moved[name] = ids.to(device, non_blocking=True)
         return replace(self, **moved)

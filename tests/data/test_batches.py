@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastkd.data.batches import BatchPlan, collate, split
@@ -27,6 +27,7 @@ def news_like(count, seed=0):
     return source.astype(np.int32), target.astype(np.int32)
 
 
+@settings(deadline=None)
 @given(lengths, st.integers(31, 200), st.integers(-3, 2**70), st.integers(0, 5))
 def test_every_sentence_once_within_the_budget(pairs, batch_tokens, seed, epoch):
     plan = plan_of(pairs, batch_tokens, seed)
@@ -38,6 +39,7 @@ def test_every_sentence_once_within_the_budget(pairs, batch_tokens, seed, epoch)
         assert len(ids) * longest <= batch_tokens
 
 
+@settings(deadline=None)
 @given(lengths, st.integers(0, 3))
 def test_epochs_are_a_function_of_seed_and_number(pairs, epoch):
     first, again = (plan_of(pairs, seed=5).epoch(epoch) for _ in range(2))
@@ -118,6 +120,7 @@ def test_a_million_pairs_take_seconds():
     assert sum(map(len, batches)) == 1_000_000
 
 
+@settings(deadline=None)
 @given(lengths, st.integers(1, 9))
 def test_split_keeps_every_sentence_in_order(pairs, parts):
     source, target = np.array(pairs, np.int32).reshape(-1, 2).T

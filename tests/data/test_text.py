@@ -2,7 +2,7 @@ import gzip
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastkd.data.text import count_pairs, read_lines, read_pairs, sample_evenly, text_file
@@ -76,6 +76,7 @@ def test_pairs_are_aligned_and_counted(write_text):
     assert count_pairs(source, target) == 3
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300), st.integers(1, 400))
 def test_samples_are_even(total, wanted):
     sample = list(sample_evenly(range(total), total, wanted))
