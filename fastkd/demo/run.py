@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fastkd.config.load import load_config
+from fastkd.config.tree import Config
 from fastkd.data.prepare import prepare
 from fastkd.demo.language import write_corpus
 from fastkd.demo.table import Row, measure, show
@@ -11,6 +12,7 @@ from fastkd.plots import plot_head_alignment, plot_learning_curves
 from fastkd.runs.folder import RunFolder
 from fastkd.train.start import start
 
+OUT = "demo-out"  # what the recipes call the folder
 RECIPES = {
     "teacher": "teacher",
     "student alone": "student",
@@ -25,20 +27,15 @@ def run_demo(folder: Path, say: Callable[[str], None]) -> list[Row]:
 
     Leaves there `table.csv`, `learning_curves.png` and `head_alignment.png`.
     """
-    say("writing the corpus")
-    write_corpus(folder / "corpus")
-    prepare(demo_config(folder, "teacher"))
+    write_demo_corpus(folder, say)
     rows: list[Row] = []
     runs: dict[str, RunFolder] = {}
     for title, recipe in RECIPES.items():
-        say(f"training: {title}")
-        trainer = start(demo_config(folder, recipe))
-        trainer.train()
-        if not trainer.finished:
-            say("stopped; the same command goes on")
+        run = trained(folder, recipe, title, say)
+        if run is None:
             return rows
-        runs[title] = RunFolder.open(folder / recipe)
-        rows.append(measure(title, runs[title]))
+        runs[title] = run
+        rows.append(measure(title, run))
     plot_learning_curves(runs, folder / "learning_curves.png")
     plot_head_alignment(runs["A2D"], runs["teacher"], folder / "head_alignment.png")
     show(rows, "Invented language, test set", folder / "table.csv")
@@ -46,14 +43,32 @@ def run_demo(folder: Path, say: Callable[[str], None]) -> list[Row]:
     return rows
 
 
-def demo_config(folder: Path, recipe: str):
-    """A `demo/*` recipe with all its paths below `folder`."""
-    paths = {
-        "run": folder / recipe,
-        "data.prepared": folder / "prepared",
-        **{f"data.{split}": folder / "corpus" / split for split in ("train", "dev", "test")},
-    }
-    overrides = [f"{key}={path}" for key, path in paths.items()]
-    if recipe not in ("teacher", "student"):
-        overrides.append(f"teacher.run={folder / 'teacher'}")
+def write_demo_corpus(folder: Path, say: Callable[[str], None]) -> None:
+    """The invented language pair, written and prepared."""
+    say("writing the corpus")
+    write_corpus(folder / "corpus")
+    prepare(demo_config(folder, "teacher"))
+
+
+def trained(folder: Path, recipe: str, title: str, say: Callable[[str], None]) -> RunFolder | None:
+    """The run of a `demo/*` recipe, trained to its end; None where a signal stopped it."""
+    say(f"training: {title}")
+    trainer = start(demo_config(folder, recipe))
+    trainer.train()
+    if not trainer.finished:
+        say("stopped; the same command goes on")
+        return None
+    return RunFolder.open(folder / recipe)
+
+
+def demo_config(folder: Path, recipe: str) -> Config:
+    """A `demo/*` recipe with `folder` in place of `demo-out` in its paths."""
+    config = load_config(f"demo/{recipe}")
+    paths = {"run": config.run}
+    for split in ("train", "dev", "test", "prepared"):
+        paths[f"data.{split}"] = getattr(config.data, split)
+    for key, other in (("start", config.start), ("teacher", config.teacher)):
+        if other is not None and other.run is not None:
+            paths[f"{key}.run"] = other.run
+    overrides = [f"{key}={folder / Path(path).relative_to(OUT)}" for key, path in paths.items()]
     return load_config(f"demo/{recipe}", overrides)

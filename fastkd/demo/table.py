@@ -5,6 +5,7 @@ import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -27,10 +28,13 @@ class Row:
     sentences_per_second: float
 
 
-def measure(title: str, run: RunFolder, split: str = "test") -> Row:
-    """Translates a split with the run's best checkpoint and scores it."""
+def measure(title: str, run: RunFolder, split: str = "test", **search: Any) -> Row:
+    """Translates a split with the run's best checkpoint and scores it.
+
+    search: settings of `decoding_settings` other than the run's own
+    """
     start = time.perf_counter()
-    hypotheses, references = translate_split(run, split)
+    hypotheses, references = translate_split(run, split, **search)
     seconds = time.perf_counter() - start
     scores = score(hypotheses, references)
     model = run.load_model("best")
