@@ -39,3 +39,4 @@ mkdir -p "$(dirname "$table")"
         done
     done
 } | tee "$table"
+python -m benchmarks.mask_predict runs/$recipes/teacher runs/$recipes/dims | tee -a "$table"
