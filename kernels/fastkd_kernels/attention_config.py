@@ -7,6 +7,10 @@ import triton.language as tl
 
 from fastkd_kernels.common import INTERPRETED, TRITON_TYPES, block_size
 
+HEADS = (16, 32, 64, 128, 256, 512)  # student maps that a program mixes at once
+KEYS = (16, 32, 64, 128)  # keys of a block
+SIZES = (16, 32, 64, 128, 256)  # head sizes
+
 
 @dataclass(frozen=True)
 class Precision:

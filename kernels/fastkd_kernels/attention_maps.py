@@ -24,7 +24,7 @@ class MapAlignment:
     ) -> None:
         batch, student_maps, queries, keys = student.shape
         self.student, self.settings = student, settings
-        self.views = MapView(student, student.stride()), MapView(teacher, teacher.stride())
+        self.views = tuple(MapView(maps, maps.stride(), keys) for maps in (student, teacher))
         self.chunk = Chunk(0, batch, 0, queries, True, True)
         chosen = precision(student.dtype)
         # Without a weight a program looks at a block of heads and at no others.
@@ -50,6 +50,8 @@ class MapAlignment:
             segments=segments,
             segment_keys=segment_blocks * tile.keys,
             rows_each=max(1, ceil_div(batch * queries * segments, SLOTS)),
+            wide=any(view.strides[1] * view.maps.shape[1] >= 1 << 31 for view in self.views),
+            bounded=False,
         )
 
     def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -107,8 +109,7 @@ class MapAlignment:
             statistics,
             upstream,
             loss,
-            None if gradient is None else MapView(gradient, gradient.stride()),
-            None,
+            None if gradient is None else MapView(gradient, gradient.stride(), self.mixing.keys),
             None,
             slots,
             False,

@@ -39,9 +39,12 @@ def merge_statistics_fwd(
         place, mask = part_places(start, parts, rival, teacher_maps, BLOCK_P)
         tile_max = tl.load(partials + place, mask=mask, other=float("-inf"))
         tile_sum = tl.load(partials + place + teacher_maps, mask=mask, other=0.0)
+        # Where a part counted nothing, its maxima stand for nothing.
+        tile_max = tl.where(tile_sum > 0, tile_max, float("-inf"))
         tile_d = tl.load(partials + place + 2 * teacher_maps, mask=mask, other=0.0)
         tile_m_max = tl.load(partials + place + 4 * teacher_maps, mask=mask, other=float("-inf"))
         tile_m = tl.load(partials + place + 5 * teacher_maps, mask=mask, other=0.0)
+        tile_m_max = tl.where(tile_m > 0, tile_m_max, float("-inf"))
         tile_shift = tl.load(partials + place + 7 * teacher_maps, mask=mask, other=0.0)
         new = tl.maximum(a_max, tl.max(tile_max, 0))
         base = tl.where(new == float("-inf"), 0.0, new)
@@ -74,7 +77,7 @@ def merge_statistics_fwd(
         move = tl.minimum(tl.maximum(move, -STEEP), STEEP)
         small = tl.minimum(tl.maximum(move, -1.0), 1.0)
         bent = tl.where(tl.abs(move) <= 1, expm1_excess(small), tl.exp(move) - 1 - move)
-        weight = tl.exp(tile_max - base[None, :])
+        weight = tl.where(tile_sum > 0, tl.exp(tile_max - base[None, :]), 0.0)
         moved = tile_e * (1 + move + bent) + tile_d * (move + bent) + tile_sum * bent
         d_sum += tl.sum((tile_d + move * tile_sum) * weight, 0)
         e_sum += tl.sum(moved * weight, 0)

@@ -1,85 +1,17 @@
-"""Mixing of all student maps into each teacher map, their divergence and its gradient."""
+"""Mixing of all student maps into each teacher map: what their divergence needs."""
 
 import triton
 import triton.language as tl
 
-from fastkd_kernels.attention_numerics import (
-    FIELDS,
-    finish,
-    gather,
-    merge,
-)
+from fastkd_kernels.attention_numerics import FIELDS, STEEP, add_exponentials, finish, gather
 from fastkd_kernels.attention_probabilities import clamped_length
 
 RUNTIME = (
     "student_sentence student_head student_row student_key teacher_sentence teacher_head "
-    "teacher_row teacher_key student_maps teacher_maps queries keys first_sentence first_row rows "
-    "key_blocks row_groups rows_each segments segment_keys inverse_temperature parts part"
+    "teacher_row teacher_key student_width teacher_width student_maps teacher_maps queries keys "
+    "first_sentence first_row rows key_blocks row_groups rows_each segments segment_units "
+    "inverse_temperature sharp parts part"
 ).split()
-
-
-@triton.jit
-def row_total(block_max, block_sum, place, key_blocks, used, head, heads, BLOCK_H: tl.constexpr):
-    """A row's maximum and 1 / its sum of exp2, from those of its blocks; (BLOCK_H,) each."""
-    high = tl.full((BLOCK_H,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK_H,), tl.float32)
-    for start in range(0, used, 16):
-        block = start + tl.arange(0, 16)
-        mask = (head < heads)[:, None] & (block < used)[None, :]
-        here = place[:, None] * key_blocks + block[None, :]
-        maximum = tl.load(block_max + here, mask=mask, other=float("-inf"))  # (BLOCK_H, 16)
-        part = tl.load(block_sum + here, mask=mask, other=0.0)
-        # A block that a row sees nothing of has the maximum 0 and the sum 0.
-        maximum = tl.where(part > 0, maximum, float("-inf"))
-        new = tl.maximum(high, tl.max(maximum, 1))
-        base = tl.where(new == float("-inf"), 0.0, new)
-        total = total * tl.exp2(high - base) + tl.sum(part * tl.exp2(maximum - base[:, None]), 1)
-        high = new
-    return tl.where(total > 0, high, 0.0), 1 / tl.where(total > 0, total, 1.0)
-
-
-@triton.jit
-def load_maps(
-    maps,
-    head,
-    heads,
-    key,
-    seen,
-    head_stride,
-    key_stride,
-    block_max,
-    place,
-    key_block,
-    key_blocks,
-    high,
-    inverse,
-    UNIT: tl.constexpr,
-    CONTIGUOUS: tl.constexpr,
-):
-    """One row's probabilities, (BLOCK_H, BLOCK_K) in float32; 0 from key `seen` on."""
-    mask = (head < heads)[:, None] & (key < seen)[None, :]
-    across = key if CONTIGUOUS else key.to(tl.int64) * key_stride
-    tile = tl.load(
-        maps + head.to(tl.int64)[:, None] * (head_stride.to(tl.int64) * UNIT) + across[None, :],
-        mask=mask,
-        other=0.0,
-    ).to(tl.float32)
-    if block_max is not None:
-        maximum = tl.load(
-            block_max + place * key_blocks + key_block, mask=head < heads, other=0.0
-        )  # (BLOCK_H,)
-        tile = tl.where(mask, tile * (tl.exp2(maximum - high) * inverse)[:, None], 0.0)
-    return tile
-
-
-@triton.jit
-def load_weight(weight, teacher_head, head, teacher_maps, student_maps):
-    """(BLOCK_J, BLOCK_H)"""
-    return tl.load(
-        weight + teacher_head[:, None] * student_maps + head[None, :],
-        mask=(teacher_head < teacher_maps)[:, None] & (head < student_maps)[None, :],
-        other=0.0,
-    )
 
 
 @triton.jit
@@ -108,15 +40,56 @@ def row_extent(
     return seen, counted
 
 
+@triton.jit
+def load_maps(
+    maps,  # at the row
+    factors,  # (N, rows, key blocks) at the sentence and row, or None: the maps are normalised
+    head,
+    heads,
+    key,
+    seen,
+    width,
+    head_stride,
+    key_stride,
+    rows,
+    key_block,
+    key_blocks,
+    UNIT: tl.constexpr,
+    CONTIGUOUS: tl.constexpr,
+    WIDE: tl.constexpr,  # offsets beyond int32
+):
+    """One row's probabilities, (BLOCK_H, BLOCK_K) in float32; 0 from key `seen` on."""
+    if WIDE:
+        along = head.to(tl.int64) * (head_stride.to(tl.int64) * UNIT)
+    else:
+        along = head * (head_stride * UNIT)
+    across = key if CONTIGUOUS else key.to(tl.int64) * key_stride
+    # Whole 16-byte words are read; what nobody wrote is dropped after.
+    mask = (head < heads)[:, None] & (key < width * UNIT)[None, :]
+    tile = tl.load(maps + along[:, None] + across[None, :], mask=mask, other=0.0).to(tl.float32)
+    if factors is not None:
+        place = head * (rows * key_blocks) + key_block
+        tile *= tl.load(factors + place, mask=head < heads, other=0.0)[:, None]
+    return tl.where((key < seen)[None, :], tile, 0.0)
+
+
+@triton.jit
+def load_weight(weight, teacher_head, head, teacher_maps, student_maps):
+    """(BLOCK_J, BLOCK_H)"""
+    return tl.load(
+        weight + teacher_head[:, None] * student_maps + head[None, :],
+        mask=(teacher_head < teacher_maps)[:, None] & (head < student_maps)[None, :],
+        other=0.0,
+    )
+
+
 @triton.jit(do_not_specialize=RUNTIME)
 def mix_statistics_fwd(
     student,  # (sentences, Ns, rows, keys), by strides
     teacher,  # (sentences, Nt, rows, keys), by strides
     weight,  # (Nt, Ns), or None: head n against head n
-    student_max,  # (sentences, Ns, rows, key blocks), or None: the maps are normalised
-    student_sum,
-    teacher_max,
-    teacher_sum,
+    student_factors,  # (sentences, Ns, rows, key blocks), or None: the maps are normalised
+    teacher_factors,
     query_lengths,
     key_lengths,
     partials,  # (groups, parts, FIELDS, Nt), or None: a program sees its rows whole
@@ -130,6 +103,8 @@ def mix_statistics_fwd(
     teacher_head,
     teacher_row,
     teacher_key,
+    student_width,  # keys that a row of `student` has in memory, in its unit
+    teacher_width,
     student_maps,
     teacher_maps,
     queries,
@@ -141,8 +116,9 @@ def mix_statistics_fwd(
     row_groups,
     rows_each,
     segments,
-    segment_keys,
+    segment_units,
     inverse_temperature,
+    sharp,  # whether exp(a) may overflow
     parts,
     part,  # of the chunk's first program, where a whole map is one group
     PER_ROW: tl.constexpr,
@@ -151,6 +127,7 @@ def mix_statistics_fwd(
     STUDENT_UNIT: tl.constexpr,
     TEACHER_UNIT: tl.constexpr,
     CONTIGUOUS: tl.constexpr,
+    WIDE: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     KEY_BLOCK: tl.constexpr,
@@ -167,206 +144,171 @@ def mix_statistics_fwd(
     student += slot.to(tl.int64) * student_sentence * STUDENT_UNIT
     teacher += slot.to(tl.int64) * teacher_sentence * TEACHER_UNIT
     head = tl.arange(0, BLOCK_H)
-    block_head = tl.arange(0, BLOCK_J)
+    low = segment * segment_units * 16
 
     for start in range(0, teacher_maps, BLOCK_J):
-        rival = start + block_head  # teacher's heads
+        rival = start + tl.arange(0, BLOCK_J)  # teacher's heads
         if weight is not None:
-            mixing = load_weight(weight, rival, head, teacher_maps, student_maps)
-        a_max = tl.full((BLOCK_J,), float("-inf"), tl.float32)
-        a_sum = tl.zeros((BLOCK_J,), tl.float32)
-        d_sum = tl.zeros((BLOCK_J,), tl.float32)
-        e_sum = tl.zeros((BLOCK_J,), tl.float32)
-        m_max = tl.full((BLOCK_J,), float("-inf"), tl.float32)
-        m_sum = tl.zeros((BLOCK_J,), tl.float32)
-        d_most = tl.zeros((BLOCK_J,), tl.float32)
-        shift = tl.zeros((BLOCK_J,), tl.float32)
-        started = 0
-        for index in range(rows_each):
-            local = row_group * rows_each + index
-            row = first_row + local
-            seen, counted = row_extent(
-                query_lengths, key_lengths, sentence, row, row_end, queries, keys, CAUSAL, INCLUDE
-            )
-            if PER_ROW:
-                a_max = tl.full((BLOCK_J,), float("-inf"), tl.float32)
-                a_sum = tl.zeros((BLOCK_J,), tl.float32)
-                d_sum = tl.zeros((BLOCK_J,), tl.float32)
-                e_sum = tl.zeros((BLOCK_J,), tl.float32)
-                m_max = tl.full((BLOCK_J,), float("-inf"), tl.float32)
-                m_sum = tl.zeros((BLOCK_J,), tl.float32)
-                d_most = tl.zeros((BLOCK_J,), tl.float32)
-                started = 0
-            student_place = (slot.to(tl.int64) * student_maps + head) * rows + local
-            teacher_place = (slot.to(tl.int64) * teacher_maps + rival) * rows + local
-            student_high = tl.zeros((BLOCK_H,), tl.float32)
-            student_inverse = student_high
-            teacher_high = tl.zeros((BLOCK_J,), tl.float32)
-            teacher_inverse = teacher_high
-            if student_max is not None:
-                used = tl.cdiv(seen, KEY_BLOCK)
-                student_high, student_inverse = row_total(
-                    student_max,
-                    student_sum,
-                    student_place,
-                    key_blocks,
-                    used,
-                    head,
-                    student_maps,
-                    BLOCK_H,
-                )
-                teacher_high, teacher_inverse = row_total(
-                    teacher_max,
-                    teacher_sum,
-                    teacher_place,
-                    key_blocks,
-                    used,
-                    rival,
-                    teacher_maps,
-                    BLOCK_J,
-                )
-            low = segment * segment_keys
-            for first in range(low, tl.minimum(low + segment_keys, counted), BLOCK_K):
-                key = first + tl.arange(0, BLOCK_K)
-                key_block = first // KEY_BLOCK
-                a = load_maps(
-                    teacher + local.to(tl.int64) * (teacher_row.to(tl.int64) * TEACHER_UNIT),
-                    rival,
-                    teacher_maps,
-                    key,
-                    seen,
-                    teacher_head,
-                    teacher_key,
-                    teacher_max,
-                    teacher_place,
-                    key_block,
-                    key_blocks,
-                    teacher_high,
-                    teacher_inverse,
-                    TEACHER_UNIT,
-                    CONTIGUOUS,
-                )
-                student_here = student + local.to(tl.int64) * (
-                    student_row.to(tl.int64) * STUDENT_UNIT
-                )
-                if weight is None:
-                    m = load_maps(
-                        student_here,
+            mixing = load_weight(weight, rival, head, teacher_maps, student_maps).to(OPERAND)
+        for outer in range(rows_each if PER_ROW else 1):
+            a_sum = tl.zeros((BLOCK_J,), tl.float32)
+            d_sum = tl.zeros((BLOCK_J,), tl.float32)
+            e_sum = tl.zeros((BLOCK_J,), tl.float32)
+            d_most = tl.zeros((BLOCK_J,), tl.float32)
+            shift = tl.zeros((BLOCK_J,), tl.float32)
+            base = tl.zeros((BLOCK_J,), tl.float32)
+            highest = tl.full((BLOCK_J,), float("-inf"), tl.float32)
+            total = tl.zeros((BLOCK_J,), tl.float32)
+            started = 0
+            # Walk 1 takes the sums. What is rare has walks of its own: 0 finds the maximum of a
+            # where exp(a) may overflow, 2 sums exp(m) where max |d| is large.
+            for walk in range(tl.where(sharp != 0, 0, 1), 3):
+                inner_rows = 1 if PER_ROW else rows_each
+                if walk == 2:
+                    highest = tl.full((BLOCK_J,), float("-inf"), tl.float32)
+                    total = tl.zeros((BLOCK_J,), tl.float32)
+                    inner_rows = tl.where(tl.max(d_most, 0) > STEEP, inner_rows, 0)
+                for inner in range(inner_rows):
+                    local = row_group * rows_each + outer + inner
+                    seen, counted = row_extent(
+                        query_lengths,
+                        key_lengths,
+                        sentence,
+                        first_row + local,
+                        row_end,
+                        queries,
+                        keys,
+                        CAUSAL,
+                        INCLUDE,
+                    )
+                    student_here = student + local.to(tl.int64) * student_row * STUDENT_UNIT
+                    teacher_here = teacher + local.to(tl.int64) * teacher_row * TEACHER_UNIT
+                    own = student_factors
+                    other = teacher_factors
+                    if student_factors is not None:
+                        own += (slot * student_maps * rows + local).to(tl.int64) * key_blocks
+                        other += (slot * teacher_maps * rows + local).to(tl.int64) * key_blocks
+                    for first in range(low, tl.minimum(low + segment_units * 16, counted), BLOCK_K):
+                        key = first + tl.arange(0, BLOCK_K)
+                        a = load_maps(
+                            teacher_here,
+                            other,
+                            rival,
+                            teacher_maps,
+                            key,
+                            seen,
+                            teacher_width,
+                            teacher_head,
+                            teacher_key,
+                            rows,
+                            first // KEY_BLOCK,
+                            key_blocks,
+                            TEACHER_UNIT,
+                            CONTIGUOUS,
+                            WIDE,
+                        )
+                        if weight is None:
+                            m = load_maps(
+                                student_here,
+                                own,
+                                rival,
+                                student_maps,
+                                key,
+                                seen,
+                                student_width,
+                                student_head,
+                                student_key,
+                                rows,
+                                first // KEY_BLOCK,
+                                key_blocks,
+                                STUDENT_UNIT,
+                                CONTIGUOUS,
+                                WIDE,
+                            )
+                        else:
+                            tile = load_maps(
+                                student_here,
+                                own,
+                                head,
+                                student_maps,
+                                key,
+                                seen,
+                                student_width,
+                                student_head,
+                                student_key,
+                                rows,
+                                first // KEY_BLOCK,
+                                key_blocks,
+                                STUDENT_UNIT,
+                                CONTIGUOUS,
+                                WIDE,
+                            )
+                            m = tl.dot(mixing, tile.to(OPERAND), input_precision=PRECISION)
+                        a *= inverse_temperature
+                        m *= inverse_temperature
+                        inside = (rival < teacher_maps)[:, None] & (key < counted)[None, :]
+                        if walk == 0:
+                            here = tl.where(inside, a, float("-inf"))
+                            highest = tl.maximum(highest, tl.max(here, 1))
+                            base = tl.where(highest == float("-inf"), 0.0, highest)
+                        elif walk == 1:
+                            if started == 0:
+                                cells = tl.minimum(counted - first, BLOCK_K).to(tl.float32)
+                                shift = tl.sum(tl.where(inside, m - a, 0.0), 1) / cells
+                                started = 1
+                            more, more_d, more_e, most = gather(a, m, inside, shift, base)
+                            a_sum += more
+                            d_sum += more_d
+                            e_sum += more_e
+                            d_most = tl.maximum(d_most, most)
+                        else:
+                            highest, total = add_exponentials(highest, total, m, inside)
+            if tl.max(d_most, 0) <= STEEP:
+                highest = shift + base
+                total = a_sum + d_sum + e_sum
+            local = row_group * rows_each + outer
+            if PER_ROW and partials is None:
+                if first_row + local < row_end:
+                    a_log, ratio, divergence = finish(
+                        base, a_sum, d_sum, e_sum, highest, total, d_most, shift
+                    )
+                    store_row(
+                        statistics,
+                        loss,
+                        a_log,
+                        ratio,
+                        divergence,
+                        slot,
+                        sentence,
                         rival,
-                        student_maps,
-                        key,
-                        seen,
-                        student_head,
-                        student_key,
-                        student_max,
-                        teacher_place,
-                        key_block,
-                        key_blocks,
-                        teacher_high,
-                        teacher_inverse,
-                        STUDENT_UNIT,
-                        CONTIGUOUS,
+                        teacher_maps,
+                        local,
+                        rows,
+                        first_row + local,
+                        queries,
                     )
-                else:
-                    tile = load_maps(
-                        student_here,
-                        head,
-                        student_maps,
-                        key,
-                        seen,
-                        student_head,
-                        student_key,
-                        student_max,
-                        student_place,
-                        key_block,
-                        key_blocks,
-                        student_high,
-                        student_inverse,
-                        STUDENT_UNIT,
-                        CONTIGUOUS,
-                    )
-                    m = tl.dot(mixing.to(OPERAND), tile.to(OPERAND), input_precision=PRECISION)
-                a = a * inverse_temperature
-                m = m * inverse_temperature
-                inside = (rival < teacher_maps)[:, None] & (key < counted)[None, :]
-                if started == 0:
-                    cells = tl.minimum(counted - first, BLOCK_K).to(tl.float32)
-                    shift = tl.sum(tl.where(inside, m - a, 0.0), 1) / cells
-                    started = 1
-                (a_max_2, a_sum_2, d_sum_2, e_sum_2, m_max_2, m_sum_2, d_most_2) = gather(
-                    a, m, inside, shift
-                )
-                a_max, a_sum, d_sum, e_sum, m_max, m_sum, d_most = merge(
-                    a_max,
+            else:
+                group = slot.to(tl.int64)
+                place = part + row_group * segments + segment
+                held = teacher_maps
+                if PER_ROW:
+                    group = group * rows + local
+                    place = segment
+                    held = tl.where(first_row + local < row_end, teacher_maps, 0)
+                store_partial(
+                    partials + (group * parts + place) * FIELDS * teacher_maps,
+                    rival,
+                    teacher_maps,
+                    held,
+                    base,
                     a_sum,
                     d_sum,
                     e_sum,
-                    m_max,
-                    m_sum,
+                    highest,
+                    total,
                     d_most,
-                    a_max_2,
-                    a_sum_2,
-                    d_sum_2,
-                    e_sum_2,
-                    m_max_2,
-                    m_sum_2,
-                    d_most_2,
+                    shift,
                 )
-            if PER_ROW:
-                if row < row_end:
-                    if partials is None:
-                        a_log, ratio, divergence = finish(
-                            a_max, a_sum, d_sum, e_sum, m_max, m_sum, d_most, shift
-                        )
-                        store_row(
-                            statistics,
-                            loss,
-                            a_log,
-                            ratio,
-                            divergence,
-                            slot,
-                            sentence,
-                            rival,
-                            teacher_maps,
-                            local,
-                            rows,
-                            row,
-                            queries,
-                        )
-                    else:
-                        store_partial(
-                            partials
-                            + ((slot.to(tl.int64) * rows + local) * parts + segment)
-                            * FIELDS
-                            * teacher_maps,
-                            rival,
-                            teacher_maps,
-                            a_max,
-                            a_sum,
-                            d_sum,
-                            e_sum,
-                            m_max,
-                            m_sum,
-                            d_most,
-                            shift,
-                        )
-        if not PER_ROW:
-            store_partial(
-                partials
-                + (slot.to(tl.int64) * parts + part + row_group * segments + segment)
-                * FIELDS
-                * teacher_maps,
-                rival,
-                teacher_maps,
-                a_max,
-                a_sum,
-                d_sum,
-                e_sum,
-                m_max,
-                m_sum,
-                d_most,
-                shift,
-            )
 
 
 @triton.jit
@@ -386,24 +328,35 @@ def store_row(
     queries,
 ):
     mask = rival < teacher_maps
-    place = ((slot.to(tl.int64) * 2) * teacher_maps + rival) * rows + local
-    tl.store(statistics + place, a_log, mask=mask)
-    tl.store(statistics + place + teacher_maps.to(tl.int64) * rows, ratio, mask=mask)
-    place = (sentence.to(tl.int64) * teacher_maps + rival) * queries + row
-    tl.store(loss + place, divergence, mask=mask)
+    statistics += slot.to(tl.int64) * 2 * teacher_maps * rows + local
+    tl.store(statistics + rival * rows, a_log, mask=mask)
+    tl.store(statistics + (teacher_maps + rival) * rows, ratio, mask=mask)
+    loss += sentence.to(tl.int64) * teacher_maps * queries + row
+    tl.store(loss + rival * queries, divergence, mask=mask)
 
 
 @triton.jit
 def store_partial(
-    partials, rival, teacher_maps, a_max, a_sum, d_sum, e_sum, m_max, m_sum, d_most, shift
+    partials,
+    rival,
+    teacher_maps,
+    held,
+    base,
+    a_sum,
+    d_sum,
+    e_sum,
+    highest,
+    total,
+    d_most,
+    shift,
 ):
-    mask = rival < teacher_maps
+    mask = rival < held
     place = partials + rival
-    tl.store(place, a_max, mask=mask)
+    tl.store(place, base, mask=mask)
     tl.store(place + teacher_maps, a_sum, mask=mask)
     tl.store(place + 2 * teacher_maps, d_sum, mask=mask)
     tl.store(place + 3 * teacher_maps, e_sum, mask=mask)
-    tl.store(place + 4 * teacher_maps, m_max, mask=mask)
-    tl.store(place + 5 * teacher_maps, m_sum, mask=mask)
+    tl.store(place + 4 * teacher_maps, highest, mask=mask)
+    tl.store(place + 5 * teacher_maps, total, mask=mask)
     tl.store(place + 6 * teacher_maps, d_most, mask=mask)
     tl.store(place + 7 * teacher_maps, shift, mask=mask)

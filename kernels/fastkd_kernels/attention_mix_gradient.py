@@ -3,15 +3,50 @@
 import triton
 import triton.language as tl
 
-from fastkd_kernels.attention_mix import load_maps, load_weight, row_extent, row_total
-from fastkd_kernels.attention_numerics import SMALLEST, finish, gather, softmax_difference
+from fastkd_kernels.attention_mix import load_maps, load_weight, row_extent
+from fastkd_kernels.attention_numerics import (
+    SMALLEST,
+    STEEP,
+    add_exponentials,
+    finish,
+    gather,
+    softmax_difference,
+)
 
 RUNTIME = (
     "student_sentence student_head student_row student_key teacher_sentence teacher_head "
-    "teacher_row teacher_key out_sentence out_head out_row out_key student_maps teacher_maps "
-    "queries keys first_sentence first_row rows key_blocks row_groups rows_each segments "
-    "segment_keys inverse_temperature statistic_rows accumulate"
+    "teacher_row teacher_key out_sentence out_head out_row out_key student_width teacher_width "
+    "student_maps teacher_maps queries keys first_sentence first_row rows key_blocks row_groups "
+    "rows_each segments segment_units inverse_temperature sharp statistic_rows accumulate"
 ).split()
+
+
+@triton.jit
+def whole_row_statistics(a, m, counted, cells, sharp):
+    """(log Σexp(a), ratio, KL) of rows that are held whole, (J,) each."""
+    shift = tl.sum(tl.where(counted, m - a, 0.0), 1) / cells
+    base = tl.zeros_like(shift)
+    if sharp != 0:
+        base = tl.max(tl.where(counted, a, float("-inf")), 1)
+        base = tl.where(base == float("-inf"), 0.0, base)
+    a_sum, d_sum, e_sum, d_most = gather(a, m, counted, shift, base)
+    highest = shift + base
+    total = a_sum + d_sum + e_sum
+    if tl.max(d_most, 0) > STEEP:
+        highest, total = add_exponentials(
+            tl.full(shift.shape, float("-inf"), tl.float32), tl.zeros_like(shift), m, counted
+        )
+    return finish(base, a_sum, d_sum, e_sum, highest, total, d_most, shift)
+
+
+@triton.jit
+def mixture_divergence(goal, mixed, present):
+    """KL(goal ‖ mixed) of each row, (J,), and its gradient with respect to `mixed`, (J, K)."""
+    floor = tl.maximum(mixed, SMALLEST)
+    positive = present & (goal > 0)
+    part = goal * (tl.log(tl.where(positive, goal, 1.0)) - tl.log(floor))
+    divergence = tl.sum(tl.where(positive, part, 0.0), 1)
+    return divergence, tl.where(positive & (mixed >= SMALLEST), -goal / floor, 0.0)
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -19,17 +54,14 @@ def mix_gradient_bwd(
     student,  # (sentences, Ns, rows, keys), by strides
     teacher,  # (sentences, Nt, rows, keys), by strides
     weight,  # (Nt, Ns), or None: head n against head n
-    student_max,  # (sentences, Ns, rows, key blocks), or None: the maps are normalised
-    student_sum,
-    teacher_max,
-    teacher_sum,
+    student_factors,  # (sentences, Ns, rows, key blocks), or None: the maps are normalised
+    teacher_factors,
     query_lengths,
     key_lengths,
     statistics,  # (sentences, 2, Nt, statistic rows), or None: nothing was gathered before
     upstream,  # (B, Nt), or None for ones
     loss,  # (B, Nt, Tq, segments), or None: it is known
     out,  # gradient of the maps or scores, like `student`; or None
-    student_totals,  # (sentences, Ns, rows, 2): maximum and 1 / sum, or None
     delta,  # (sentences, Ns, rows, segments), or None: `out` is complete
     weight_slots,  # (programs, Nt, Ns), or None
     student_sentence,
@@ -44,6 +76,8 @@ def mix_gradient_bwd(
     out_head,
     out_row,
     out_key,
+    student_width,  # keys a row of `student` and `out` has, in their unit
+    teacher_width,
     student_maps,
     teacher_maps,
     queries,
@@ -55,8 +89,9 @@ def mix_gradient_bwd(
     row_groups,
     rows_each,
     segments,
-    segment_keys,
+    segment_units,
     inverse_temperature,
+    sharp,  # whether exp(a) may overflow
     statistic_rows,
     accumulate,
     MIXTURE: tl.constexpr,
@@ -66,6 +101,7 @@ def mix_gradient_bwd(
     STUDENT_UNIT: tl.constexpr,
     TEACHER_UNIT: tl.constexpr,
     CONTIGUOUS: tl.constexpr,
+    WIDE: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     KEY_BLOCK: tl.constexpr,
@@ -82,22 +118,23 @@ def mix_gradient_bwd(
     row_end = tl.minimum(first_row + rows, queries)
     student += slot.to(tl.int64) * student_sentence * STUDENT_UNIT
     teacher += slot.to(tl.int64) * teacher_sentence * TEACHER_UNIT
-    head = tl.arange(0, BLOCK_H)
-    block_head = tl.arange(0, BLOCK_J)
     if out is not None:
         out += slot.to(tl.int64) * out_sentence * STUDENT_UNIT
+    if upstream is not None:
+        upstream += sentence.to(tl.int64) * teacher_maps
+    if statistics is not None:
+        statistics += slot.to(tl.int64) * 2 * teacher_maps * statistic_rows
+    head = tl.arange(0, BLOCK_H)
+    every = tl.arange(0, BLOCK_J)
     if weight_slots is not None:
         weight_slots += program.to(tl.int64) * teacher_maps * student_maps
-        if not ONE_J:
-            if accumulate == 0:
-                for start in range(0, teacher_maps, BLOCK_J):
-                    place, mask = weight_places(
-                        start + block_head, head, teacher_maps, student_maps
-                    )
-                    tl.store(weight_slots + place, tl.zeros_like(mask).to(tl.float32), mask=mask)
-                tl.debug_barrier()
+        if not ONE_J and accumulate == 0:
+            for start in range(0, teacher_maps, BLOCK_J):
+                place, mask = weight_places(start + every, head, teacher_maps, student_maps)
+                zero = tl.zeros((BLOCK_J, BLOCK_H), tl.float32)
+                add_to_memory(weight_slots + place, zero, mask, False)
     if ONE_J and weight is not None:
-        mixing = load_weight(weight, block_head, head, teacher_maps, student_maps).to(OPERAND)
+        mixing = load_weight(weight, every, head, teacher_maps, student_maps).to(OPERAND)
         weight_sum = tl.zeros((BLOCK_J, BLOCK_H), tl.float32)
 
     for index in range(rows_each):
@@ -106,192 +143,147 @@ def mix_gradient_bwd(
         seen, counted = row_extent(
             query_lengths, key_lengths, sentence, row, row_end, queries, keys, CAUSAL, INCLUDE
         )
-        student_place = (slot.to(tl.int64) * student_maps + head) * rows + local
-        students_here = tl.where(row < row_end, student_maps, 0)
-        teachers_here = tl.where(row < row_end, teacher_maps, 0)
-        high_total = tl.zeros((BLOCK_H,), tl.float32)
-        inverse = high_total
-        used = tl.cdiv(seen, KEY_BLOCK)
-        if student_max is not None:
-            high_total, inverse = row_total(
-                student_max,
-                student_sum,
-                student_place,
-                key_blocks,
-                used,
-                head,
-                student_maps,
-                BLOCK_H,
-            )
-            if segment == 0:
-                place = student_totals + student_place * 2
-                tl.store(place, high_total, mask=head < students_here)
-                tl.store(place + 1, inverse, mask=head < students_here)
+        student_here = student + local.to(tl.int64) * student_row * STUDENT_UNIT
+        teacher_here = teacher + local.to(tl.int64) * teacher_row * TEACHER_UNIT
+        own = student_factors
+        other = teacher_factors
+        if student_factors is not None:
+            own += (slot * student_maps * rows + local).to(tl.int64) * key_blocks
+            other += (slot * teacher_maps * rows + local).to(tl.int64) * key_blocks
+        if out is not None:
+            out_here = out + local.to(tl.int64) * out_row * STUDENT_UNIT
         if loss is not None:
-            if not ONE_J:
-                for start in range(0, teacher_maps, BLOCK_J):
-                    rival = start + block_head
-                    tl.store(
-                        loss
-                        + loss_places(
-                            sentence, rival, row, segment, teacher_maps, queries, segments
-                        ),
-                        tl.zeros((BLOCK_J,), tl.float32),
-                        mask=rival < teachers_here,
-                    )
-                tl.debug_barrier()
+            loss_here = (
+                loss + (sentence.to(tl.int64) * teacher_maps * queries + row) * segments + segment
+            )
         loss_sum = tl.zeros((BLOCK_J,), tl.float32)
         delta_sum = tl.zeros((BLOCK_H,), tl.float32)
-        low = segment * segment_keys
-        high = tl.minimum(low + segment_keys, seen)
+        low = segment * segment_units * 16
+        high = tl.minimum(low + segment_units * 16, seen)
         if statistics is None and not MIXTURE:
-            # The program sees whole rows, and those that count have to be gathered first.
+            # The program holds whole rows, and what counts in them has to be gathered first.
             high = counted
+        if not ONE_J and loss is not None:
+            if low >= high:
+                for start in range(0, tl.where(row < row_end, teacher_maps, 0), BLOCK_J):
+                    rival = start + every
+                    tl.store(
+                        loss_here + rival * queries * segments,
+                        loss_sum,
+                        mask=rival < teacher_maps,
+                    )
         for first in range(low, high, BLOCK_K):
             key = first + tl.arange(0, BLOCK_K)
-            key_block = first // KEY_BLOCK
             if weight is not None:
                 tile = load_maps(
-                    student + local.to(tl.int64) * (student_row.to(tl.int64) * STUDENT_UNIT),
+                    student_here,
+                    own,
                     head,
                     student_maps,
                     key,
                     seen,
+                    student_width,
                     student_head,
                     student_key,
-                    student_max,
-                    student_place,
-                    key_block,
+                    rows,
+                    first // KEY_BLOCK,
                     key_blocks,
-                    high_total,
-                    inverse,
                     STUDENT_UNIT,
                     CONTIGUOUS,
+                    WIDE,
                 )
                 operand = tile.to(OPERAND)
                 map_gradient = tl.zeros((BLOCK_H, BLOCK_K), tl.float32)
             for start in range(0, BLOCK_J if ONE_J else teacher_maps, BLOCK_J):
-                rival = start + block_head
-                teacher_place = (slot.to(tl.int64) * teacher_maps + rival) * rows + local
-                teacher_high = tl.zeros((BLOCK_J,), tl.float32)
-                teacher_inverse = teacher_high
-                if teacher_max is not None:
-                    teacher_high, teacher_inverse = row_total(
-                        teacher_max,
-                        teacher_sum,
-                        teacher_place,
-                        key_blocks,
-                        used,
-                        rival,
-                        teacher_maps,
-                        BLOCK_J,
-                    )
+                rival = start + every
                 goal = load_maps(
-                    teacher + local.to(tl.int64) * (teacher_row.to(tl.int64) * TEACHER_UNIT),
+                    teacher_here,
+                    other,
                     rival,
                     teacher_maps,
                     key,
                     seen,
+                    teacher_width,
                     teacher_head,
                     teacher_key,
-                    teacher_max,
-                    teacher_place,
-                    key_block,
+                    rows,
+                    first // KEY_BLOCK,
                     key_blocks,
-                    teacher_high,
-                    teacher_inverse,
                     TEACHER_UNIT,
                     CONTIGUOUS,
+                    WIDE,
                 )
                 if weight is None:
                     mixed = load_maps(
-                        student + local.to(tl.int64) * (student_row.to(tl.int64) * STUDENT_UNIT),
+                        student_here,
+                        own,
                         rival,
                         student_maps,
                         key,
                         seen,
+                        student_width,
                         student_head,
                         student_key,
-                        student_max,
-                        teacher_place,
-                        key_block,
+                        rows,
+                        first // KEY_BLOCK,
                         key_blocks,
-                        teacher_high,
-                        teacher_inverse,
                         STUDENT_UNIT,
                         CONTIGUOUS,
+                        WIDE,
                     )
                 else:
                     if not ONE_J:
-                        mixing = load_weight(weight, rival, head, teacher_maps, student_maps).to(
-                            OPERAND
-                        )
+                        mixing = load_weight(weight, rival, head, teacher_maps, student_maps)
+                        mixing = mixing.to(OPERAND)
                     mixed = tl.dot(mixing, operand, input_precision=PRECISION)
-                factor = tl.full((BLOCK_J,), 1.0, tl.float32)
-                if upstream is not None:
-                    factor *= tl.load(
-                        upstream + sentence.to(tl.int64) * teacher_maps + rival,
-                        mask=rival < teacher_maps,
-                        other=0.0,
-                    )
                 present = (rival < teacher_maps)[:, None] & (key < seen)[None, :]
+                divergence = loss_sum
                 if MIXTURE:
-                    floor = tl.maximum(mixed, SMALLEST)
-                    positive = present & (goal > 0)
-                    part = goal * (tl.log(tl.where(positive, goal, 1.0)) - tl.log(floor))
-                    divergence = tl.sum(tl.where(positive, part, 0.0), 1)
-                    difference = tl.where(positive & (mixed >= SMALLEST), -goal / floor, 0.0)
+                    divergence, difference = mixture_divergence(goal, mixed, present)
                 else:
                     a = goal * inverse_temperature
                     m = mixed * inverse_temperature
                     if statistics is None:
                         inside = (rival < teacher_maps)[:, None] & (key < counted)[None, :]
-                        cells = tl.maximum(counted, 1).to(tl.float32)
-                        shift = tl.sum(tl.where(inside, m - a, 0.0), 1) / cells
-                        a_max, a_sum, d_sum, e_sum, m_max, m_sum, d_most = gather(
-                            a, m, inside, shift
-                        )
-                        a_log, ratio, divergence = finish(
-                            a_max, a_sum, d_sum, e_sum, m_max, m_sum, d_most, shift
+                        a_log, ratio, divergence = whole_row_statistics(
+                            a, m, inside, counted.to(tl.float32), sharp
                         )
                     else:
-                        place = (slot.to(tl.int64) * 2 * teacher_maps + rival) * statistic_rows
-                        place += tl.where(statistic_rows > 1, local, 0)
-                        a_log = tl.load(statistics + place, mask=rival < teacher_maps, other=0.0)
-                        ratio = tl.load(
-                            statistics + place + teacher_maps.to(tl.int64) * statistic_rows,
-                            mask=rival < teacher_maps,
-                            other=0.0,
-                        )
-                        divergence = tl.zeros((BLOCK_J,), tl.float32)
+                        place = statistics + tl.where(statistic_rows > 1, local, 0)
+                        here = place + rival * statistic_rows
+                        a_log = tl.load(here, mask=rival < teacher_maps, other=0.0)
+                        here += teacher_maps * statistic_rows
+                        ratio = tl.load(here, mask=rival < teacher_maps, other=0.0)
                     difference = softmax_difference(a, m, a_log[:, None], ratio[:, None])
-                    difference = difference * inverse_temperature
-                difference = tl.where(present, difference * factor[:, None], 0.0)
+                    difference *= inverse_temperature
+                if upstream is not None:
+                    factor = tl.load(upstream + rival, mask=rival < teacher_maps, other=0.0)
+                    difference *= factor[:, None]
+                difference = tl.where(present, difference, 0.0)
                 if loss is not None:
                     if ONE_J:
                         loss_sum += divergence
                     else:
-                        here = loss + loss_places(
-                            sentence, rival, row, segment, teacher_maps, queries, segments
+                        add_to_memory(
+                            loss_here + rival * queries * segments,
+                            divergence,
+                            rival < teacher_maps,
+                            first > low,
                         )
-                        mask = rival < teachers_here
-                        known = tl.load(here, mask=mask, other=0.0)
-                        tl.debug_barrier()
-                        tl.store(here, known + divergence, mask=mask)
-                        tl.debug_barrier()
                 if weight is None:
                     if out is not None:
                         store_map_gradient(
-                            out + local.to(tl.int64) * (out_row.to(tl.int64) * STUDENT_UNIT),
+                            out_here,
                             difference,
                             rival,
                             student_maps,
                             key,
-                            seen,
+                            student_width,
                             out_head,
                             out_key,
                             STUDENT_UNIT,
                             CONTIGUOUS,
+                            WIDE,
                         )
                 else:
                     rounded = difference.to(OPERAND)
@@ -301,62 +293,55 @@ def mix_gradient_bwd(
                             weight_sum += change
                         else:
                             place, mask = weight_places(rival, head, teacher_maps, student_maps)
-                            known = tl.load(weight_slots + place, mask=mask, other=0.0)
-                            tl.debug_barrier()
-                            tl.store(weight_slots + place, known + change, mask=mask)
-                            tl.debug_barrier()
+                            add_to_memory(weight_slots + place, change, mask, True)
                     if out is not None:
                         map_gradient = tl.dot(
                             tl.trans(mixing), rounded, map_gradient, input_precision=PRECISION
                         )
-            if weight is not None:
-                if out is not None:
-                    if not TO_MAPS:
-                        # 0 · inf where a probability underflowed is 0: no score moves it.
-                        map_gradient = tl.where(tile == 0, 0.0, tile * map_gradient)
-                        summed = tl.sum(map_gradient, 1)
-                        if delta is None:
-                            map_gradient -= summed[:, None] * tile
-                        else:
-                            delta_sum += summed
-                    store_map_gradient(
-                        out + local.to(tl.int64) * (out_row.to(tl.int64) * STUDENT_UNIT),
-                        map_gradient,
-                        head,
-                        student_maps,
-                        key,
-                        seen,
-                        out_head,
-                        out_key,
-                        STUDENT_UNIT,
-                        CONTIGUOUS,
-                    )
-        if loss is not None:
-            if ONE_J:
-                tl.store(
-                    loss
-                    + loss_places(
-                        sentence, block_head, row, segment, teacher_maps, queries, segments
-                    ),
-                    loss_sum,
-                    mask=block_head < teachers_here,
+            if weight is not None and out is not None:
+                if not TO_MAPS:
+                    # 0 · inf where a probability underflowed is 0: no score moves it.
+                    map_gradient = tl.where(tile == 0, 0.0, tile * map_gradient)
+                    summed = tl.sum(map_gradient, 1)
+                    if delta is None:
+                        map_gradient -= summed[:, None] * tile
+                    else:
+                        delta_sum += summed
+                store_map_gradient(
+                    out_here,
+                    map_gradient,
+                    head,
+                    student_maps,
+                    key,
+                    student_width,
+                    out_head,
+                    out_key,
+                    STUDENT_UNIT,
+                    CONTIGUOUS,
+                    WIDE,
                 )
+        if loss is not None and ONE_J:
+            held = tl.where(row < row_end, teacher_maps, 0)
+            tl.store(loss_here + every * queries * segments, loss_sum, mask=every < held)
         if delta is not None:
-            tl.store(
-                delta + student_place * segments + segment,
-                delta_sum,
-                mask=head < students_here,
-            )
+            held = tl.where(row < row_end, student_maps, 0)
+            place = (slot * student_maps * rows + local).to(tl.int64) * segments + segment
+            tl.store(delta + place + head * rows * segments, delta_sum, mask=head < held)
     if ONE_J and weight_slots is not None:
-        place, mask = weight_places(block_head, head, teacher_maps, student_maps)
+        place, mask = weight_places(every, head, teacher_maps, student_maps)
         if accumulate != 0:
             weight_sum += tl.load(weight_slots + place, mask=mask, other=0.0)
         tl.store(weight_slots + place, weight_sum, mask=mask)
 
 
 @triton.jit
-def loss_places(sentence, rival, row, segment, teacher_maps, queries, segments):
-    return ((sentence.to(tl.int64) * teacher_maps + rival) * queries + row) * segments + segment
+def add_to_memory(place, value, mask, written):
+    """Adds to what this program wrote before, or writes for the first time."""
+    if written:
+        value += tl.load(place, mask=mask, other=0.0)
+        tl.debug_barrier()
+    tl.store(place, value, mask=mask)
+    tl.debug_barrier()
 
 
 @triton.jit
@@ -372,15 +357,20 @@ def store_map_gradient(
     head,
     heads,
     key,
-    seen,
+    width,
     head_stride,
     key_stride,
     UNIT: tl.constexpr,
     CONTIGUOUS: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
+    if WIDE:
+        along = head.to(tl.int64) * (head_stride.to(tl.int64) * UNIT)
+    else:
+        along = head * (head_stride * UNIT)
     across = key if CONTIGUOUS else key.to(tl.int64) * key_stride
     tl.store(
-        out + head.to(tl.int64)[:, None] * (head_stride.to(tl.int64) * UNIT) + across[None, :],
+        out + along[:, None] + across[None, :],
         gradient.to(out.dtype.element_ty),
-        mask=(head < heads)[:, None] & (key < seen)[None, :],
+        mask=(head < heads)[:, None] & (key < width * UNIT)[None, :],
     )

@@ -11,6 +11,8 @@ from fastkd_kernels.attention_mix_gradient import mix_gradient_bwd
 from fastkd_kernels.attention_plan import Chunk
 from fastkd_kernels.common import ceil_div, stride_unit
 
+LEAST_TEMPERATURE = 1 / 32  # down to it exp(a), a <= 1 / temperature, is summed as it stands
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -32,8 +34,8 @@ class MapView:
 
     maps: Tensor
     strides: tuple[int, int, int, int]
-    block_max: Tensor | None = None  # (sentences, N, rows, key blocks)
-    block_sum: Tensor | None = None
+    width: int  # keys that a row has in memory
+    factors: Tensor | None = None  # (sentences, N, rows, key blocks)
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Mixing:
     segments: int
     segment_keys: int
     rows_each: int
+    wide: bool  # whether offsets within a sentence exceed int32
+    bounded: bool  # whether maps are known to lie in [0, 1]
 
     def row_groups(self, chunk: Chunk) -> int:
         return ceil_div(chunk.rows, self.rows_each)
@@ -73,17 +77,15 @@ class Mixing:
         parts: int,
         part: int,
     ) -> None:
-        student_unit, student_strides = _in_units(student.strides)
-        teacher_unit, teacher_strides = _in_units(teacher.strides)
+        student_unit, student_strides = _in_units(student)
+        teacher_unit, teacher_strides = _in_units(teacher)
         tile = self.tile
         mix_statistics_fwd[(self.programs(chunk),)](
             student.maps,
             teacher.maps,
             self.weight,
-            student.block_max,
-            student.block_sum,
-            teacher.block_max,
-            teacher.block_sum,
+            student.factors,
+            teacher.factors,
             self.query_lengths,
             self.key_lengths,
             partials,
@@ -91,6 +93,8 @@ class Mixing:
             loss,
             *student_strides,
             *teacher_strides,
+            student.width // student_unit,
+            teacher.width // teacher_unit,
             *self._extents(chunk),
             parts,
             part,
@@ -102,6 +106,7 @@ class Mixing:
             CONTIGUOUS=student.strides[3] == 1 and teacher.strides[3] == 1,
             OPERAND=self.precision.operand,
             PRECISION=self.precision.dot,
+            WIDE=self.wide,
             KEY_BLOCK=self.key_block,
             BLOCK_H=tile.students,
             BLOCK_J=tile.teachers,
@@ -145,39 +150,37 @@ class Mixing:
         upstream: Tensor | None,
         loss: Tensor | None,
         out: MapView | None,
-        student_totals: Tensor | None,
         delta: Tensor | None,
         weight_slots: Tensor | None,
         accumulate: bool,
         to_maps: bool,
     ) -> None:
         out_strides = (0, 0, 0, 0) if out is None else out.strides
-        unit = stride_unit(*student.strides[:3], *out_strides[:3])
-        _, student_strides = _in_units(student.strides, unit)
-        _, out_strides_in_units = _in_units(out_strides, unit)
-        teacher_unit, teacher_strides = _in_units(teacher.strides)
+        unit = stride_unit(*student.strides[:3], *out_strides[:3], student.width)
+        _, student_strides = _in_units(student, unit)
+        teacher_unit, teacher_strides = _in_units(teacher)
         last = (student.strides[3], teacher.strides[3], 1 if out is None else out.strides[3])
         tile = self.tile
         mix_gradient_bwd[(self.programs(chunk),)](
             student.maps,
             teacher.maps,
             self.weight,
-            student.block_max,
-            student.block_sum,
-            teacher.block_max,
-            teacher.block_sum,
+            student.factors,
+            teacher.factors,
             self.query_lengths,
             self.key_lengths,
             statistics,
             upstream,
             loss,
             None if out is None else out.maps,
-            student_totals,
             delta,
             weight_slots,
             *student_strides,
             *teacher_strides,
-            *out_strides_in_units,
+            *(stride // unit for stride in out_strides[:3]),
+            out_strides[3],
+            student.width // unit,
+            teacher.width // teacher_unit,
             *self._extents(chunk),
             chunk.rows if self.settings.normalization == "row" else 1,
             int(accumulate),
@@ -190,6 +193,7 @@ class Mixing:
             CONTIGUOUS=last == (1, 1, 1),
             OPERAND=self.precision.operand,
             PRECISION=self.precision.dot,
+            WIDE=self.wide,
             KEY_BLOCK=self.key_block,
             ONE_J=tile.teachers >= self.teacher_maps,
             BLOCK_H=tile.students,
@@ -212,12 +216,14 @@ class Mixing:
             self.row_groups(chunk),
             self.rows_each,
             self.segments,
-            self.segment_keys,
+            self.segment_keys // 16,
             1 / self.settings.temperature,
+            int(not self.bounded or self.settings.temperature < LEAST_TEMPERATURE),
         )
 
 
-def _in_units(strides: tuple[int, ...], unit: int = 0) -> tuple[int, tuple[int, ...]]:
+def _in_units(view: MapView, unit: int = 0) -> tuple[int, tuple[int, ...]]:
     """(unit, strides in it); the one along the keys stays as it is."""
-    unit = unit or stride_unit(*strides[:3])
+    strides = view.strides
+    unit = unit or stride_unit(*strides[:3], view.width)
     return unit, (*(stride // unit for stride in strides[:3]), strides[3])

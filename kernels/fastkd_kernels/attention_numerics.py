@@ -1,10 +1,12 @@
 """Arithmetic that stays accurate where two softmaxes are nearly equal.
 
-For logits a and m, weights w = exp(a − max a), a shift c and d = m − a − c, every program keeps
+For logits a and m, a base â of a, weights w = exp(a − â), a shift c and d = m − a − c, every
+program keeps
 
-    (max a, Σw, Σw·d, Σw·(expm1(d) − d), max m, Σexp(m − max m), max |d|, c)
+    (â, Σw, Σw·d, Σw·(expm1(d) − d), m̂, Σexp(m − m̂), max |d|, c)
 
-and these states merge, in a fixed order, whatever cells they were taken over.
+and these states merge, in a fixed order, whatever cells they were taken over. While |d| <= STEEP,
+Σexp(m − â − c) = Σw + Σw·d + Σw·(expm1(d) − d), so that the sum over m needs no pass of its own.
 """
 
 import triton
@@ -47,78 +49,40 @@ def log1p_excess(x):
 
 
 @triton.jit
+def grown_excess(d):
+    """expm1(d) − d, for d up to STEEP."""
+    small = tl.minimum(tl.maximum(d, -1.0), 1.0)
+    far = tl.exp(tl.minimum(d, 2 * STEEP)) - 1 - d
+    return tl.where(tl.abs(d) <= 1, expm1_excess(small), far)
+
+
+@triton.jit
 def gather(
     a,  # (J, K) teacher's logits
     m,  # (J, K) student's logits
     counted,  # (J, K)
     shift,  # (J,)
+    base,  # (J,) what is subtracted from `a` in exponents
 ):
-    """The state of one block of cells, some of which may count nowhere."""
+    """(Σw, Σw·d, Σw·(expm1(d) − d), max |d|) of one block of cells."""
     difference = tl.where(counted, m - a - shift[:, None], 0.0)
-    a = tl.where(counted, a, float("-inf"))
-    m = tl.where(counted, m, float("-inf"))
-    a_max = tl.max(a, 1)
-    m_max = tl.max(m, 1)
-    a_base = tl.where(a_max == float("-inf"), 0.0, a_max)
-    m_base = tl.where(m_max == float("-inf"), 0.0, m_max)
-    weight = tl.exp(a - a_base[:, None])
-    grown = tl.exp(m - m_base[:, None])
-    # weight · exp(d) is `grown` on another scale; above STEEP that overflows and is not used.
-    scale = tl.exp(tl.minimum(m_base - a_base - shift, 2 * STEEP))
-    small = tl.minimum(tl.maximum(difference, -1.0), 1.0)
-    excess = tl.where(
-        tl.abs(difference) <= 1,
-        weight * expm1_excess(small),
-        grown * scale[:, None] - weight * (1 + difference),
-    )
+    weight = tl.where(counted, tl.exp(a - base[:, None]), 0.0)
     return (
-        a_max,
         tl.sum(weight, 1),
         tl.sum(weight * difference, 1),
-        tl.sum(excess, 1),
-        m_max,
-        tl.sum(grown, 1),
+        tl.sum(weight * grown_excess(difference), 1),
         tl.max(tl.abs(difference), 1),
     )
 
 
 @triton.jit
-def rescale(old, new):
-    """exp(old − new), and 0 where nothing was counted yet."""
-    return tl.exp(old - tl.where(new == float("-inf"), 0.0, new))
-
-
-@triton.jit
-def merge(
-    a_max,
-    a_sum,
-    d_sum,
-    e_sum,
-    m_max,
-    m_sum,
-    d_most,
-    a_max_2,
-    a_sum_2,
-    d_sum_2,
-    e_sum_2,
-    m_max_2,
-    m_sum_2,
-    d_most_2,
-):
-    """Two states of the same shift as one."""
-    a_new = tl.maximum(a_max, a_max_2)
-    m_new = tl.maximum(m_max, m_max_2)
-    one = rescale(a_max, a_new)
-    two = rescale(a_max_2, a_new)
-    return (
-        a_new,
-        a_sum * one + a_sum_2 * two,
-        d_sum * one + d_sum_2 * two,
-        e_sum * one + e_sum_2 * two,
-        m_new,
-        m_sum * rescale(m_max, m_new) + m_sum_2 * rescale(m_max_2, m_new),
-        tl.maximum(d_most, d_most_2),
-    )
+def add_exponentials(highest, total, logits, counted):
+    """The running maximum and sum of exp(logits − maximum), (J,) each."""
+    logits = tl.where(counted, logits, float("-inf"))
+    new = tl.maximum(highest, tl.max(logits, 1))
+    base = tl.where(new == float("-inf"), 0.0, new)
+    total = total * tl.exp(highest - base) + tl.sum(tl.exp(logits - base[:, None]), 1)
+    return new, total
 
 
 @triton.jit

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from fastkd_kernels.attention_numerics import FIELDS, finish, gather, merge
+from fastkd_kernels.attention_numerics import FIELDS, add_exponentials, finish, gather
 from fastkd_kernels.attention_probabilities import clamped_length
 
 LOG_SMALLEST = tl.constexpr(-87.33654475055310)  # log(2⁻¹²⁶)
@@ -15,8 +15,8 @@ STRIDES = (
     "teacher_key_batch teacher_key_head teacher_key_row teacher_key_size "
 )
 RUNTIME = (
-    STRIDES + "student_scale teacher_scale heads student_group teacher_group student_size "
-    "teacher_size queries keys inverse_temperature"
+    STRIDES + "student_scale teacher_scale heads student_group teacher_group student_units "
+    "teacher_units queries keys inverse_temperature"
 ).split()
 
 
@@ -66,15 +66,6 @@ def attended_cells(row, row_end, key, last_key, CAUSAL: tl.constexpr):
     return cells
 
 
-@triton.jit
-def add_block(highest, total, scores):
-    """The running maximum and sum of exponentials of each row."""
-    new = tl.maximum(highest, tl.max(scores, 1))
-    base = tl.where(new == float("-inf"), 0.0, new)
-    total = total * tl.exp(highest - base) + tl.sum(tl.exp(scores - base[:, None]), 1)
-    return new, total
-
-
 @triton.jit(do_not_specialize=RUNTIME)
 def pair_fwd(
     student_query,  # (B, N, Tq, Ds)
@@ -108,8 +99,8 @@ def pair_fwd(
     heads,
     student_group,
     teacher_group,
-    student_size,
-    teacher_size,
+    student_units,
+    teacher_units,
     queries,
     keys,
     inverse_temperature,
@@ -125,6 +116,8 @@ def pair_fwd(
     BLOCK_DS: tl.constexpr,
     BLOCK_DT: tl.constexpr,
 ):
+    student_size = student_units * UNIT
+    teacher_size = teacher_units * UNIT
     row_blocks = tl.cdiv(queries, BLOCK_Q)
     row_block = tl.program_id(0) % row_blocks
     head = (tl.program_id(0) // row_blocks) % heads
@@ -214,59 +207,47 @@ def pair_fwd(
         )
         a = masked_scores(theirs, tile, teacher_scale, attended, TEACHER_OPERAND)
         if MIXTURE:
-            a = tl.where(attended, a, 0.0)
-            m = tl.where(attended, m, 0.0)
             lowest = tl.minimum(lowest, tl.min(tl.where(attended, m, float("inf")), 1))
+            m = tl.where(attended, m, 0.0)
+            new = tl.maximum(a_max, tl.max(a, 1))
+            base = tl.where(new == float("-inf"), 0.0, new)
+            old = tl.exp(a_max - base)
+            a = tl.where(attended, a, 0.0)
             if first == 0:
                 cells = tl.maximum(tl.sum(attended.to(tl.float32), 1), 1.0)
                 shift = tl.sum(m - a, 1) / cells
-            a_max_2, a_sum_2, d_sum_2, e_sum_2, m_max_2, m_sum_2, d_most_2 = gather(
-                a, m, attended, shift
-            )
-            a_max, a_sum, d_sum, e_sum, m_max, m_sum, d_most = merge(
-                a_max,
-                a_sum,
-                d_sum,
-                e_sum,
-                m_max,
-                m_sum,
-                d_most,
-                a_max_2,
-                a_sum_2,
-                d_sum_2,
-                e_sum_2,
-                m_max_2,
-                m_sum_2,
-                d_most_2,
-            )
+            more, more_d, more_e, most = gather(a, m, attended, shift, base)
+            a_max = new
+            a_sum = a_sum * old + more
+            d_sum = d_sum * old + more_d
+            e_sum = e_sum * old + more_e
+            d_most = tl.maximum(d_most, most)
         else:
-            a_max, a_sum = add_block(a_max, a_sum, a)
-            m_max, m_sum = add_block(m_max, m_sum, m)
+            a_max, a_sum = add_exponentials(a_max, a_sum, a, attended)
+        m_max, m_sum = add_exponentials(m_max, m_sum, m, attended)
+
     # Maxima and logarithms stay apart: scores less their maximum lose nothing.
     student_max = tl.where(m_sum > 0, m_max, 0.0)
     teacher_max = tl.where(a_sum > 0, a_max, 0.0)
-    student_log = tl.log(tl.where(m_sum > 0, m_sum, 1.0))
-    teacher_log = tl.log(tl.where(a_sum > 0, a_sum, 1.0))
+    student_sum = tl.where(m_sum > 0, m_sum, 1.0)
+    teacher_sum = tl.where(a_sum > 0, a_sum, 1.0)
+    student_log = tl.log(student_sum)
+    teacher_log = tl.log(teacher_sum)
     above = tl.full((BLOCK_Q,), 1.0, tl.float32)
-
-    floored = 0
+    base = inverse_temperature / teacher_sum  # the largest of a, and of m
+    highest = inverse_temperature / student_sum
+    again = keys if INCLUDE else seen
     if MIXTURE:
-        a_log, ratio, divergence = finish(a_max, a_sum, d_sum, e_sum, m_max, m_sum, d_most, shift)
-        lowest = lowest - student_max - student_log
-        low = (lowest < LOG_SMALLEST).to(tl.int32)
-        floored = tl.max(low, 0)
-    again = seen
-    if MIXTURE:
+        a_log, ratio, divergence = finish(
+            teacher_max, a_sum, d_sum, e_sum, student_max, m_sum, d_most, shift
+        )
         # A second walk only where some probability of the student lies below the floor.
-        again = tl.where(floored > 0, seen, 0)
+        lowest = lowest - student_max - student_log
+        again = tl.where(tl.min(lowest, 0) < LOG_SMALLEST, seen, 0)
         direct = tl.zeros((BLOCK_Q,), tl.float32)
         kept = tl.zeros((BLOCK_Q,), tl.float32)
     else:
-        if INCLUDE:
-            again = keys
-        a_max = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
         a_sum = tl.zeros((BLOCK_Q,), tl.float32)
-        m_max = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
         m_sum = tl.zeros((BLOCK_Q,), tl.float32)
     for first in range(0, again, BLOCK_K):
         key = first + tl.arange(0, BLOCK_K)
@@ -318,26 +299,13 @@ def pair_fwd(
                 inside = (row < row_end)[:, None] & (key < keys)[None, :]
             if first == 0:
                 cells = tl.maximum(tl.sum(inside.to(tl.float32), 1), 1.0)
-                shift = tl.sum(m - a, 1) / cells
-            a_max_2, a_sum_2, d_sum_2, e_sum_2, m_max_2, m_sum_2, d_most_2 = gather(
-                a, m, inside, shift
-            )
-            a_max, a_sum, d_sum, e_sum, m_max, m_sum, d_most = merge(
-                a_max,
-                a_sum,
-                d_sum,
-                e_sum,
-                m_max,
-                m_sum,
-                d_most,
-                a_max_2,
-                a_sum_2,
-                d_sum_2,
-                e_sum_2,
-                m_max_2,
-                m_sum_2,
-                d_most_2,
-            )
+                shift = tl.sum(tl.where(inside, m - a, 0.0), 1) / cells
+            more, more_d, more_e, most = gather(a, m, inside, shift, base)
+            a_sum += more
+            d_sum += more_d
+            e_sum += more_e
+            d_most = tl.maximum(d_most, most)
+            m_sum += tl.sum(tl.where(inside, tl.exp(m - highest[:, None]), 0.0), 1)
     place = (sentence.to(tl.int64) * heads + head) * queries + row
     mask = row < queries
     if MIXTURE:
@@ -345,7 +313,7 @@ def pair_fwd(
         divergence = tl.where(low, direct, divergence)
         above = tl.where(low, kept, above)
     elif partials is None:
-        a_log, ratio, divergence = finish(a_max, a_sum, d_sum, e_sum, m_max, m_sum, d_most, shift)
+        a_log, ratio, divergence = finish(base, a_sum, d_sum, e_sum, highest, m_sum, d_most, shift)
         here = (sentence.to(tl.int64) * 2 * heads + head) * queries + row
         tl.store(statistics + here, a_log, mask=mask)
         tl.store(statistics + here + heads.to(tl.int64) * queries, ratio, mask=mask)
@@ -353,11 +321,11 @@ def pair_fwd(
         tl.store(loss + place, divergence, mask=mask)
     else:
         here = partials + (sentence.to(tl.int64) * queries + row) * FIELDS * heads + head
-        tl.store(here, a_max, mask=mask)
+        tl.store(here, base, mask=mask)
         tl.store(here + heads, a_sum, mask=mask)
         tl.store(here + 2 * heads, d_sum, mask=mask)
         tl.store(here + 3 * heads, e_sum, mask=mask)
-        tl.store(here + 4 * heads, m_max, mask=mask)
+        tl.store(here + 4 * heads, highest, mask=mask)
         tl.store(here + 5 * heads, m_sum, mask=mask)
         tl.store(here + 6 * heads, d_most, mask=mask)
         tl.store(here + 7 * heads, shift, mask=mask)

@@ -109,8 +109,8 @@ def pair_query_bwd(
     heads,
     student_group,
     teacher_group,
-    student_size,
-    teacher_size,
+    student_units,
+    teacher_units,
     queries,
     keys,
     inverse_temperature,
@@ -129,6 +129,8 @@ def pair_query_bwd(
     BLOCK_DS: tl.constexpr,
     BLOCK_DT: tl.constexpr,
 ):
+    student_size = student_units * UNIT
+    teacher_size = teacher_units * UNIT
     row_blocks = tl.cdiv(queries, BLOCK_Q)
     row_block = tl.program_id(0) % row_blocks
     head = (tl.program_id(0) // row_blocks) % heads
@@ -288,8 +290,8 @@ def pair_key_bwd(
     heads,
     student_group,
     teacher_group,
-    student_size,
-    teacher_size,
+    student_units,
+    teacher_units,
     queries,
     keys,
     inverse_temperature,
@@ -308,6 +310,8 @@ def pair_key_bwd(
     BLOCK_DS: tl.constexpr,
     BLOCK_DT: tl.constexpr,
 ):
+    student_size = student_units * UNIT
+    teacher_size = teacher_units * UNIT
     key_heads = heads // student_group
     key_blocks = tl.cdiv(keys, BLOCK_K)
     key_block = tl.program_id(0) % key_blocks

@@ -32,7 +32,8 @@ class PairAlignment:
         self.precision = precision(dtypes[0])
         wide = torch.float32 in (*dtypes, self.precision.scratch)
         self.tile = pair_tile(self.queries, self.keys, size, teacher[0].shape[3], wide)
-        unit = stride_unit(*(s for tensor in self.tensors for s in tensor.stride()[:3]))
+        sizes = size, teacher[0].shape[3]
+        unit = stride_unit(*(s for tensor in self.tensors for s in tensor.stride()[:3]), *sizes)
         self.scalars = (
             *(
                 stride
@@ -44,8 +45,7 @@ class PairAlignment:
             self.heads,
             self.heads // student[1].shape[1],
             self.heads // teacher[1].shape[1],
-            size,
-            teacher[0].shape[3],
+            *(length // unit for length in sizes),
             self.queries,
             self.keys,
             1 / settings.temperature,

@@ -5,7 +5,7 @@ import triton.language as tl
 
 RUNTIME = (
     "scale query_batch query_head query_row query_size key_batch key_head key_row key_size heads "
-    "group size first_sentence first_row rows queries keys pitch key_blocks row_blocks"
+    "group size_units first_sentence first_row rows queries keys pitch_units key_blocks row_blocks"
 ).split()
 
 
@@ -39,25 +39,26 @@ def probabilities_fwd(
     key_size,
     heads,
     group,
-    size,
+    size_units,
     first_sentence,
     first_row,
     rows,
     queries,
     keys,
-    pitch,
+    pitch_units,
     key_blocks,
     row_blocks,
     CAUSAL: tl.constexpr,
     CONTIGUOUS: tl.constexpr,  # along the head size
-    QUERY_UNIT: tl.constexpr,
-    KEY_UNIT: tl.constexpr,
+    UNIT: tl.constexpr,  # of strides and of the head size
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
+    size = size_units * UNIT
+    pitch = pitch_units * 16
     program = tl.program_id(0)
     key_block = program % key_blocks
     program = program // key_blocks
@@ -75,14 +76,16 @@ def probabilities_fwd(
     seen = last_key
     if CAUSAL:
         seen = tl.minimum(seen, last_row_here)
+    place = (slot.to(tl.int64) * heads + head) * rows + (row - first_row)  # (BLOCK_Q,)
+    chunk_end = tl.minimum(first_row + rows, queries)
+    if block_max is not None:
+        block_max += key_block
+        block_sum += key_block
     if (first_row + row_block * BLOCK_Q < last_row) & (key_block * BLOCK_K < seen):
-        query += (
-            sentence.to(tl.int64) * query_batch * QUERY_UNIT
-            + head.to(tl.int64) * query_head * QUERY_UNIT
-        )
+        query += sentence.to(tl.int64) * query_batch * UNIT + head.to(tl.int64) * query_head * UNIT
         key += (
-            sentence.to(tl.int64) * key_batch * KEY_UNIT
-            + (head // group).to(tl.int64) * key_head * KEY_UNIT
+            sentence.to(tl.int64) * key_batch * UNIT
+            + (head // group).to(tl.int64) * key_head * UNIT
         )
         scores = tl.zeros((BLOCK_Q, BLOCK_K), tl.float32)
         for start in range(0, size, BLOCK_D):
@@ -91,14 +94,14 @@ def probabilities_fwd(
             key_element = element if CONTIGUOUS else element.to(tl.int64) * key_size
             query_tile = tl.load(  # (BLOCK_Q, BLOCK_D)
                 query
-                + row.to(tl.int64)[:, None] * (query_row.to(tl.int64) * QUERY_UNIT)
+                + row.to(tl.int64)[:, None] * (query_row.to(tl.int64) * UNIT)
                 + query_element[None, :],
                 mask=(row < last_row)[:, None] & (element < size)[None, :],
                 other=0.0,
             )
             key_tile = tl.load(  # (BLOCK_D, BLOCK_K)
                 key
-                + key_index.to(tl.int64)[None, :] * (key_row.to(tl.int64) * KEY_UNIT)
+                + key_index.to(tl.int64)[None, :] * (key_row.to(tl.int64) * UNIT)
                 + key_element[:, None],
                 mask=(key_index < last_key)[None, :] & (element < size)[:, None],
                 other=0.0,
@@ -114,15 +117,17 @@ def probabilities_fwd(
         highest = tl.where(highest == float("-inf"), 0.0, highest)
         weights = tl.exp2(scores - highest[:, None])
         total = tl.sum(weights, 1)
-        place = (slot.to(tl.int64) * heads + head) * rows + (row - first_row)  # (BLOCK_Q,)
         if block_max is None:
             weights = weights / tl.where(total == 0, 1.0, total)[:, None]
         else:
-            here = place * key_blocks + key_block
-            tl.store(block_max + here, highest, mask=row < last_row)
-            tl.store(block_sum + here, total, mask=row < last_row)
+            tl.store(block_max + place * key_blocks, highest, mask=row < chunk_end)
+            tl.store(block_sum + place * key_blocks, total, mask=row < chunk_end)
         tl.store(
-            maps + place[:, None] * (pitch * 16) + key_index[None, :],
+            maps + place[:, None] * pitch + key_index[None, :],
             weights.to(maps.dtype.element_ty),
-            mask=(row < last_row)[:, None] & (key_index < pitch * 16)[None, :],
+            mask=(row < last_row)[:, None] & (key_index < pitch)[None, :],
         )
+    elif block_max is not None:
+        nothing = tl.zeros((BLOCK_Q,), tl.float32)
+        tl.store(block_max + place * key_blocks, nothing, mask=row < chunk_end)
+        tl.store(block_sum + place * key_blocks, nothing, mask=row < chunk_end)

@@ -14,6 +14,7 @@ from fastkd_kernels.attention_config import (
     product_tile,
     score_operand,
 )
+from fastkd_kernels.attention_factors import factors_fwd
 from fastkd_kernels.attention_mixing import MapView, Mixing, Settings
 from fastkd_kernels.attention_plan import SLOTS, Chunk, make_plan, scratch_bytes
 from fastkd_kernels.attention_probabilities import probabilities_fwd
@@ -31,7 +32,7 @@ class Side:
     key: Tensor
     scale: float
     maps: Tensor  # (sentences · N · rows · pitch,)
-    block_max: Tensor | None  # (sentences · N · rows · key blocks,)
+    block_max: Tensor | None  # (sentences · N · rows · key blocks,), then the factors
     block_sum: Tensor | None
 
     @cached_property
@@ -43,17 +44,20 @@ class Side:
         return self.heads // self.key.shape[1]
 
     @cached_property
-    def units(self) -> tuple[int, int]:
-        return stride_unit(*self.query.stride()[:3]), stride_unit(*self.key.stride()[:3])
+    def size(self) -> int:
+        return self.query.shape[3]
+
+    @cached_property
+    def unit(self) -> int:
+        return stride_unit(*self.query.stride()[:3], *self.key.stride()[:3], self.size)
 
     @cached_property
     def strides(self) -> tuple[int, ...]:
-        query, key = self.query.stride(), self.key.stride()
-        query_unit, key_unit = self.units
-        return (
-            *(stride // query_unit for stride in query[:3]), query[3],
-            *(stride // key_unit for stride in key[:3]), key[3],
-        )  # fmt: skip
+        return tuple(
+            stride
+            for tensor in (self.query, self.key)
+            for stride in (*(s // self.unit for s in tensor.stride()[:3]), tensor.stride(3))
+        )
 
     @cached_property
     def contiguous(self) -> bool:
@@ -61,7 +65,7 @@ class Side:
 
     def view(self, rows: int, pitch: int) -> MapView:
         strides = (self.heads * rows * pitch, rows * pitch, pitch, 1)
-        return MapView(self.maps, strides, self.block_max, self.block_sum)
+        return MapView(self.maps, strides, pitch, self.block_max)
 
 
 class QueryKeyAlignment:
@@ -115,6 +119,8 @@ class QueryKeyAlignment:
             segments=segments,
             segment_keys=plan.segment_keys,
             rows_each=max(1, ceil_div(plan.sentences * plan.rows * segments, SLOTS)),
+            wide=False,
+            bounded=True,
         )
         self.student = self._side(*student, settings.student_scale)
         self.teacher = self._side(*teacher, settings.teacher_scale)
@@ -157,7 +163,6 @@ class QueryKeyAlignment:
         self.statistics = self._empty(rows * 2 * teacher_maps)
         self.loss = self._empty(self.batch, teacher_maps, *groups)
         rows = plan.sentences * plan.rows * mixing.student_maps
-        self.totals = self._empty(rows * 2) if plan.scaled else None
         self.slots, self.started = None, False
         if self.settings.weight_gradient:
             programs = max(mixing.programs(chunk) for group in plan.groups for chunk in group)
@@ -236,8 +241,7 @@ class QueryKeyAlignment:
             statistics,
             self.upstream,
             loss,
-            None if self.scores is None else MapView(self.scores, student.strides),
-            self.totals,
+            None if self.scores is None else MapView(self.scores, student.strides, self.plan.pitch),
             self.delta,
             self.slots,
             self.started,
@@ -248,8 +252,8 @@ class QueryKeyAlignment:
     def _probabilities(self, chunk: Chunk) -> None:
         plan, settings = self.plan, self.settings
         for side in (self.teacher, self.student):
-            size, dtype = side.query.shape[3], side.query.dtype
-            tile = probability_tile(chunk.rows, plan.key_block, size, dtype)
+            dtype = side.query.dtype
+            tile = probability_tile(chunk.rows, plan.key_block, side.size, dtype)
             row_blocks = ceil_div(chunk.rows, tile.rows)
             probabilities_fwd[(chunk.sentences * side.heads * row_blocks * plan.key_blocks,)](
                 side.query,
@@ -263,7 +267,7 @@ class QueryKeyAlignment:
                 *side.strides,
                 side.heads,
                 side.group,
-                size,
+                side.size // side.unit,
                 chunk.first_sentence,
                 chunk.first_row,
                 chunk.rows,
@@ -274,8 +278,7 @@ class QueryKeyAlignment:
                 row_blocks,
                 CAUSAL=settings.causal,
                 CONTIGUOUS=side.contiguous,
-                QUERY_UNIT=side.units[0],
-                KEY_UNIT=side.units[1],
+                UNIT=side.unit,
                 OPERAND=score_operand(dtype),
                 PRECISION="ieee",
                 BLOCK_Q=tile.rows,
@@ -284,10 +287,25 @@ class QueryKeyAlignment:
                 num_warps=tile.num_warps,
                 num_stages=tile.num_stages,
             )
+        if plan.scaled:
+            rows = [
+                chunk.sentences * side.heads * chunk.rows for side in (self.student, self.teacher)
+            ]
+            factors_fwd[(sum(ceil_div(count, 32) for count in rows),)](
+                self.student.block_max,
+                self.student.block_sum,
+                self.teacher.block_max,
+                self.teacher.block_sum,
+                *rows,
+                plan.key_blocks,
+                BLOCK_R=32,
+                BLOCK_B=16,
+                num_warps=1,
+            )
 
     def _products(self, chunk: Chunk) -> None:
         plan, side, mixing = self.plan, self.student, self.mixing
-        size = side.query.shape[3]
+        size = side.size
         tile = product_tile(chunk.rows, plan.key_block, size, self.precision.scratch)
         size_blocks = ceil_div(size, tile.size)
         row_blocks = ceil_div(chunk.rows, tile.rows)
@@ -302,7 +320,6 @@ class QueryKeyAlignment:
             self.scores,
             None if self.whole else side.maps,
             None if self.whole else side.block_max,
-            None if self.whole else self.totals,
             self.delta,
             self.query_gradient,
             self.key_gradient,
@@ -311,7 +328,7 @@ class QueryKeyAlignment:
             *side.strides,
             side.heads,
             side.group,
-            size,
+            size // side.unit,
             chunk.first_sentence,
             chunk.first_row,
             chunk.rows,
@@ -328,8 +345,7 @@ class QueryKeyAlignment:
             int(chunk.last),
             CAUSAL=self.settings.causal,
             CONTIGUOUS=side.contiguous,
-            QUERY_UNIT=side.units[0],
-            KEY_UNIT=side.units[1],
+            UNIT=side.unit,
             OPERAND=self.precision.operand,
             PRECISION=self.precision.dot,
             KEY_BLOCK=plan.key_block,

@@ -7,8 +7,8 @@ from fastkd_kernels.attention_probabilities import clamped_length
 
 RUNTIME = (
     "scale query_batch query_head query_row query_size key_batch key_head key_row key_size heads "
-    "group size first_sentence first_row rows queries keys pitch key_blocks segments row_blocks "
-    "column_blocks size_blocks query_programs first_chunk last_chunk"
+    "group size_units first_sentence first_row rows queries keys pitch_units key_blocks segments "
+    "row_blocks column_blocks size_blocks query_programs first_chunk last_chunk"
 ).split()
 
 
@@ -16,8 +16,7 @@ RUNTIME = (
 def score_gradient_tile(
     scores,  # gradient of the scores, or P ∘ dP with `delta`
     maps,
-    block_max,
-    totals,
+    factors,
     delta,
     place,  # (R,) of the rows in (sentences, N, rows)
     rows_real,  # (R,)
@@ -34,18 +33,18 @@ def score_gradient_tile(
     mask = rows_real[:, None] & (key < last_key)[None, :]
     if CAUSAL:
         mask = mask & (key[None, :] <= row[:, None])
-    here = place[:, None] * (pitch * 16) + key[None, :]
-    gradient = tl.load(scores + here, mask=mask, other=0.0).to(tl.float32)
+    here = place[:, None] * pitch + key[None, :]
+    # Whole 16-byte words are read; what nobody wrote is dropped after.
+    held = rows_real[:, None] & (key < pitch)[None, :]
+    gradient = tl.load(scores + here, mask=held, other=0.0).to(tl.float32)
+    gradient = tl.where(mask, gradient, 0.0)
     if delta is not None:
-        known = tl.load(maps + here, mask=mask, other=0.0).to(tl.float32)
+        known = tl.load(maps + here, mask=held, other=0.0).to(tl.float32)
         total = tl.zeros_like(place).to(tl.float32)
         for segment in range(segments):
             total += tl.load(delta + place * segments + segment, mask=rows_real, other=0.0)
-        if block_max is not None:
-            maximum = tl.load(block_max + place * key_blocks + key_block, mask=rows_real, other=0.0)
-            highest = tl.load(totals + place * 2, mask=rows_real, other=0.0)
-            total *= tl.load(totals + place * 2 + 1, mask=rows_real, other=0.0)
-            total *= tl.exp2(maximum - highest)
+        if factors is not None:
+            total *= tl.load(factors + place * key_blocks + key_block, mask=rows_real, other=0.0)
         gradient = tl.where(mask, gradient - known * total[:, None], 0.0)
     return gradient
 
@@ -58,8 +57,7 @@ def score_gradient_bwd(
     key_lengths,  # (B,) or None
     scores,  # (sentences, N, rows, pitch)
     maps,  # (sentences, N, rows, pitch), or None with `delta`
-    block_max,  # (sentences, N, rows, key blocks), or None
-    totals,  # (sentences, N, rows, 2), or None
+    factors,  # (sentences, N, rows, key blocks), or None: the maps are normalised
     delta,  # (sentences, N, rows, segments), or None: `scores` is complete
     query_gradient,  # (B, N, Tq, D), contiguous
     key_gradient,  # (B, N_kv, Tk, D), contiguous
@@ -75,13 +73,13 @@ def score_gradient_bwd(
     key_size,
     heads,
     group,
-    size,
+    size_units,
     first_sentence,
     first_row,
     rows,
     queries,
     keys,
-    pitch,
+    pitch_units,
     key_blocks,
     segments,
     row_blocks,
@@ -92,8 +90,7 @@ def score_gradient_bwd(
     last_chunk,
     CAUSAL: tl.constexpr,
     CONTIGUOUS: tl.constexpr,
-    QUERY_UNIT: tl.constexpr,
-    KEY_UNIT: tl.constexpr,
+    UNIT: tl.constexpr,  # of strides and of the head size
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     KEY_BLOCK: tl.constexpr,
@@ -101,6 +98,8 @@ def score_gradient_bwd(
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
+    size = size_units * UNIT
+    pitch = pitch_units * 16
     program = tl.program_id(0)
     if program < query_programs:
         element = (program % size_blocks) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -121,8 +120,8 @@ def score_gradient_bwd(
         if CAUSAL:
             seen = tl.minimum(seen, first_row + (row_block + 1) * BLOCK_Q)
         key += (
-            sentence.to(tl.int64) * key_batch * KEY_UNIT
-            + (head // group).to(tl.int64) * key_head * KEY_UNIT
+            sentence.to(tl.int64) * key_batch * UNIT
+            + (head // group).to(tl.int64) * key_head * UNIT
         )
         across = element if CONTIGUOUS else element.to(tl.int64) * key_size
         total = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32)
@@ -131,8 +130,7 @@ def score_gradient_bwd(
             gradient = score_gradient_tile(
                 scores,
                 maps,
-                block_max,
-                totals,
+                factors,
                 delta,
                 place,
                 rows_real,
@@ -147,7 +145,7 @@ def score_gradient_bwd(
             )
             tile = tl.load(  # (BLOCK_K, BLOCK_D)
                 key
-                + column.to(tl.int64)[:, None] * (key_row.to(tl.int64) * KEY_UNIT)
+                + column.to(tl.int64)[:, None] * (key_row.to(tl.int64) * UNIT)
                 + across[None, :],
                 mask=(column < last_key)[:, None] & (element < size)[None, :],
                 other=0.0,
@@ -185,8 +183,8 @@ def score_gradient_bwd(
             head = key_head_index * group + member
             query_here = (
                 query
-                + sentence.to(tl.int64) * query_batch * QUERY_UNIT
-                + head.to(tl.int64) * query_head * QUERY_UNIT
+                + sentence.to(tl.int64) * query_batch * UNIT
+                + head.to(tl.int64) * query_head * UNIT
             )
             for first in range(low, local_end, BLOCK_Q):
                 local = first + tl.arange(0, BLOCK_Q)
@@ -196,8 +194,7 @@ def score_gradient_bwd(
                 gradient = score_gradient_tile(
                     scores,
                     maps,
-                    block_max,
-                    totals,
+                    factors,
                     delta,
                     place,
                     rows_real,
@@ -212,7 +209,7 @@ def score_gradient_bwd(
                 )
                 tile = tl.load(  # (BLOCK_Q, BLOCK_D)
                     query_here
-                    + row.to(tl.int64)[:, None] * (query_row.to(tl.int64) * QUERY_UNIT)
+                    + row.to(tl.int64)[:, None] * (query_row.to(tl.int64) * UNIT)
                     + across[None, :],
                     mask=rows_real[:, None] & (element < size)[None, :],
                     other=0.0,
