@@ -9,7 +9,7 @@ import click
 
 from fastkd.errors import InputError
 
-VERBS = ("prepare", "train", "translate", "score", "average", "cache-teacher", "memory", "demo")
+VERBS = ("prepare", "train", "translate", "score", "average", "cache-teacher", "bench", "memory", "demo")
 
 
 class Verbs(click.Group):

@@ -90,6 +90,11 @@ def teacher_config(config: Config) -> ModelConfig | None:
     """The teacher's model as its run folder describes it; None where the config names none."""
     if config.teacher is None:
         return None
+    if config.teacher.run is None:
+        raise InputError(
+            "teacher.cache: the memory of a step is known for a teacher that runs; expected "
+            "teacher.run, or the teacher's config: --teacher CONFIG"
+        )
     try:
         return RunFolder.open(config.teacher.run).config.model
     except InputError as error:

@@ -1,0 +1,94 @@
+"""Attention alignment from queries and keys."""
+
+from typing import ClassVar
+
+import torch
+
+from fastkd.backends import attention_reference
+from fastkd.bench.operation import Inputs, Loss, Operation, Shape, Work, random_tensor
+from fastkd.functional import attention_alignment_loss
+from fastkd.functional.options import AlignmentOptions
+
+_TENSORS = ("student_query", "student_key", "teacher_query", "teacher_key")
+
+
+class Alignment(Operation):
+    """`attention_alignment_loss` with T queries and T keys; mix=False compares head n with head n.
+
+    The sweeps hold the tokens B·T of a batch fixed: what grows with T is the maps alone.
+    """
+
+    axis = "T"
+    sizes: ClassVar = {"B": 8, "Ns": 12, "Nt": 24, "T": 128, "D": 64}
+    sweeps: ClassVar = {
+        "smoke": ({"B": 4, "T": 16}, {"B": 2, "T": 32}),
+        "cpu": tuple({"B": 2048 // t, "T": t} for t in (32, 64, 128, 256, 512, 1024)),
+        "cuda": (
+            {"B": 128, "T": 32},
+            {"B": 64, "T": 64, "Ns": 32, "Nt": 96},
+            *({"B": 16384 // t, "T": t} for t in (32, 64, 128, 256, 512, 1024, 2048, 4096)),
+        ),
+    }
+
+    def __init__(self, normalization: str, mix: bool = True) -> None:
+        self.name = f"alignment-{normalization}" if mix else "alignment-plain"
+        self.normalization = normalization
+        self.mix = mix
+        if not mix:
+            self.sizes = {**Alignment.sizes, "Nt": Alignment.sizes["Ns"]}  # type: ignore[misc]
+
+    def inputs(self, shape: Shape, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
+        generator = torch.Generator(device).manual_seed(seed)
+        maps = {"student": shape["Ns"], "teacher": shape["Nt"] if self.mix else shape["Ns"]}
+        inputs: Inputs = {
+            name: random_tensor(
+                shape["B"], maps[name.split("_")[0]], shape["T"], shape["D"],
+                generator=generator, dtype=dtype, learned=name.startswith("student"),
+            )
+            for name in _TENSORS
+        }  # fmt: skip
+        if self.mix:
+            weight = random_tensor(
+                shape["Nt"], shape["Ns"], generator=generator, dtype=torch.float32
+            )
+            inputs["weight"] = (weight / shape["Ns"] ** 0.5).requires_grad_()
+        return inputs
+
+    def loss(self, backend: str) -> Loss:
+        return lambda inputs: attention_alignment_loss(
+            **inputs, normalization=self.normalization, backend=backend
+        )
+
+    def plain(self) -> Loss:
+        def loss(inputs: Inputs) -> torch.Tensor:
+            scale = inputs["student_query"].shape[-1] ** -0.5
+            options = AlignmentOptions(
+                student_scale=scale, teacher_scale=scale, normalization=self.normalization
+            )
+            tensors = ((inputs[name],) for name in _TENSORS)
+            return attention_reference.query_key_loss(
+                *tensors, inputs.get("weight"), None, None, None, options
+            )
+
+        return loss
+
+    def forward_work(self, shape: Shape, element: int) -> Work:
+        cells, student, teacher, size = self._counts(shape)
+        mixing = 2 * student * teacher if self.mix else 0
+        return Work(
+            flops=cells * (2 * size * (student + teacher) + mixing),
+            bytes=2 * shape["B"] * shape["T"] * size * (student + teacher) * element,
+            exponentials=cells * (student + 3 * teacher),
+        )
+
+    def backward_work(self, shape: Shape, element: int) -> Work:
+        cells, student, teacher, size = self._counts(shape)
+        mixing = 4 * student * teacher if self.mix else 0
+        return Work(
+            flops=cells * (4 * size * student + mixing),
+            bytes=2 * shape["B"] * shape["T"] * size * student * element,
+        )
+
+    def _counts(self, shape: Shape) -> tuple[int, int, int, int]:
+        teacher = shape["Nt"] if self.mix else shape["Ns"]
+        return shape["B"] * shape["T"] ** 2, shape["Ns"], teacher, shape["D"]

@@ -1,0 +1,91 @@
+"""Time and memory over size, on logarithmic axes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from fastkd.bench.operations import OPERATIONS
+from fastkd.bench.record import Machine, Row
+
+_NAMES = {
+    "reference": "eager PyTorch",
+    "compile": "torch.compile of it",
+    "torch": "fastkd, torch",
+    "triton": "fastkd, triton",
+    "liger": "Liger-Kernel",
+    "cce": "Apple CCE",
+    "pytorch": "F.linear_cross_entropy",
+}
+_COLOURS = dict(zip(_NAMES, ("C7", "C1", "C0", "C2", "C4", "C5", "C6"), strict=True))
+
+
+def plot_operation(results: Sequence[tuple[Machine, Row]], file: Path) -> None:
+    """One operation on one machine, of several shapes: forward and backward together."""
+    rows = [row for _, row in results if row.direction == "both" and row.status == "ok"]
+    machine, operation = results[0][0], OPERATIONS[results[0][1].operation]
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for provider in (name for name in _NAMES if any(row.provider == name for row in rows)):
+        own = sorted((_size(row, operation.axis), row) for row in rows if row.provider == provider)
+        style = {"label": _NAMES[provider], "color": _COLOURS[provider], "marker": "."}
+        sizes = [size for size, _ in own]
+        axes[0].plot(sizes, [row.median_ms for _, row in own], **style)
+        axes[0].fill_between(
+            sizes,
+            [row.lower_ms for _, row in own],
+            [row.upper_ms for _, row in own],
+            color=_COLOURS[provider],
+            alpha=0.2,
+        )
+        known = [(size, row.peak_bytes / 1e6) for size, row in own if row.peak_bytes]
+        if known:
+            axes[1].plot(*zip(*known, strict=True), **style)
+    bounds = sorted({(_size(row, operation.axis), row.bound_ms) for row in rows})
+    axes[0].plot(*zip(*bounds, strict=True), color="black", linestyle=":", label="roofline bound")
+    axes[0].set(ylabel="ms, forward and backward")
+    axes[1].set(ylabel="peak MB above the inputs")
+    for axis in axes:
+        axis.set(xscale="log", yscale="log", xlabel=operation.axis)
+        axis.set_xticks(sizes, [str(size) for size in sizes])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize="small")
+    figure.suptitle(f"{operation.name} in {rows[0].dtype}, measured on {_where(machine)}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+def plot_all(results: Sequence[tuple[Machine, Row]], folder: Path, suffix: str) -> list[Path]:
+    """One picture for each operation that has several sizes: `<operation>-<suffix>.png`."""
+    files = []
+    for name in dict.fromkeys(row.operation for _, row in results):
+        own = [(machine, row) for machine, row in results if row.operation == name]
+        newest = own[-1][0]
+        own = [result for result in own if result[0].device == newest.device]
+        if plottable(own):
+            files.append(folder / f"{name}-{suffix}.png")
+            plot_operation(own, files[-1])
+    return files
+
+
+def plottable(results: Sequence[tuple[Machine, Row]]) -> bool:
+    """Whether there are several sizes to draw a curve through."""
+    good = [row for _, row in results if row.status == "ok" and row.operation in OPERATIONS]
+    return len({_size(row, OPERATIONS[row.operation].axis) for row in good}) > 1
+
+
+def _size(row: Row, axis: str) -> int:
+    return int(dict(part.split("=") for part in row.shape.split(","))[axis])
+
+
+def _where(machine: Machine) -> str:
+    threads = f", {machine.threads} threads" if machine.driver == "" or _is_cpu(machine) else ""
+    return f"{machine.device}{threads}"
+
+
+def _is_cpu(machine: Machine) -> bool:
+    return "NVIDIA" not in machine.device and "Instinct" not in machine.device

@@ -1,0 +1,137 @@
+"""Who computes a loss: our backends, PyTorch's compiler, and other people's fused losses."""
+
+import importlib
+import importlib.metadata
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastkd.bench.operation import Inputs, Loss, Operation
+
+
+class Absent(Exception):  # noqa: N818 - nothing went wrong
+    """Not to be had here, or not for this operation; the message says which."""
+
+
+def build(name: str, operation: Operation, device: torch.device) -> Loss:
+    """The loss as provider `name` computes it; raises `Absent`."""
+    return _PROVIDERS[name](operation, device)
+
+
+def version(name: str) -> str:
+    package = {"liger": "liger-kernel", "cce": "cut-cross-entropy"}.get(name)
+    if package is None:
+        return ""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _backend(name: str) -> Callable[[Operation, torch.device], Loss]:
+    def provider(operation: Operation, device: torch.device) -> Loss:
+        if name == "triton" and device.type == "cpu":
+            raise Absent("needs a GPU")
+        return operation.loss(name)
+
+    return provider
+
+
+def _compiled(operation: Operation, device: torch.device) -> Loss:
+    # A fresh function a case: one shape each, never a recompilation for another.
+    return torch.compile(operation.plain(), dynamic=False, fullgraph=True)
+
+
+def _pytorch(operation: Operation, device: torch.device) -> Loss:
+    if not hasattr(F, "linear_cross_entropy"):
+        raise Absent("PyTorch before 2.13 has none")
+    options = torch.nn.LinearCrossEntropyOptions()
+
+    def cross_entropy(inputs: Inputs) -> Tensor:
+        return F.linear_cross_entropy(
+            inputs["student_hidden"], inputs["student_weight"], inputs["target"], options=options
+        )
+
+    def distillation(inputs: Inputs) -> Tensor:
+        """Class probabilities as targets, for which it has no chunks.
+
+        What the teacher's entropy adds is a constant.
+        """
+        with torch.no_grad():
+            logits = F.linear(inputs["teacher_hidden"], inputs["teacher_weight"])
+            log_q = logits.float().log_softmax(-1)
+            q = log_q.exp()
+            constant = 0.5 * (q * log_q).sum(-1).mean()
+            target = q.mul_(0.5)
+            half = torch.full_like(target[:, :1], 0.5)
+            target.scatter_add_(1, inputs["target"].unsqueeze(1), half)
+        loss = F.linear_cross_entropy(
+            inputs["student_hidden"],
+            inputs["student_weight"],
+            target.to(inputs["student_hidden"].dtype),
+        )
+        return loss + constant
+
+    return _only(operation, {"linear-ce": cross_entropy, "linear-kd": distillation})
+
+
+def _liger(operation: Operation, device: torch.device) -> Loss:
+    if device.type == "cpu" and operation.name == "linear-ce":
+        raise Absent("needs a GPU")
+    losses = _imported("liger_kernel.chunked_loss", "liger-kernel")
+    transformers = _imported("liger_kernel.transformers.fused_linear_cross_entropy", "liger-kernel")
+
+    def cross_entropy(inputs: Inputs) -> Tensor:
+        loss = transformers.LigerFusedLinearCrossEntropyLoss(accum_dtype=torch.float32)
+        return loss(inputs["student_weight"], inputs["student_hidden"], inputs["target"])
+
+    def distillation(inputs: Inputs) -> Tensor:
+        loss = losses.LigerFusedLinearJSDLoss(
+            weight_hard_loss=0.5, weight_soft_loss=0.5, beta=0.0, compiled=device.type == "cuda"
+        )
+        names = ("student_hidden", "student_weight", "teacher_hidden", "teacher_weight", "target")
+        return loss(*(inputs[name] for name in names))
+
+    return _only(operation, {"linear-ce": cross_entropy, "linear-kd": distillation})
+
+
+def _cce(operation: Operation, device: torch.device) -> Loss:
+    module = _imported("cut_cross_entropy", "cut-cross-entropy")
+    if device.type == "cpu":
+        raise Absent("needs a GPU")
+
+    def cross_entropy(inputs: Inputs) -> Tensor:
+        return module.linear_cross_entropy(
+            inputs["student_hidden"], inputs["student_weight"], inputs["target"]
+        )
+
+    return _only(operation, {"linear-ce": cross_entropy})
+
+
+def _imported(module: str, package: str):
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError:
+        raise Absent(f"{package} is not installed") from None
+    except ImportError as error:
+        raise Absent(f"{package} cannot be imported: {error}") from None
+
+
+def _only(operation: Operation, losses: dict[str, Loss]) -> Loss:
+    if operation.name not in losses:
+        raise Absent("has no such loss")
+    return losses[operation.name]
+
+
+_PROVIDERS: dict[str, Callable[[Operation, torch.device], Loss]] = {
+    "reference": _backend("reference"),
+    "compile": _compiled,
+    "torch": _backend("torch"),
+    "triton": _backend("triton"),
+    "liger": _liger,
+    "cce": _cce,
+    "pytorch": _pytorch,
+}
+NAMES = tuple(_PROVIDERS)

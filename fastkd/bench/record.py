@@ -1,0 +1,170 @@
+"""Results as rows of an append-only CSV, each with what it takes to believe it."""
+
+import csv
+import datetime
+import platform
+import subprocess
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from fastkd.errors import InputError
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What measured."""
+
+    date: str  # UTC
+    commit: str  # "+" at the end: with changes that are not committed
+    device: str
+    driver: str
+    threads: int  # of the CPU
+    python: str
+    torch: str
+    triton: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One provider on one shape in one direction. Empty figures were not measured."""
+
+    operation: str
+    shape: str
+    dtype: str
+    provider: str
+    version: str  # of a provider that is not part of PyTorch or this package
+    direction: str  # forward | backward | both | step
+    status: str  # "ok", or why there are no figures
+    clock: str = ""
+    repeats: int = 0
+    median_ms: float | None = None
+    lower_ms: float | None = None  # quartiles
+    upper_ms: float | None = None
+    bound_ms: float | None = None  # the roofline's
+    bound_by: str = ""
+    peak_bytes: int | None = None  # above the inputs, forward and backward
+    allocated_bytes: int | None = None
+    loss_difference: float | None = None  # to the reference, relative
+    gradient_difference: float | None = None
+    tokens_per_second: float | None = None  # of a training step
+
+    @property
+    def share(self) -> float | None:
+        """Achieved share of the bound."""
+        if self.bound_ms is None or not self.median_ms:
+            return None
+        return self.bound_ms / self.median_ms
+
+
+_COLUMNS = [field.name for field in (*fields(Machine), *fields(Row))]
+
+
+def this_machine(device: torch.device) -> Machine:
+    cuda = device.type == "cuda"
+    return Machine(
+        date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M"),
+        commit=_commit(),
+        device=torch.cuda.get_device_name(device) if cuda else _processor(),
+        driver=_driver() if cuda else platform.release(),
+        threads=torch.get_num_threads(),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        triton=_triton(),
+    )
+
+
+def append(file: Path, machine: Machine, rows: Iterable[Row]) -> None:
+    """Adds rows at the end; InputError where `file` holds something else."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    fresh = not file.exists() or file.stat().st_size == 0
+    if not fresh:
+        with open(file, newline="", encoding="utf-8") as stream:
+            if next(csv.reader(stream), []) != _COLUMNS:
+                raise InputError(f"{file}: other columns than these results have; name another")
+    with open(file, "a", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, _COLUMNS, lineterminator="\n")
+        if fresh:
+            writer.writeheader()
+        for row in rows:
+            writer.writerow({**asdict(machine), **_short(asdict(row))})
+
+
+def read(file: Path) -> list[tuple[Machine, Row]]:
+    with open(file, newline="", encoding="utf-8") as stream:
+        return [(_typed(Machine, line), _typed(Row, line)) for line in csv.DictReader(stream)]
+
+
+def latest(results: Iterable[tuple[Machine, Row]]) -> list[tuple[Machine, Row]]:
+    """The last result for each machine, case, provider and direction, in the order of the file."""
+    newest: dict[tuple, tuple[Machine, Row]] = {}
+    for machine, row in results:
+        key = (machine.device, machine.threads, row.operation, row.shape, row.dtype, row.provider)
+        newest[*key, row.direction] = (machine, row)
+    return list(newest.values())
+
+
+def _typed(kind: type, line: dict[str, str]):
+    values = {}
+    for field in fields(kind):
+        text = line[field.name]
+        if field.type == "int" or field.type is int:
+            values[field.name] = int(text)
+        elif "None" in str(field.type):
+            number = float if "float" in str(field.type) else int
+            values[field.name] = number(text) if text else None
+        else:
+            values[field.name] = text
+    return kind(**values)
+
+
+def _short(row: dict) -> dict:
+    return {
+        name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()
+    }
+
+
+@cache
+def _commit() -> str:
+    from fastkd import __file__ as inside
+
+    here = Path(inside).resolve().parent.parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", here, *arguments], capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    commit = git("rev-parse", "--short=10", "HEAD")
+    if not commit:
+        return "unknown"
+    changed = git("status", "--porcelain", "--", "fastkd", "kernels")
+    return commit + ("+" if changed else "")
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _driver() -> str:
+    try:
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        return subprocess.run(command, capture_output=True, text=True).stdout.split()[0]
+    except (OSError, IndexError):
+        return torch.version.hip or "unknown"
+
+
+def _triton() -> str:
+    try:
+        import triton
+    except ImportError:
+        return ""
+    return triton.__version__

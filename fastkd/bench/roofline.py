@@ -1,0 +1,76 @@
+"""The least time that work can take on a machine, from rates measured on it.
+
+bound = max(flops / matrix rate, bytes / copy bandwidth, exponentials / exponential rate)
+
+The rate of exponentials on CUDA is 16 a clock and multiprocessor; on a CPU it is measured.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from fastkd.bench.operation import Work
+
+_EXPONENTIALS_A_CLOCK = 16
+
+
+@dataclass(frozen=True)
+class Rates:
+    """A second's worth of each."""
+
+    flops: float
+    bytes: float
+    exponentials: float
+
+    def bound(self, work: Work) -> tuple[float, str]:
+        """Seconds, and what sets them: "flops", "bytes" or "exponentials"."""
+        times = {
+            "flops": work.flops / self.flops,
+            "bytes": work.bytes / self.bytes,
+            "exponentials": work.exponentials / self.exponentials,
+        }
+        limit = max(times, key=lambda name: times[name])
+        return times[limit], limit
+
+
+@cache
+def measured_rates(device: torch.device, dtype: torch.dtype) -> Rates:
+    """Of square matrix products in `dtype`, of copies larger than the caches, of exponentials."""
+    cuda = device.type == "cuda"
+    size, length = (8192, 1 << 29) if cuda else (1024, 1 << 26)
+    square = torch.randn(size, size, device=device).to(dtype)
+    product = torch.empty_like(square)
+    flops = 2 * size**3 / _best(lambda: torch.mm(square, square, out=product), device)
+    source = torch.zeros(length, dtype=torch.int8, device=device)
+    target = torch.empty_like(source)
+    moved = 2 * length / _best(lambda: target.copy_(source), device)
+    if cuda:
+        properties = torch.cuda.get_device_properties(device)
+        clock = 1e3 * properties.clock_rate  # kHz
+        exponentials = _EXPONENTIALS_A_CLOCK * properties.multi_processor_count * clock
+    else:
+        numbers = torch.randn(1 << 18)  # within the caches
+        results = torch.empty_like(numbers)
+        exponentials = numbers.numel() / _best(lambda: torch.exp(numbers, out=results), device)
+    return Rates(flops, moved, exponentials)
+
+
+def _best(function: Callable[[], object], device: torch.device, repeats: int = 9) -> float:
+    function()
+    times = []
+    for _ in range(repeats):
+        if device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            function()
+            end.record()
+            torch.cuda.synchronize(device)
+            times.append(start.elapsed_time(end) / 1e3)
+        else:
+            begin = time.perf_counter()
+            function()
+            times.append(time.perf_counter() - begin)
+    return min(times)

@@ -1,0 +1,198 @@
+"""End to end: what a training step costs by each method and backend, against training alone."""
+
+import dataclasses
+import gc
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastkd.bench.record import Row
+from fastkd.config.load import validate
+from fastkd.config.tree import Config, ModelConfig
+from fastkd.errors import BackendUnavailable, InputError
+from fastkd.memory.measure import measure_in_own_process, measure_step
+from fastkd.memory.step import TrainingStep
+from fastkd.memory.workload import Update, Vocabulary
+
+NAME = "training"
+
+_CE = {"name": "cross_entropy"}
+# A method's losses; "alone" and "masked alone" are what the methods below them are compared with.
+METHODS: dict[str, list[dict[str, Any]]] = {
+    "alone": [_CE],
+    "word KD": [_CE, {"name": "word_kd"}],
+    "A2D": [_CE, {"name": "word_kd"}, {"name": "a2d"}],
+    "TIE-KD": [_CE, {"name": "tie_kd"}],
+    "masked, alone": [{"name": "masked_cross_entropy"}, {"name": "length"}],
+    "DiMS": [{"name": "dims"}, {"name": "length"}],
+}
+BASES = {method: "masked, alone" if "mask" in method or method == "DiMS" else "alone"
+         for method in METHODS}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """Sizes of a student, its teacher and their batches; each sentence has `length` pieces."""
+
+    name: str
+    width: int
+    ffn: int
+    heads: int
+    layers: int  # of the student's encoder and of its decoder; twice as many of the teacher's
+    vocabulary: int
+    batch_tokens: int
+    length: int = 32
+
+
+SCALES = {
+    "smoke": Scale("smoke", 16, 32, 2, 1, 100, 64, 8),
+    "cpu": Scale("cpu", 256, 1024, 4, 3, 8000, 2048),
+    "cuda": Scale("cuda", 512, 1024, 4, 3, 32000, 16384),
+}
+
+
+def run_training(
+    scale: Scale,
+    device: torch.device,
+    backends: Sequence[str],
+    methods: Sequence[str],
+    rounds: int,
+    memory: bool = True,
+) -> list[Row]:
+    """Rows of methods × backends; `tokens_per_second` counts target tokens.
+
+    All steps take turns, round by round, each beginning a round in turn.
+    """
+    update = update_of(scale)
+    vocabulary = Vocabulary.of_sizes(scale.vocabulary, scale.vocabulary)
+    pieces = [piece.to(device) for piece in update.pieces(1, vocabulary)]
+    steps: dict[tuple[str, str], TrainingStep] = {}
+    absent: dict[tuple[str, str], str] = {}
+    for method in methods:
+        for backend in backends:
+            config, teacher = configure(scale, method, backend)
+            try:
+                step = TrainingStep(config, vocabulary, teacher, device)
+                step(update, pieces)
+                steps[method, backend] = step
+            except (InputError, BackendUnavailable, torch.OutOfMemoryError) as reason:
+                absent[method, backend] = f"absent: {str(reason).splitlines()[0]}"
+    times = _rounds(steps, update, pieces, device, rounds)
+    rows = []
+    for method, backend in [(method, backend) for method in methods for backend in backends]:
+        common = {
+            "operation": NAME,
+            "shape": f"{scale.name} {method}",
+            "dtype": "float32" if device.type == "cpu" else "bfloat16",
+            "provider": backend,
+            "version": "",
+            "direction": "step",
+        }
+        if (method, backend) in absent:
+            rows.append(Row(**common, status=absent[method, backend]))
+            continue
+        steps.pop((method, backend))
+        gc.collect()
+        own = times[method, backend]
+        peak = None
+        if memory:
+            config, teacher = configure(scale, method, backend)
+            peak = _peak(config, vocabulary, teacher, update, device)
+        lower, median, upper = statistics.quantiles(own, n=4, method="inclusive")
+        rows.append(
+            Row(
+                **common,
+                status="ok",
+                clock="perf_counter",
+                repeats=len(own),
+                median_ms=1e3 * median,
+                lower_ms=1e3 * lower,
+                upper_ms=1e3 * upper,
+                peak_bytes=peak,
+                tokens_per_second=int(update.target_lengths.sum()) / median,
+            )
+        )
+    return rows
+
+
+def configure(scale: Scale, method: str, backend: str) -> tuple[Config, ModelConfig | None]:
+    """The configuration of a step, and the teacher's model where the method has one."""
+    masked = BASES[method] != "alone"
+    model = {
+        "kind": "cmlm" if masked else "transformer",
+        "encoder_layers": scale.layers,
+        "decoder_layers": scale.layers,
+        "width": scale.width,
+        "ffn": scale.ffn,
+        "heads": scale.heads,
+    }
+    taught = method != BASES[method]
+    tree = {
+        "run": "benchmark",
+        "data": dict.fromkeys(("source", "target", "train", "dev", "prepared"), "benchmark"),
+        "tokenizer": {"vocabulary": scale.vocabulary},
+        "model": model,
+        "training": {
+            "batch_tokens": scale.batch_tokens,
+            "backend": backend,
+            "precision": "auto" if scale.name == "cuda" else "float32",
+        },
+        "teacher": {"run": "benchmark"} if taught else None,
+        "losses": METHODS[method],
+    }
+    config = validate(tree, "benchmark")
+    if not taught:
+        return config, None
+    # A DiMS student starts from its teacher's weights, so they have one size.
+    factor = 1 if masked else 2
+    layers = {"encoder_layers": factor * scale.layers, "decoder_layers": factor * scale.layers}
+    return config, dataclasses.replace(config.model, **layers)
+
+
+def update_of(scale: Scale) -> Update:
+    lengths = np.full(scale.batch_tokens // scale.length, scale.length, np.int64)
+    return Update(lengths, lengths)
+
+
+def _rounds(
+    steps: dict[tuple[str, str], TrainingStep],
+    update: Update,
+    pieces: list,
+    device: torch.device,
+    rounds: int,
+) -> dict[tuple[str, str], list[float]]:
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
+    order = list(steps)
+    for turn in range(rounds + 1):
+        for key in order:
+            _wait(device)
+            start = time.perf_counter()
+            steps[key](update, pieces)
+            _wait(device)
+            if turn:  # the first round warms up
+                times[key].append(time.perf_counter() - start)
+        order = order[1:] + order[:1]
+    return times
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _peak(
+    config: Config,
+    vocabulary: Vocabulary,
+    teacher: ModelConfig | None,
+    update: Update,
+    device: torch.device,
+) -> int:
+    """Of the whole step, parameters, gradients and optimizer included."""
+    if device.type == "cpu":
+        memory = measure_in_own_process(config, vocabulary, teacher, update)
+        return memory.start + (memory.resident or 0)
+    return measure_step(config, vocabulary, teacher, update, device).allocator["peak allocated"]

@@ -1,0 +1,81 @@
+"""`fastkd bench`."""
+
+from pathlib import Path
+
+import click
+
+from fastkd.cli.arguments import DEVICE
+
+
+@click.command("bench")
+@click.option("--op", "operations", metavar="NAME", multiple=True, help="What to measure; repeat.")
+@DEVICE
+@click.option(
+    "--shapes",
+    metavar="SHAPE",
+    multiple=True,
+    help="Such as B=8,T=512, or a sweep: smoke, cpu, cuda. Repeat. Default: the device's sweep.",
+)
+@click.option("--against", metavar="NAMES", help="Who takes part, with commas. Default: everyone.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]))
+@click.option("--seconds", type=float, default=3.0, show_default=True, help="Time for each shape.")
+@click.option("--memory/--no-memory", default=True, help="Whether to measure peak memory.")
+@click.option("--out", type=click.Path(file_okay=False), help="Folder for CSV and plots.")
+@click.option("--list", "listed", is_flag=True, help="Name the operations and providers, and end.")
+def command(operations, device, shapes, against, dtype, seconds, memory, out, listed) -> None:
+    """Measure the losses: time and peak memory against every alternative that is installed.
+
+    Each provider first shows that it computes the same loss and gradients. "bound" is the share
+    of the least possible time that the machine's own measured rates allow.
+    """
+    from rich.console import Console
+
+    from fastkd.bench import providers
+    from fastkd.bench.command import NAMES, Question, answer, check
+    from fastkd.bench.run import Effort
+    from fastkd.runs.device import pick_device
+
+    console = Console()
+    if listed:
+        console.print(f"operations: {', '.join(NAMES)}", highlight=False)
+        console.print(f"providers: {', '.join(providers.NAMES)}", highlight=False)
+        return
+    question = Question(
+        operations=operations or NAMES,
+        device=pick_device(device),
+        shapes=shapes,
+        against=against.split(",") if against else providers.NAMES,
+        dtype=dtype,
+        effort=Effort(seconds=seconds, memory=memory),
+        out=Path(out) if out else None,
+    )
+    check(question)
+    for rows in answer(question):
+        _show(console, rows)
+    if question.out is not None:
+        _draw(question)
+
+
+def _show(console, rows: list) -> None:
+    from rich.table import Table
+
+    from fastkd.bench.tables import tables
+
+    for found in tables(rows):
+        table = Table(title=found.title, title_justify="left")
+        for place, name in enumerate(found.header):
+            table.add_column(name, justify="right" if place else "left")
+        for line in found.lines:
+            table.add_row(*line)
+        console.print(table, highlight=False)
+        if found.remarks:
+            console.print("; ".join(found.remarks), highlight=False, markup=False)
+
+
+def _draw(question) -> None:
+    from fastkd.bench.command import results_file
+    from fastkd.bench.plots import plot_all
+    from fastkd.bench.record import latest, read
+
+    file = results_file(question.out, question.device)
+    plot_all(latest(read(file)), question.out, question.device.type)
