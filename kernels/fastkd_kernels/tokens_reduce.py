@@ -4,7 +4,6 @@ import torch
 import triton
 import triton.language as tl
 
-
 _BLOCK_ROWS = 1024
 _BLOCK_SCALE = 4096
 

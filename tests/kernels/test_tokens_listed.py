@@ -30,7 +30,7 @@ def teacher_of(positions: int, vocabulary: int, listed: int, rest: str, seed: in
 
 
 @pytest.mark.parametrize("rest", RESTS)
-@pytest.mark.parametrize("listed", [3, 20, 23])
+@pytest.mark.parametrize("listed", [3, 23])
 @pytest.mark.parametrize(
     "options",
     [
@@ -42,9 +42,9 @@ def teacher_of(positions: int, vocabulary: int, listed: int, rest: str, seed: in
     ids=["all", "kd", "ce and rank", "all tempered"],
 )
 def test_rests(rest, listed, options):
-    student = torch.randn(3, 23, generator=torch.Generator().manual_seed(1))
-    teacher = teacher_of(3, 23, listed, rest)
-    target = torch.tensor([4, -100, 22])
+    student = torch.randn(2, 23, generator=torch.Generator().manual_seed(1))
+    teacher = teacher_of(2, 23, listed, rest)
+    target = torch.tensor([4, 22])
     assert_as_exact_as_reference(token_distillation_loss, [student], teacher, target, **options)
 
 
