@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastkd.backends.tokens_torch.function import Gradients
+from fastkd.backends.tokens_torch.numerics import without_autocast
 from fastkd.backends.tokens_torch.positions import Positions
 from fastkd.backends.tokens_torch.rows import StudentRows
 from fastkd.backends.tokens_torch.scratch import Scratch
@@ -32,14 +33,14 @@ class DenseWalk:
         self.teacher = teacher_of(teacher, options, self.inside)
         self.target = None if target is None else target.reshape(-1)
         counted = None if counted is None else counted.reshape(-1)
-        self.positions = Positions.of(counted, self.shape.numel(), self.vocabulary)
+        self.positions = Positions.of(counted, self.shape.numel(), self.vocabulary, logits.device)
 
     def run(
         self, learned: Sequence[Tensor | None], upstream: Tensor | None, needed: Sequence[bool]
     ) -> tuple[Totals, Gradients]:
         (logits,) = learned
         assert logits is not None
-        with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
+        with torch.no_grad(), without_autocast(logits.device):
             return self._run(logits, upstream, needed[0])
 
     def _run(

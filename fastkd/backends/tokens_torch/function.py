@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from fastkd.backends.tokens_torch.numerics import readable
 from fastkd.backends.tokens_torch.positions import Positions
 from fastkd.backends.tokens_torch.totals import Totals
 from fastkd.functional.options import TokenOptions
@@ -83,7 +84,7 @@ class TokenFunction(torch.autograd.Function):
             gradients = walk.run(learned, None, ctx.needed)[1]
         if walk.options.reduction == "mean":
             upstream = upstream / walk.positions.denominator()
-        if upstream.device.type == "cpu" and float(upstream) == 1:
+        if readable(upstream) and float(upstream) == 1:
             return gradients
         return [None if gradient is None else gradient.mul_(upstream) for gradient in gradients]
 

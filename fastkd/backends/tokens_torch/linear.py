@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastkd.backends.tokens_torch.function import Gradients
+from fastkd.backends.tokens_torch.numerics import product_dtype, without_autocast
 from fastkd.backends.tokens_torch.positions import Positions
 from fastkd.backends.tokens_torch.products import Projection, ProjectionGradients
 from fastkd.backends.tokens_torch.rows import StudentRows
@@ -32,19 +33,17 @@ class LinearWalk:
         self.shape, self.options = hidden.shape[:-1], options
         self.vocabulary, self.given = vocabulary, teacher
         self.inside = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        self.product, device = hidden.dtype, hidden.device.type
-        if torch.is_autocast_enabled(device) and hidden.dtype != torch.float64:
-            self.product = torch.get_autocast_dtype(device)
+        self.product = product_dtype(hidden)
         self.target = None if target is None else target.reshape(-1)
         counted = None if counted is None else counted.reshape(-1)
-        self.positions = Positions.of(counted, self.shape.numel(), vocabulary)
+        self.positions = Positions.of(counted, self.shape.numel(), vocabulary, hidden.device)
 
     def run(
         self, learned: Sequence[Tensor | None], upstream: Tensor | None, needed: Sequence[bool]
     ) -> tuple[Totals, Gradients]:
         hidden, weight, bias = learned
         assert hidden is not None and weight is not None
-        with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+        with torch.no_grad(), without_autocast(hidden.device):
             return self._run(flat(hidden), Projection(weight, bias, self.product), upstream, needed)
 
     def _run(

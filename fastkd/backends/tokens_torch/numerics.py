@@ -1,14 +1,21 @@
 """Small steps that several parts of the backend share."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
 BANNED = -torch.inf
 
 
+def readable(tensor: Tensor) -> bool:
+    """Whether Python may look at values without waiting for a device."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def banned_ids(logits: Tensor) -> Tensor | None:
-    """Where `logits` (R, V) are −inf; None where a look on the CPU finds none."""
-    if logits.device.type == "cpu" and not (logits.numel() and logits.amin() == BANNED):
+    """Where `logits` (R, V) are −inf; None where a look finds none."""
+    if readable(logits) and not (logits.numel() and logits.amin() == BANNED):
         return None
     return logits == BANNED
 
@@ -23,3 +30,20 @@ def softmax_(logits: Tensor) -> Tensor:
 def log_z(probabilities: Tensor) -> Tensor:
     """log Σ exp (R, 1) of the logits behind a softmax, counted from their maximum."""
     return -probabilities.amax(-1, keepdim=True).log()
+
+
+def product_dtype(tensor: Tensor) -> torch.dtype:
+    """The type of matrix products with `tensor`: its own, or that of autocast."""
+    if tensor.dtype == torch.float64 or not _autocast_is_on(tensor.device):
+        return tensor.dtype
+    return torch.get_autocast_dtype(tensor.device.type)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    if not _autocast_is_on(device):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def _autocast_is_on(device: torch.device) -> bool:
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)

@@ -3,21 +3,26 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+from fastkd.backends.tokens_torch.numerics import readable
 
 Part = slice | Tensor  # of the N positions: a range, or ids (R,)
 
-# Logits of one chunk. A few buffers of this size stay in a shared cache, and the matrix products
-# of a chunk are still large enough to run near their peak.
+# Logits of one chunk on a CPU: a few buffers of this size stay in a shared cache, and its matrix
+# products are still large enough to run near their peak.
 CHUNK = 2**21
+# On other devices, where a chunk is a few dozen launches.
+DEVICE_CHUNK = 2**25
 
 
 @dataclass(frozen=True)
 class Positions:
     """The N positions of a call and those of them that count.
 
-    On the CPU the others are left out; elsewhere, where their number is not known without
-    waiting, they are computed as zeros and their gradient is multiplied by 0.
+    Where values can be read, the others are left out; elsewhere they are computed from zeros and
+    their gradient is multiplied by 0.
     """
 
     count: int
@@ -26,14 +31,17 @@ class Positions:
     chunk: int
 
     @staticmethod
-    def of(counted: Tensor | None, count: int, vocabulary: int) -> "Positions":
+    def of(
+        counted: Tensor | None, count: int, vocabulary: int, device: torch.device
+    ) -> "Positions":
         chosen = masked = None
-        if counted is not None and counted.device.type == "cpu":
+        if counted is not None and readable(counted):
             chosen = counted.nonzero().squeeze(-1)
         elif counted is not None:
             masked = ~counted
         rows = count if chosen is None else chosen.numel()
-        chunks = -(-rows * vocabulary // CHUNK)
+        largest = CHUNK if device.type == "cpu" else DEVICE_CHUNK
+        chunks = -(-rows * vocabulary // largest)
         return Positions(count, chosen, masked, -(-rows // max(chunks, 1)))
 
     def __iter__(self) -> Iterator[Part]:
