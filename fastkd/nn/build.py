@@ -1,12 +1,10 @@
 """From a model's configuration and its tokenizers to the model."""
 
-from torch import nn
-
 from fastkd.nn.cmlm import CMLM
 from fastkd.nn.transformer import Transformer
 
 
-def build_model(config, tokenizers) -> nn.Module:
+def build_model(config, tokenizers) -> Transformer:
     """A new model of a `ModelConfig` for the vocabularies of `Tokenizers`."""
     target = tokenizers.target
     sizes = tokenizers.source.size, target.size
