@@ -239,8 +239,9 @@ def _wrapped_functions() -> Iterator[None]:
     """Every function of the `AttentionInterface` with a tap before it, while anyone taps."""
     global _users
     if _users == 0:
-        _originals.update(ALL_ATTENTION_FUNCTIONS._global_mapping)
-        for name, function in _originals.items():
+        functions = dict(ALL_ATTENTION_FUNCTIONS._global_mapping)
+        _originals.update(functions)
+        for name, function in functions.items():
             ALL_ATTENTION_FUNCTIONS.register(name, _tapped(function))
         # Models bring an eager function of their own, which this name goes before.
         _originals["eager"] = None

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from fastkd.config.tree import Config
 from fastkd.data.batches import BatchPlan, collate, split
@@ -208,7 +209,8 @@ class Trainer:
         """Processes exchange gradients in the backward of their last part."""
         if last or self.ranks.size == 1:
             return contextlib.nullcontext()
-        return self.learner.no_sync()  # type: ignore[union-attr]
+        assert isinstance(self.learner, DistributedDataParallel)
+        return self.learner.no_sync()
 
     def _opened_log(self, total: int) -> RunLog:
         path = self.run.log_file if self.ranks.first else None
@@ -231,8 +233,8 @@ class Trainer:
                 bleu = validation_bleu(self.model, *where)
         if self.average:
             self.average.swap()
-        by_loss = training.early_metric == "loss" or bleu is None
-        self.position = self.position.with_result(-loss if by_loss else bleu)
+        result = -loss if bleu is None or training.early_metric == "loss" else bleu
+        self.position = self.position.with_result(result)
         record = {"step": self.position.update, "dev_loss": loss}
         log.write(record if bleu is None else record | {"dev_bleu": bleu})
         shown = "" if bleu is None else f", BLEU {bleu:.2f}"
