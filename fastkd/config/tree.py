@@ -228,6 +228,8 @@ class DiMS:
     weight: NonNegative = 1.0
     steps: Positive = 2  # of the teacher
     mask: Literal["random", "full"] = "random"
+    reconsider: bool = True  # steps predict unmasked pieces anew; false for a teacher that never
+    # learned to (without self-correction): such pieces keep what they were predicted with
     ema: Probability = 0.9992  # decay of the teacher that follows the student; 0 = it stays fixed
     teacher_temperature: Temperature = 0.5
     student_temperature: Temperature = 1.0

@@ -1,6 +1,7 @@
 """DiMS: several steps of a masked model distilled into one (Norouzi et al., 2023, section 3)."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +21,8 @@ class DiMSTerm:
 
     mean KL( softmax(z_T / τ_T) ‖ softmax(z_S / τ_S) ) + hidden_weight · mean ‖h_T − h_S‖₂
 
-    T's are those of its last step, S's those of its one pass. With hard labels the KL becomes
-    the cross-entropy to argmax z_T.
+    T's are those of its last step (`teacher_steps`), S's those of its one pass. With hard labels
+    the KL becomes the cross-entropy to argmax z_T.
     """
 
     config: DiMS
@@ -29,9 +30,8 @@ class DiMSTerm:
 
     def __call__(self, passes: MaskedPasses, counts: Counts) -> tuple[Tensor, Components]:
         config = self.config
-        student, teacher = (
-            passes.masked_states(of) for of in (passes.student, passes.teacher)
-        )  # (M, width) each
+        student, teacher = passes.masked_states, passes.taught_states  # (M, width) each
+        assert teacher is not None
         positions = max(counts.masked, 1)
         divergence = self._divergence(passes, student, teacher) / positions
         components = {"dims": divergence.detach()}
@@ -71,6 +71,13 @@ class DiMSTerm:
         ).loss
 
 
+class TeacherSteps(NamedTuple):
+    """What a teacher's steps came to."""
+
+    output: TransformerOutput  # of the last step
+    states: Tensor  # (M, width), those that each masked piece was last predicted with
+
+
 @torch.no_grad()
 def teacher_steps(
     teacher: CMLM,
@@ -80,25 +87,37 @@ def teacher_steps(
     masked: Tensor,
     steps: int,
     taps: bool = False,
-) -> TransformerOutput:
-    """The last of `steps` mask-predict steps from a target of which u pieces are masked.
+    reconsider: bool = True,
+) -> TeacherSteps:
+    """Mask-predict steps from a target of which u pieces are masked.
 
-    Each step predicts all these u pieces; before step j + 1 of n the ceil((n − j) · u / n) of
-    them with the lowest log-probabilities are masked again and the others filled in.
+    Each step predicts these u pieces; before step j + 1 of n the ceil((n − j) · u / n) of them
+    with the lowest log-probabilities are masked again and the others filled in. Without
+    `reconsider` a step predicts only what is masked then: the others keep their prediction, its
+    log-probability and the state it came from.
 
     target: (B, Tt) ids; masked: (B, Tt) bool on the CPU
     """
-    where = masked.to(target.device, non_blocking=True)
+    device = target.device
+    where = masked.to(device, non_blocking=True)
+    cells = masked.flatten().nonzero().squeeze(1).to(device, non_blocking=True)  # (M,)
     u = masked.sum(1)
-    again = where
-    for step in range(1, steps):
-        shown = target.masked_fill(again, teacher.mask_id)
-        output = teacher.decode(shown, encoded, target_lengths)
-        rows = rows_where(output.layout, masked)
-        ids, log_probs = teacher.best(output.rows.index_select(0, rows))
-        target = target.masked_scatter(where, ids)
-        scores = torch.zeros_like(target, dtype=log_probs.dtype).masked_scatter(where, log_probs)
-        counts = ((steps - step) * u + steps - 1) // steps
-        again = lowest(scores, where, counts.to(target.device, non_blocking=True))
-    shown = target.masked_fill(again, teacher.mask_id)
-    return teacher.decode(shown, encoded, target_lengths, taps)
+    hidden = where  # what the next step does not see
+    states: Tensor | None = None
+    for left in reversed(range(steps)):  # steps that follow
+        shown = target.masked_fill(hidden, teacher.mask_id)
+        output = teacher.decode(shown, encoded, target_lengths, taps and left == 0)
+        found = output.rows.index_select(0, rows_where(output.layout, masked))
+        if states is not None and not reconsider:
+            predicted = hidden.flatten().index_select(0, cells)
+            found = torch.where(predicted[:, None], found, states)
+        states = found
+        if left > 0:
+            ids, log_probs = teacher.best(states)
+            target = target.masked_scatter(where, ids)
+            scores = torch.zeros(target.shape, dtype=log_probs.dtype, device=device)
+            scores = scores.masked_scatter(where, log_probs)
+            counts = (left * u + steps - 1) // steps
+            hidden = lowest(scores, where, counts.to(device, non_blocking=True))
+    assert states is not None
+    return TeacherSteps(output, states)

@@ -12,7 +12,7 @@ from fastkd.data.batches import Batch
 from fastkd.data.corpus import Corpus
 from fastkd.errors import InputError
 from fastkd.functional import linear_token_distillation_loss
-from fastkd.methods.dims import DiMSTerm, teacher_steps
+from fastkd.methods.dims import DiMSTerm, TeacherSteps, teacher_steps
 from fastkd.methods.masked_passes import MaskedPasses, rows_where
 from fastkd.methods.masked_terms import LengthTerm, MaskedCrossEntropyTerm
 from fastkd.methods.masking import Masking
@@ -75,16 +75,21 @@ class MaskedScheme:
         shown = _masked_input(student, batch, masked)
         source, lengths = batch.source, batch.target_lengths
         output = student(source, batch.source_lengths, shown, lengths, taps=taps)
-        taught = None
+        taught = states = None
         if teacher is not None:
-            steps = self.dims.steps if self.dims else 1
-            with torch.no_grad():
-                encoded = teacher.encode(source, batch.source_lengths, taps)
-            last = teacher_steps(teacher, encoded, batch.target, lengths, masked, steps, taps)
+            last, states = self._teach(teacher, batch, masked, taps)
             taught = Pass(teacher, last)
         rows = rows_where(output.layout, masked)
-        return MaskedPasses(
-            batch, Pass(student, output), taught, masked, shown, rows, counts.update
+        passed = Pass(student, output)
+        return MaskedPasses(batch, passed, taught, masked, shown, rows, counts.update, states)
+
+    def _teach(self, teacher: CMLM, batch: Batch, masked: Tensor, taps: bool) -> TeacherSteps:
+        dims = self.dims or DiMS(steps=1)
+        with torch.no_grad():
+            encoded = teacher.encode(batch.source, batch.source_lengths, taps)
+        target, lengths = batch.target, batch.target_lengths
+        return teacher_steps(
+            teacher, encoded, target, lengths, masked, dims.steps, taps, dims.reconsider
         )
 
     def __call__(self, passes: MaskedPasses, counts: Counts) -> tuple[Tensor, Components]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastkd.methods.passes import Pass, Passes
+from fastkd.methods.passes import Passes
 from fastkd.nn.layout import Layout
 
 
@@ -16,16 +16,19 @@ class MaskedPasses(Passes):
     masked: (B, Tt) bool, where the student saw a mask; on the CPU, as `update`'s choices are
     shown: (B, Tt) ids, the student's decoder input
     rows: which rows of the decoder's states lie at masks, (M,), sentence by sentence
+    taught_states: the teacher's states there, (M, width), each from the step that predicted it last
     """
 
     masked: Tensor
     shown: Tensor
     rows: Tensor
     update: int
+    taught_states: Tensor | None = None
 
-    def masked_states(self, of: Pass) -> Tensor:
-        """The last states of a pass at the masks, (M, width)."""
-        return of.output.rows.index_select(0, self.rows)
+    @property
+    def masked_states(self) -> Tensor:
+        """The student's last states at the masks, (M, width)."""
+        return self.student.output.rows.index_select(0, self.rows)
 
     @property
     def masked_target(self) -> Tensor:

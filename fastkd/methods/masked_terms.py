@@ -29,7 +29,7 @@ class MaskedCrossEntropyTerm:
 
     def __call__(self, passes: MaskedPasses, counts: Counts) -> tuple[Tensor, Components]:
         model = passes.student.model
-        states, target = passes.masked_states(passes.student), passes.masked_target
+        states, target = passes.masked_states, passes.masked_target
         if self.config.self_correction:
             corrected, right = self._corrected(passes)
             states, target = torch.cat([states, corrected]), torch.cat([target, right])

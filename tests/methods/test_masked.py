@@ -197,14 +197,19 @@ def test_length_loss():
     torch.testing.assert_close(parts["length"].double(), expected, atol=1e-6, rtol=1e-5)
 
 
-def literal_teacher(model, batch, b, masked, steps):
-    """States and logits of the last of n steps, at the masked places, in plain lists."""
+def literal_teacher(model, batch, b, masked, steps, reconsider=True):
+    """States and logits after n steps, at the masked places, in plain lists."""
     target = sentence(batch, b)
     hidden_places = places(masked[b])
     u = len(hidden_places)
     shown = [MASK if i in hidden_places else piece for i, piece in enumerate(target)]
     for j in range(1, steps + 1):
-        hidden, logits = run_one(model, batch, b, shown)
+        new_hidden, new_logits = run_one(model, batch, b, shown)
+        if j == 1:
+            hidden, logits = new_hidden.clone(), new_logits.clone()
+        for i in hidden_places:
+            if reconsider or shown[i] == MASK:
+                hidden[i], logits[i] = new_hidden[i], new_logits[i]
         log_p = logits.log_softmax(-1)
         for i in hidden_places:
             shown[i] = ALLOWED[int(log_p[i].argmax())]
@@ -216,10 +221,12 @@ def literal_teacher(model, batch, b, masked, steps):
 
 @pytest.mark.parametrize("labels", ["soft", "hard"])
 @pytest.mark.parametrize(("steps", "mask"), [(1, "random"), (2, "random"), (3, "full")])
-def test_dims(steps, mask, labels):
+@pytest.mark.parametrize("reconsider", [True, False])
+def test_dims(steps, mask, labels, reconsider):
     student, teacher = a_model(1), a_model(2)
     batch = a_batch()
     config = DiMS(
+        reconsider=reconsider,
         weight=3.0,
         steps=steps,
         mask=mask,
@@ -233,7 +240,9 @@ def test_dims(steps, mask, labels):
     divergences, distances = [], []
     with torch.no_grad():
         for b in range(len(batch)):
-            hidden, logits, hidden_places = literal_teacher(teacher, batch, b, masked, steps)
+            hidden, logits, hidden_places = literal_teacher(
+                teacher, batch, b, masked, steps, reconsider
+            )
             target = sentence(batch, b)
             shown = [MASK if i in hidden_places else piece for i, piece in enumerate(target)]
             own_hidden, own_logits = run_one(student, batch, b, shown)
@@ -386,7 +395,7 @@ def test_alignment_composes_with_dims_and_is_not_causal():
     encoded = teacher.encode(batch.source, lengths[0], taps=True)
     theirs = teacher_steps(
         teacher, encoded, batch.target, lengths[1], masked, 2, taps=True
-    ).taps.decoder
+    ).output.taps.decoder
 
     def maps(tap):
         return torch.cat(
