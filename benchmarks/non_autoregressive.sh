@@ -5,6 +5,7 @@
 set -eu
 recipes=tatoeba-en-de
 data=data/$recipes
+masked="cmlm dims dims-further cmlmc dims-cmlmc cmlm-distilled dims-distilled"
 table=${OUT:-runs/$recipes}/passes.txt
 
 fastkd prepare $recipes/teacher
@@ -17,7 +18,7 @@ if [ ! -f $data/distilled/train.de ]; then
 fi
 fastkd prepare $recipes/cmlm-distilled
 
-for recipe in cmlm dims dims-further cmlm-distilled dims-distilled; do
+for recipe in $masked; do
     fastkd train $recipes/$recipe
 done
 
@@ -33,7 +34,7 @@ mkdir -p "$(dirname "$table")"
 {
     score runs/$recipes/teacher test
     score runs/$recipes/teacher test --beam 1
-    for recipe in cmlm dims dims-further cmlm-distilled dims-distilled; do
+    for recipe in $masked; do
         for passes in 1 2 4 8; do
             score runs/$recipes/$recipe test --passes $passes
         done
