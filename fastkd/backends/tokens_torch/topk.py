@@ -3,14 +3,16 @@
 import torch
 from torch import Tensor
 
+from fastkd.backends.tokens_torch.numerics import readable
+
 BLOCK = 64
+SMALL = 2**15  # entries that are sooner looked through than divided
 
 
 def top_ids(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of `scores` (R, V) in falling order and their ids, both (R, k)."""
     rows, vocabulary = scores.shape
-    blocks = -(-vocabulary // BLOCK)
-    if blocks < 2 * k or scores.dtype == torch.float64:
+    if scores.numel() <= SMALL or vocabulary < 2 * k * BLOCK:
         ids = _first(scores, k)
         return scores.gather(1, ids), ids
     # With blocks in the order (largest entry, then lower id), the k largest entries lie in the
@@ -31,10 +33,15 @@ def top_ids(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def _first(scores: Tensor, k: int) -> Tensor:
     """Places (R, k) of the k largest, equal ones by rising place."""
+    size = scores.shape[1]
+    if k < size and readable(scores):
+        values, places = scores.topk(k + 1)
+        if not (values[:, 1:] == values[:, :-1]).any():
+            return places[:, :k]
     if scores.dtype != torch.float32:
         return scores.sort(dim=-1, descending=True, stable=True).indices[:, :k]
     # One integer holds score and place, so that no two entries of a row are equal.
     bits = (scores + 0.0).view(torch.int32)  # −0 becomes 0
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    places = torch.arange(scores.shape[1] - 1, -1, -1, device=scores.device)
-    return ((ordered.long() << 32) | places).topk(k, -1).indices
+    backwards = torch.arange(size - 1, -1, -1, device=scores.device)
+    return ((ordered.long() << 32) | backwards).topk(k).indices

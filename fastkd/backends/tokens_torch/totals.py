@@ -17,7 +17,10 @@ class Totals:
         device: torch.device,
     ) -> None:
         self.positions, self.options = positions, options
-        self.components = torch.zeros(3, positions.count, dtype=inside, device=device)
+        self.weights = (options.ce_weight, options.kd_weight, options.rank_weight)
+        self.components = [
+            torch.zeros(positions.count, dtype=inside, device=device) for _ in self.weights
+        ]
         self.prediction = None
         if options.return_prediction:
             self.prediction = torch.zeros(positions.count, dtype=torch.int64, device=device)
@@ -33,17 +36,16 @@ class Totals:
         """Scalars, or `shape` with reduction="none"."""
         options, masked = self.options, self.positions.masked
         if masked is not None:
-            self.components.masked_fill_(masked, 0)
+            for component in self.components:
+                component.masked_fill_(masked, 0)
         if options.reduction == "none":
             parts = [component.view(shape) for component in self.components]
         else:
             parts = [component.sum() for component in self.components]
         if options.reduction == "mean":
             parts = [part / self.positions.denominator() for part in parts]
-        loss = torch.zeros_like(parts[0])
-        weights = (options.ce_weight, options.kd_weight, options.rank_weight)
-        for part, weight in zip(parts, weights, strict=True):
-            loss = loss + weight * part if weight else loss
+        terms = [weight * part for weight, part in zip(self.weights, parts, strict=True) if weight]
+        loss = sum(terms[1:], terms[0]) if terms else torch.zeros_like(parts[0])
         prediction = self.prediction
         if prediction is not None:
             if masked is not None:
