@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import triton
 
 from fastkd_kernels.tokens_rows import DENSE, LISTED, NO_TEACHER, token_losses_fwd
-from fastkd_kernels.tokens_settings import RESTS, listed_block, most_registers, row_blocks
+from fastkd_kernels.tokens_settings import RESTS, listed_block, row_shape
 
 _VOCABULARIES = (1024, 32768)  # one for each block size; ranking has but one
 
@@ -31,7 +31,7 @@ def row_case(
 ):
     from fastkd_kernels.offline import Case
 
-    block_v, warps = row_blocks(vocabulary, rank)
+    block_v, warps, registers = row_shape(vocabulary, rank, 1 if step == 1 else 2, unit)
     top_k = top_k if rank else 1
     has_list = teacher == LISTED.value
     sizes = ("student_outer", "student_inner", "teacher_outer", "teacher_inner")
@@ -87,7 +87,7 @@ def row_case(
         label,
         arguments,
         num_warps=warps,
-        max_registers=most_registers(1 if step == 1 else 2, unit),
+        max_registers=registers,
         representative=representative,
     )
 

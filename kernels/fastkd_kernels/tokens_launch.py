@@ -12,8 +12,7 @@ from fastkd_kernels.tokens_settings import (
     RESTS,
     TokenSettings,
     listed_block,
-    most_registers,
-    row_blocks,
+    row_shape,
 )
 
 
@@ -97,8 +96,8 @@ def launch_rows(
         kept = torch.empty((rows, listed), dtype=torch.float32, device=student.device)
     has_rank = settings.rank_weight != 0
     top_k = settings.top_k if has_rank else 1
-    registers = most_registers(student_rows.strides[2], unit)
-    block_v, warps = row_blocks(vocabulary, has_rank)
+    step = max(student_rows.strides[2], teacher_rows.strides[2])
+    block_v, warps, registers = row_shape(vocabulary, has_rank, step, unit)
     student_temperature = settings.student_temperature if distill else 1.0
     token_losses_fwd[(rows,)](
         student_rows.tensor,

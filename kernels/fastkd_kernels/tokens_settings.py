@@ -38,21 +38,17 @@ class TokenSettings:
         )
 
 
-def row_blocks(vocabulary: int, ranked: bool) -> tuple[int, int]:
-    """(BLOCK_V, warps): two shapes in all, so that few kernels serve every vocabulary.
+def row_shape(vocabulary: int, ranked: bool, step: int, unit: int) -> tuple[int, int, int]:
+    """(BLOCK_V, warps, most registers a thread) for logits `step` apart, rows aligned to `unit`.
 
-    Keys of both lists make ranking the widest in registers, so it takes half as many logits.
+    Two block shapes in all, so that few kernels serve every vocabulary. Keys of both lists, and an
+    address for each logit where 16 bytes cannot be loaded at once, take registers: such rows are
+    walked in half as many logits. Without a bound the compiler spills a few bytes to fit one
+    program more on a multiprocessor.
     """
-    return (1024, 4) if ranked or vocabulary <= 1024 else (2048, 4)
-
-
-def most_registers(step: int, unit: int) -> int:
-    """Registers a thread may have, for logits `step` apart in rows aligned to `unit` of them.
-
-    Without a bound the compiler spills a few bytes to fit one program more. Logits that are not
-    loaded 16 bytes at a time cost an address each.
-    """
-    return 128 if step == 1 and unit >= 8 else 255
+    whole = step == 1 and unit >= 8
+    block = 2048 if whole and not ranked and vocabulary > 1024 else 1024
+    return block, 4, 128 if whole else 255
 
 
 def listed_block(listed: int) -> int:
