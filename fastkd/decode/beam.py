@@ -59,12 +59,11 @@ def beam_search(
     state = model.start(model.encode(source, source_lengths))
     while True:
         logits = model.logits(model.step(search.last_tokens, state))
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        total = logits.logsumexp(dim=2, keepdim=True)
-        end = (logits[:, :, eos, None] - total).squeeze(2)  # (A, beam)
-        logits.index_fill_(2, barred, -torch.inf)
-        values, ids = largest(logits, min(beam, logits.shape[2]))
-        parents = search.advance(values - total, ids, end)
+        inside = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        log_p = logits.log_softmax(dim=2, dtype=inside)  # (A, beam, V)
+        end = log_p[:, :, eos].clone()
+        log_p.index_fill_(2, barred, -torch.inf)
+        parents = search.advance(*largest(log_p, min(beam, log_p.shape[2])), end)
         if search.complete:
             return search.result()
         state.reorder(parents)
