@@ -9,7 +9,18 @@ import click
 
 from fastkd.errors import InputError
 
-VERBS = ("prepare", "train", "translate", "score", "average", "cache-teacher", "bench", "memory", "demo")
+VERBS = (
+    "prepare",
+    "train",
+    "translate",
+    "score",
+    "average",
+    "cache-teacher",
+    "export",
+    "bench",
+    "memory",
+    "demo",
+)
 
 
 class Verbs(click.Group):

@@ -64,6 +64,10 @@ class Tokenizer:
         """Text of each row of ids; pad, begin, end and mask are dropped."""
         return [self._processor.decode([int(i) for i in row]).strip() for row in rows]
 
+    def piece(self, index: int) -> str:
+        """The text of one id as sentencepiece writes it."""
+        return self._processor.id_to_piece(index)
+
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes]]:
         return Tokenizer, (self.model,)
 

@@ -1,0 +1,145 @@
+"""A run's model and tokenizer as a folder that Hugging Face Transformers loads.
+
+Marian for `norm: post`, M2M100 for `norm: pre`: the two layouts whose positions, norms and
+projections are ours.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from fastkd.config.tree import Config, ModelConfig
+from fastkd.data.tokenizer import Tokenizer, Tokenizers
+from fastkd.errors import InputError
+from fastkd.export.layout import to_transformers
+from fastkd.runs.checkpoint import read_group
+from fastkd.runs.folder import MODEL, RunFolder
+
+
+def export_transformers(run: RunFolder, folder: Path, checkpoint: str = "best") -> None:
+    """Writes config, generation settings, weights and tokenizer; the folder appears complete.
+
+    Raises InputError for a model that neither layout holds, with the reason.
+    """
+    config, tokenizers = run.config, run.tokenizers
+    refuse_what_does_not_fit(config.model)
+    tensors = to_transformers(config.model, read_group(run.weights_folder(checkpoint), MODEL))
+    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
+        _write(partial / "config.json", model_config(config.model, tokenizers))
+        _write(partial / "generation_config.json", generation_config(config, tokenizers))
+        _write_tokenizer(partial, config, tokenizers)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def refuse_what_does_not_fit(config: ModelConfig) -> None:
+    """InputError for what neither Marian nor M2M100 can hold."""
+    if config.kind != "transformer":
+        raise InputError(f"model.kind: {config.kind} has no layout in Transformers")
+    if not config.tie_output:
+        raise InputError("model.tie_output: Transformers ties the output to the target embedding")
+    if config.norm == "pre":
+        if config.output_bias:
+            raise InputError("model.output_bias: M2M100, the pre-norm layout, has none")
+        if not config.share_embeddings:
+            raise InputError("model.share_embeddings: M2M100, the pre-norm layout, shares them")
+        if config.decoder_start == "pad":
+            raise InputError("model.decoder_start: M2M100 gives pad no position; expected bos, eos")
+
+
+def model_config(config: ModelConfig, tokenizers: Tokenizers) -> dict[str, Any]:
+    """`config.json` of the Marian or M2M100 model."""
+    target = tokenizers.target
+    start = getattr(target, f"{config.decoder_start}_id")
+    common = {
+        "vocab_size": tokenizers.source.size,
+        "d_model": config.width,
+        "encoder_layers": config.encoder_layers,
+        "decoder_layers": config.decoder_layers,
+        "encoder_attention_heads": config.heads,
+        "decoder_attention_heads": config.heads,
+        "encoder_ffn_dim": config.ffn,
+        "decoder_ffn_dim": config.ffn,
+        "activation_function": "relu",
+        "dropout": config.dropout,
+        "attention_dropout": config.attention_dropout,
+        "activation_dropout": config.activation_dropout,
+        "encoder_layerdrop": 0.0,
+        "decoder_layerdrop": 0.0,
+        "max_position_embeddings": config.max_positions,
+        "scale_embedding": True,
+        "tie_word_embeddings": True,
+        "is_encoder_decoder": True,
+        "pad_token_id": target.pad_id,
+        "bos_token_id": target.bos_id,
+        "eos_token_id": target.eos_id,
+        "decoder_start_token_id": start,
+        "forced_eos_token_id": None,
+        "dtype": "float32",
+    }
+    if config.norm == "pre":
+        return {
+            "model_type": "m2m_100",
+            "architectures": ["M2M100ForConditionalGeneration"],
+            **common,
+        }
+    return {
+        "model_type": "marian",
+        "architectures": ["MarianMTModel"],
+        **common,
+        "decoder_vocab_size": target.size,
+        "share_encoder_decoder_embeddings": config.share_embeddings,
+    }
+
+
+def generation_config(config: Config, tokenizers: Tokenizers) -> dict[str, Any]:
+    """`generation_config.json`: the run's beam search."""
+    target = tokenizers.target
+    return {
+        "num_beams": config.decoding.beam,
+        "length_penalty": config.decoding.length_penalty,
+        "early_stopping": True,  # a sentence is done with as many finished hypotheses as beams
+        "max_length": min(512, config.model.max_positions),
+        "pad_token_id": target.pad_id,
+        "bos_token_id": target.bos_id,
+        "eos_token_id": target.eos_id,
+        "decoder_start_token_id": getattr(target, f"{config.model.decoder_start}_id"),
+        "bad_words_ids": [[target.pad_id], [target.bos_id], [target.mask_id]],
+    }
+
+
+def _write_tokenizer(folder: Path, config: Config, tokenizers: Tokenizers) -> None:
+    """Marian's tokenizer reads sentencepiece models as they are, for both layouts."""
+    (folder / "source.spm").write_bytes(tokenizers.source.model)
+    (folder / "target.spm").write_bytes(tokenizers.target.model)
+    _write(folder / "vocab.json", _pieces(tokenizers.source))
+    if not tokenizers.joint:
+        _write(folder / "target_vocab.json", _pieces(tokenizers.target))
+    settings = {
+        "tokenizer_class": "MarianTokenizer",
+        "source_lang": config.data.source,
+        "target_lang": config.data.target,
+        "separate_vocabs": not tokenizers.joint,
+        "model_max_length": config.model.max_positions,
+        "unk_token": "<unk>",
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+    }
+    _write(folder / "tokenizer_config.json", settings)
+
+
+def _pieces(tokenizer: Tokenizer) -> dict[str, int]:
+    return {tokenizer.piece(index): index for index in range(tokenizer.size)}
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
