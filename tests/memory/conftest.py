@@ -9,7 +9,7 @@ MODEL = {"encoder_layers": 2, "decoder_layers": 2, "width": 32, "ffn": 64, "head
 @pytest.fixture
 def make_config(tmp_path):
     def make(**changes):
-        training = {"batch_tokens": 256, "backend": "reference", "precision": "float32"}
+        training = {"batch_tokens": 256, "backend": "torch", "precision": "float32"}
         tree = {
             "run": str(tmp_path / "run"),
             "data": {

@@ -35,9 +35,7 @@ def test_prediction_is_the_measured_step(make_config, teacher, losses):
     measured = measure_step(config, work.vocabulary, taught, update, torch.device("cpu"))
     predicted = predict_step(config, work.vocabulary, taught, update)
     assert predicted.held == measured.held
-    # The reference looks at its values, and is predicted to take the larger of its two ways.
-    more = 1.15 if "A2D" in losses else 1.01
-    assert 0.99 * measured.peak <= predicted.peak <= more * measured.peak
+    assert predicted.peak == pytest.approx(measured.peak, rel=0.01)
     assert sum(predicted.activations.values()) == pytest.approx(
         sum(measured.activations.values()), rel=0.01
     )
@@ -50,7 +48,8 @@ def test_a_masked_model_is_predicted(make_config, teacher):
     measured = measure_step(config, work.vocabulary, taught, padded_update(), torch.device("cpu"))
     predicted = predict_step(config, work.vocabulary, taught, padded_update())
     assert predicted.held == measured.held
-    assert predicted.peak == pytest.approx(measured.peak, rel=0.05)
+    # Which places a teacher masks again depends on its scores, which a prediction lacks.
+    assert predicted.peak == pytest.approx(measured.peak, rel=0.02)
 
 
 def test_held_memory_is_what_a_step_needs_by_formula(make_config, teacher):
@@ -84,17 +83,6 @@ def test_cuda_is_predicted_with_its_kernels_and_its_allocator(make_config, teach
     assert memory.peak <= figures["peak allocated"] <= figures["peak reserved"]
     assert figures["device in use"] == figures["peak reserved"] + cuda_formulas.CONTEXT
     assert figures["peak allocated"] >= cuda_formulas.CUBLAS_WORKSPACE + memory.held["parameters"]
-
-
-def test_more_tokens_take_more_memory(make_config, teacher):
-    config = make_config()
-    work = workload(config)
-    small, large = (
-        predict_step(config, work.vocabulary, teacher, work.heaviest(tokens)[0])
-        for tokens in (256, 512)
-    )
-    assert large.peak > small.peak
-    assert large.held["parameters"] == small.held["parameters"]
 
 
 @pytest.mark.parametrize("capacity", [1_000, 5_500, 123_456])
