@@ -3,61 +3,65 @@
 from collections.abc import Iterator
 
 import torch
-import triton.language as tl
 
-from fastkd_kernels.attention_config import (
-    HEADS,
-    KEYS,
-    SIZES,
-    mix_tile,
-    probability_tile,
-    product_tile,
-)
+from fastkd_kernels import attention_config as config
+from fastkd_kernels.attention_factors import factors_fwd
+from fastkd_kernels.attention_merge import merge_statistics_fwd
 from fastkd_kernels.attention_mix import mix_statistics_fwd
 from fastkd_kernels.attention_mix_gradient import mix_gradient_bwd
+from fastkd_kernels.attention_pair import pair_fwd
+from fastkd_kernels.attention_pair_gradient import pair_key_bwd, pair_query_bwd
 from fastkd_kernels.attention_probabilities import probabilities_fwd
 from fastkd_kernels.attention_score_gradient import score_gradient_bwd
-from fastkd_kernels.offline import Case
 
-# The compilers' view of a dtype: pointer, operand of the scores, scratch, operand, precision.
-DTYPES = {
-    "bf16": ("*bf16", tl.bfloat16, "*bf16", tl.bfloat16, "ieee"),
-    "fp16": ("*fp16", tl.float16, "*fp32", tl.float32, "tf32"),
-    "fp32": ("*fp32", tl.float32, "*fp32", tl.float32, "ieee"),
-}
-TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LENGTHS = ("query_lengths", "key_lengths")
 FLOATS = ("scale", "inverse_temperature", "student_scale", "teacher_scale")
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def _case(kernel, label: str, pointers: dict[str, object], tile, **constants) -> Case:
+def _case(kernel, label: str, pointers: dict[str, object], launch: config.Launch, **constants):
     """Arguments that are not named are sizes and strides."""
+    from fastkd_kernels.offline import Case
+
+    representative = constants.pop("representative", False)
+    known = {"CAUSAL": True, "INCLUDE": False, "CONTIGUOUS": True, "UNIT": 16} | constants
     arguments: dict[str, object] = {}
     for parameter in kernel.params:
         name = parameter.name
-        if name in pointers:
+        if parameter.is_constexpr:
+            arguments[name] = known[name]
+        elif name in pointers:
             arguments[name] = pointers[name]
-        elif name in constants:
-            arguments[name] = constants[name]
-        elif parameter.is_constexpr:
-            raise KeyError(f"{kernel.__name__} needs {name}")
         elif name in LENGTHS:
             arguments[name] = "*i64"
         else:
             arguments[name] = "fp32" if name in FLOATS else "i32"
-    representative = constants.get("representative", False)
     return Case(
-        kernel, label, arguments, tile.num_warps, tile.num_stages, representative=representative
+        kernel,
+        label,
+        arguments,
+        launch.num_warps,
+        launch.num_stages,
+        launch.max_registers,
+        representative=representative,
     )
 
 
-def probabilities() -> Iterator[Case]:
-    for name, (tensor, operand, scratch, *_) in DTYPES.items():
-        for rows in (16, 32, 64):
-            for keys in KEYS:
-                for size in SIZES[:3]:
-                    tile = probability_tile(rows, keys, size, TORCH[name])
-                    block = "*fp32" if keys == KEYS[-1] else None
+def _kinds() -> Iterator[tuple[str, torch.dtype, str, config.Precision, str]]:
+    """(name, dtype, its pointer, precision, pointer of the scratch)"""
+    for name, dtype in DTYPES.items():
+        chosen = config.precision(dtype)
+        scratch = "*bf16" if chosen.scratch == torch.bfloat16 else "*fp32"
+        yield name, dtype, f"*{name}", chosen, scratch
+
+
+def probabilities() -> Iterator:
+    for name, dtype, tensor, _, scratch in _kinds():
+        for rows in config.EDGES:
+            for keys in (*config.EDGES, config.LONG_BLOCK):
+                for size in config.SIZES:
+                    tile = config.probability_tile(rows, keys, size)
+                    blocks = "*fp32" if keys == config.LONG_BLOCK else None
                     yield _case(
                         probabilities_fwd,
                         f"{name} {tile.rows}x{tile.keys} D{tile.size}",
@@ -65,134 +69,168 @@ def probabilities() -> Iterator[Case]:
                             "query": tensor,
                             "key": tensor,
                             "maps": scratch,
-                            "factors": block,
-                            "block_sum": block,
+                            "block_max": blocks,
+                            "block_sum": blocks,
                         },
-                        tile,
-                        CAUSAL=True,
-                        CONTIGUOUS=True,
-                        UNIT=16,
-                        OPERAND=operand,
+                        tile.launch,
+                        OPERAND=config.score_operand(dtype),
                         PRECISION="ieee",
                         BLOCK_Q=tile.rows,
                         BLOCK_K=tile.keys,
                         BLOCK_D=tile.size,
+                        representative=(name, rows, keys, size) == ("bf16", 64, 128, 64),
                     )
 
 
-def products() -> Iterator[Case]:
-    for name, (tensor, _, scratch, operand, precision) in DTYPES.items():
+def products() -> Iterator:
+    for name, _, tensor, chosen, scratch in _kinds():
         gradient = "*fp32" if name == "fp16" else tensor
-        for rows in (16, 32, 64):
-            for keys in KEYS:
-                for size in SIZES[:4]:
-                    tile = product_tile(rows, keys, size, TORCH[name])
-                    block = "*fp32" if keys == KEYS[-1] else None
-                    for long in (False, True):
-                        block = "*fp32" if long else None
-                        yield _case(
-                            score_gradient_bwd,
-                            f"{name} {tile.rows}x{tile.keys} D{tile.size}{' long' if long else ''}",
-                            {
-                                "query": tensor,
-                                "key": tensor,
-                                "scores": scratch,
-                                "maps": scratch if long else None,
-                                "factors": block,
-                                "delta": block,
-                                "query_gradient": gradient,
-                                "key_gradient": gradient,
-                                "key_sum": block,
-                            },
-                            tile,
-                            CAUSAL=True,
-                            CONTIGUOUS=True,
-                            UNIT=16,
-                            OPERAND=operand,
-                            PRECISION=precision,
-                            KEY_BLOCK=128,
-                            BLOCK_Q=tile.rows,
-                            BLOCK_K=tile.keys,
-                            BLOCK_D=tile.size,
-                        )
+        for edge in config.EDGES:
+            for size in config.SIZES:
+                tile = config.product_tile(edge, edge, size, chosen.scratch)
+                for long in (False, True):
+                    blocks = "*fp32" if long else None
+                    yield _case(
+                        score_gradient_bwd,
+                        f"{name} {tile.rows}x{tile.keys} D{tile.size}{' long' * long}",
+                        {
+                            "query": tensor,
+                            "key": tensor,
+                            "scores": scratch,
+                            "maps": scratch if long else None,
+                            "factors": blocks,
+                            "delta": blocks,
+                            "query_gradient": gradient,
+                            "key_gradient": gradient,
+                            "key_sum": blocks,
+                        },
+                        tile.launch,
+                        OPERAND=chosen.operand,
+                        PRECISION=chosen.dot,
+                        KEY_BLOCK=config.LONG_BLOCK,
+                        BLOCK_Q=tile.rows,
+                        BLOCK_K=tile.keys,
+                        BLOCK_D=tile.size,
+                        representative=(name, edge, size) == ("bf16", 64, 64),
+                    )
 
 
-def mixing() -> Iterator[Case]:
-    for name, (_, _, scratch, operand, precision) in DTYPES.items():
-        wide = TORCH[name] if name == "bf16" else torch.float32
-        for heads in HEADS:
-            for teachers in (16, 32, 64):
-                for keys in KEYS:
-                    tile = mix_tile(heads, teachers, keys, wide)
-                    common = {
-                        "CAUSAL": True,
-                        "INCLUDE": False,
-                        "STUDENT_UNIT": 16,
-                        "TEACHER_UNIT": 16,
-                        "CONTIGUOUS": True,
-                        "OPERAND": operand,
-                        "PRECISION": precision,
-                        "KEY_BLOCK": 128,
-                        "BLOCK_H": tile.students,
-                        "BLOCK_J": tile.teachers,
-                        "BLOCK_K": tile.keys,
-                    }
-                    label = f"{name} {tile.students}→{tile.teachers} {tile.keys}"
-                    for long in (False, True):
-                        if long and keys != KEYS[-1]:
-                            continue
-                        block = "*fp32" if long else None
-                        maps = {
-                            "student": scratch,
-                            "teacher": scratch,
-                            "weight": "*fp32",
-                            "student_max": block,
-                            "student_sum": block,
-                            "teacher_max": block,
-                            "teacher_sum": block,
-                        }
-                        suffix = " long" if long else ""
-                        yield _case(
-                            mix_statistics_fwd,
-                            label + suffix,
-                            maps | {"partials": "*fp32", "statistics": None, "loss": None},
-                            tile,
-                            PER_ROW=True,
-                            **common,
-                        )
-                        for mixture in (False, True):
-                            for one in (
-                                (True, False)
-                                if tile.teachers == 32
-                                else (teachers <= tile.teachers,)
-                            ):
-                                here = not long
-                                yield _case(
-                                    mix_gradient_bwd,
-                                    label
-                                    + (" mixture" if mixture else "")
-                                    + ("" if one else " many")
-                                    + suffix,
-                                    maps
-                                    | {
-                                        "statistics": None if here or mixture else "*fp32",
-                                        "upstream": "*fp32",
-                                        "loss": "*fp32" if here or mixture else None,
-                                        "out": scratch,
-                                        "delta": block,
-                                        "weight_slots": "*fp32",
-                                    },
-                                    tile,
-                                    MIXTURE=mixture,
-                                    TO_MAPS=False,
-                                    ONE_J=one,
-                                    **common,
-                                )
+def mixing() -> Iterator:
+    for name, _, _, chosen, scratch in _kinds():
+        for students in config.HEADS:
+            for keys in config.EDGES:
+                tile = config.mix_tile(students, keys, chosen.scratch)
+                constants = {
+                    "STUDENT_UNIT": 16,
+                    "TEACHER_UNIT": 16,
+                    "WIDE": False,
+                    "OPERAND": chosen.operand,
+                    "PRECISION": chosen.dot,
+                    "KEY_BLOCK": config.LONG_BLOCK,
+                    "BLOCK_H": tile.students,
+                    "BLOCK_J": tile.teachers,
+                    "BLOCK_K": tile.keys,
+                    "representative": (name, students) == ("bf16", 16),
+                }
+                label = f"{name} {tile.students}→{tile.teachers} x{tile.keys}"
+                for long in (False, True):
+                    yield from _mixing(label, scratch, tile, long, constants)
 
 
-def offline_cases() -> Iterator[Case]:
+def _mixing(label, scratch, tile, long: bool, constants) -> Iterator:
+    blocks = "*fp32" if long else None
+    maps = {"student": scratch, "teacher": scratch, "weight": "*fp32"}
+    maps |= {"student_factors": blocks, "teacher_factors": blocks}
+    label += " long" * long
+    sums = maps | {"partials": "*fp32", "statistics": None, "loss": None}
+    yield _case(mix_statistics_fwd, label, sums, tile.launch, PER_ROW=False, **constants)
+    if long:
+        yield _case(
+            mix_statistics_fwd, f"{label} row", sums, tile.launch, PER_ROW=True, **constants
+        )
+    for kind in ("known", "mixture") if long else ("known", "mixture", "row"):
+        pointers = maps | {
+            "statistics": "*fp32" if kind == "known" else None,
+            "upstream": "*fp32",
+            "loss": None if kind == "known" else "*fp32",
+            "out": scratch,
+            "delta": blocks,
+            "weight_slots": "*fp32",
+        }
+        for one in (True, False):
+            yield _case(
+                mix_gradient_bwd,
+                f"{label} {kind}{' many' * (not one)}",
+                pointers,
+                tile.launch,
+                MIXTURE=kind == "mixture",
+                TO_MAPS=False,
+                ONE_J=one,
+                **constants,
+            )
+
+
+def pairs() -> Iterator:
+    for name, dtype, tensor, chosen, _ in _kinds():
+        for size in config.PAIR_SIZES:
+            for edge in config.EDGES:
+                tile = config.pair_tile(edge, size, chosen.scratch == torch.float32)
+                for mixture in (False, True):
+                    yield from _pairs(name, dtype, tensor, chosen, tile, mixture)
+
+
+def _pairs(name, dtype, tensor, chosen, tile, mixture: bool) -> Iterator:
+    sides = ("student_query", "student_key", "teacher_query", "teacher_key")
+    pointers: dict[str, object] = dict.fromkeys(sides, tensor)
+    known = None if mixture else "*fp32"
+    constants = {
+        "MIXTURE": mixture,
+        "STUDENT_OPERAND": config.score_operand(dtype),
+        "TEACHER_OPERAND": config.score_operand(dtype),
+        "BLOCK_Q": tile.edge,
+        "BLOCK_K": tile.edge,
+        "BLOCK_D": tile.size,
+        "representative": name == "bf16" and tile.size == 64,
+    }
+    label = f"{name} {tile.edge}x{tile.edge} D{tile.size}"
+    label += " mixture" * mixture
+    forward = {"logs": "*fp32", "statistics": known, "partials": None, "loss": "*fp32"}
+    yield _case(pair_fwd, label, pointers | forward, tile.launch, **constants)
+    backward = {"logs": "*fp32", "statistics": known, "upstream": "*fp32", "delta": known}
+    constants |= {"PRODUCT_OPERAND": chosen.operand, "PRECISION": chosen.dot}
+    for kernel in (pair_query_bwd, pair_key_bwd):
+        yield _case(
+            kernel, label, pointers | backward | {"gradient": tensor}, tile.launch, **constants
+        )
+
+
+def reductions() -> Iterator:
+    for block_p, warps in ((16, 1), (64, 4)):
+        sums = dict.fromkeys(("partials", "statistics", "loss"), "*fp32")
+        yield _case(
+            merge_statistics_fwd,
+            f"{block_p} parts",
+            sums,
+            config.Launch(warps),
+            BLOCK_P=block_p,
+            BLOCK_J=16,
+            representative=True,
+        )
+    blocks = dict.fromkeys(("student_max", "student_sum", "teacher_max", "teacher_sum"), "*fp32")
+    yield _case(
+        factors_fwd,
+        "32 rows",
+        blocks,
+        config.Launch(1),
+        BLOCK_R=32,
+        BLOCK_B=16,
+        representative=True,
+    )
+
+
+def offline_cases() -> Iterator:
     seen = set()
-    for cases in (probabilities, products, mixing):
+    for cases in (reductions, probabilities, products, mixing, pairs):
         for case in cases():
             if case.name not in seen:
                 seen.add(case.name)

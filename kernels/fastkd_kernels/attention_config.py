@@ -7,9 +7,11 @@ import triton.language as tl
 
 from fastkd_kernels.common import INTERPRETED, TRITON_TYPES, block_size
 
-HEADS = (16, 32, 64, 128, 256, 512)  # student maps that a program mixes at once
-KEYS = (16, 32, 64, 128)  # keys of a block
-SIZES = (16, 32, 64, 128, 256)  # head sizes
+EDGES = (32, 64)  # query rows, or keys, of a block
+LONG_BLOCK = 128  # keys of a block of the probabilities of rows that no program holds whole
+SIZES = (32, 64)  # of the head size, of a block; larger heads take several
+PAIR_SIZES = (64, 128, 256)  # head sizes of the flash-style kernels
+HEADS = (16, 32, 64, 128, 512)  # student maps, which a program mixes all at once
 
 
 @dataclass(frozen=True)
@@ -41,29 +43,45 @@ def score_operand(dtype: torch.dtype) -> tl.dtype:
 
 
 @dataclass(frozen=True)
+class Launch:
+    """How a kernel is compiled, beside its tile.
+
+    max_registers keeps ptxas from spilling a few registers to reach the next higher occupancy.
+    """
+
+    num_warps: int
+    num_stages: int = 1
+    max_registers: int = 255
+
+    @property
+    def options(self) -> dict[str, int]:
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        if not torch.version.hip:
+            options["maxnreg"] = self.max_registers
+        return options
+
+
+@dataclass(frozen=True)
 class Tile:
     rows: int
     keys: int
     size: int
-    num_warps: int
-    num_stages: int
+    launch: Launch
 
 
-def probability_tile(rows: int, keys: int, size: int, dtype: torch.dtype) -> Tile:
-    """Keys: at most KEY_BLOCK."""
-    wide = dtype == torch.float32
-    block_q = block_size(rows, most=64)
-    block_k = block_size(keys, most=128)
-    block_d = block_size(size, most=32 if wide else 64)
-    return Tile(block_q, block_k, block_d, 4 if block_q * block_k > 1024 else 2, 2)
+def probability_tile(rows: int, key_block: int, size: int) -> Tile:
+    block_q = _edge(rows)
+    block_d = block_size(size, *SIZES)
+    return Tile(block_q, key_block, block_d, Launch(4 if block_q * key_block > 1024 else 2, 2))
 
 
-def product_tile(rows: int, keys: int, size: int, dtype: torch.dtype) -> Tile:
-    wide = dtype == torch.float32
-    block_q = block_size(rows, most=32 if wide else 64)
-    block_k = block_size(keys, most=32 if wide else 64)
-    block_d = block_size(size, most=64 if wide else 128)
-    return Tile(block_q, block_k, block_d, 4 if block_q * block_k > 1024 else 2, 2)
+def product_tile(rows: int, keys: int, size: int, scratch: torch.dtype) -> Tile:
+    edge = 32 if scratch == torch.float32 else _edge(max(rows, keys))
+    return Tile(edge, edge, block_size(size, *SIZES), Launch(4, 2))
+
+
+def _edge(extent: int) -> int:
+    return block_size(extent, *EDGES)
 
 
 @dataclass(frozen=True)
@@ -71,34 +89,27 @@ class MixTile:
     students: int  # all of them
     teachers: int
     keys: int
-    num_warps: int
-    num_stages: int
+    launch: Launch
 
 
-def mix_tile(student_maps: int, teacher_maps: int, keys: int, scratch: torch.dtype) -> MixTile:
-    block_h = block_size(student_maps)
-    block_j = block_size(teacher_maps, most=32)
-    block_k = block_size(keys, most=max(16, min(128, 4096 // max(block_h, block_j))))
-    cells = max(block_h, block_j) * block_k
-    return MixTile(block_h, block_j, block_k, 4 if cells > 1024 else 2, 1)
+def mix_tile(student_maps: int, keys: int, scratch: torch.dtype) -> MixTile:
+    """At most 16 cells of a block of maps to a thread."""
+    block_h = next(size for size in HEADS if size >= student_maps)
+    block_j = 32 if block_h <= 128 else 16
+    block_k = 16 if block_h > 128 else min(_edge(keys), 4096 // block_h)
+    num_warps = min(max(block_h, block_j) * block_k // 512, 16)
+    return MixTile(block_h, block_j, block_k, Launch(num_warps, 1, 255 if num_warps <= 8 else 128))
 
 
 @dataclass(frozen=True)
 class PairTile:
-    queries: int
-    keys: int
-    student_size: int
-    teacher_size: int
-    num_warps: int
-    num_stages: int
+    edge: int  # query rows and keys of a block
+    size: int  # head size of both sides
+    launch: Launch
 
 
-def pair_tile(
-    queries: int, keys: int, student_size: int, teacher_size: int, wide: bool
-) -> PairTile:
-    """wide: whether a tensor is float32."""
-    block_ds, block_dt = block_size(student_size), block_size(teacher_size)
-    largest = max(block_ds, block_dt)
-    most = 64 if largest <= 128 and not wide else 32
-    block_q, block_k = block_size(queries, most=most), block_size(keys, most=most)
-    return PairTile(block_q, block_k, block_ds, block_dt, 4, 1)
+def pair_tile(longest: int, size: int, wide: bool) -> PairTile:
+    """longest: of queries and keys; size: the larger head; wide: whether a tensor is float32."""
+    block_d = block_size(size, PAIR_SIZES[0], PAIR_SIZES[-1])
+    edge = 32 if wide or block_d > 128 else _edge(longest)
+    return PairTile(edge, block_d, Launch(4))

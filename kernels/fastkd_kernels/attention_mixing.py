@@ -111,8 +111,7 @@ class Mixing:
             BLOCK_H=tile.students,
             BLOCK_J=tile.teachers,
             BLOCK_K=tile.keys,
-            num_warps=tile.num_warps,
-            num_stages=tile.num_stages,
+            **tile.launch.options,
         )
 
     def merge(
@@ -199,8 +198,7 @@ class Mixing:
             BLOCK_H=tile.students,
             BLOCK_J=tile.teachers,
             BLOCK_K=tile.keys,
-            num_warps=tile.num_warps,
-            num_stages=tile.num_stages,
+            **tile.launch.options,
         )
 
     def _extents(self, chunk: Chunk) -> tuple:

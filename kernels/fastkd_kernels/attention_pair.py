@@ -113,8 +113,7 @@ def pair_fwd(
     TEACHER_OPERAND: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    BLOCK_DS: tl.constexpr,
-    BLOCK_DT: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
     student_size = student_units * UNIT
     teacher_size = teacher_units * UNIT
@@ -144,7 +143,7 @@ def pair_fwd(
         student_size,
         UNIT,
         CONTIGUOUS,
-        BLOCK_DS,
+        BLOCK_D,
     )
     theirs = load_rows(
         teacher_query,
@@ -159,7 +158,7 @@ def pair_fwd(
         teacher_size,
         UNIT,
         CONTIGUOUS,
-        BLOCK_DT,
+        BLOCK_D,
     )
 
     a_max = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
@@ -187,7 +186,7 @@ def pair_fwd(
             student_size,
             UNIT,
             CONTIGUOUS,
-            BLOCK_DS,
+            BLOCK_D,
         )
         m = masked_scores(mine, tile, student_scale, attended, STUDENT_OPERAND)
         tile = load_rows(
@@ -203,7 +202,7 @@ def pair_fwd(
             teacher_size,
             UNIT,
             CONTIGUOUS,
-            BLOCK_DT,
+            BLOCK_D,
         )
         a = masked_scores(theirs, tile, teacher_scale, attended, TEACHER_OPERAND)
         if MIXTURE:
@@ -265,7 +264,7 @@ def pair_fwd(
             student_size,
             UNIT,
             CONTIGUOUS,
-            BLOCK_DS,
+            BLOCK_D,
         )
         m = masked_scores(mine, tile, student_scale, attended, STUDENT_OPERAND)
         tile = load_rows(
@@ -281,7 +280,7 @@ def pair_fwd(
             teacher_size,
             UNIT,
             CONTIGUOUS,
-            BLOCK_DT,
+            BLOCK_D,
         )
         a = masked_scores(theirs, tile, teacher_scale, attended, TEACHER_OPERAND)
         a = a - teacher_max[:, None] - teacher_log[:, None]

@@ -126,8 +126,7 @@ def pair_query_bwd(
     PRECISION: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    BLOCK_DS: tl.constexpr,
-    BLOCK_DT: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
     student_size = student_units * UNIT
     teacher_size = teacher_units * UNIT
@@ -157,7 +156,7 @@ def pair_query_bwd(
         student_size,
         UNIT,
         CONTIGUOUS,
-        BLOCK_DS,
+        BLOCK_D,
     )
     theirs = load_rows(
         teacher_query,
@@ -172,7 +171,7 @@ def pair_query_bwd(
         teacher_size,
         UNIT,
         CONTIGUOUS,
-        BLOCK_DT,
+        BLOCK_D,
     )
     student_max, student_log, teacher_max, teacher_log, above, a_log, ratio = load_statistics(
         logs, statistics, sentence, head, heads, row, row_end, queries, statistic_rows
@@ -180,7 +179,7 @@ def pair_query_bwd(
     factor = tl.load(upstream + sentence.to(tl.int64) * heads + head)
 
     delta_sum = tl.zeros((BLOCK_Q,), tl.float32)
-    total = tl.zeros((BLOCK_Q, BLOCK_DS), tl.float32)
+    total = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32)
     # Two walks where the gradient of the scores needs the sum over a row: delta, then dQ.
     walked = seen if MIXTURE else tl.cdiv(seen, BLOCK_K) * BLOCK_K * 2
     half = 0 if MIXTURE else tl.cdiv(seen, BLOCK_K) * BLOCK_K
@@ -201,7 +200,7 @@ def pair_query_bwd(
             teacher_size,
             UNIT,
             CONTIGUOUS,
-            BLOCK_DT,
+            BLOCK_D,
         )
         a = masked_scores(theirs, tile, teacher_scale, attended, TEACHER_OPERAND)
         tile = load_rows(
@@ -217,7 +216,7 @@ def pair_query_bwd(
             student_size,
             UNIT,
             CONTIGUOUS,
-            BLOCK_DS,
+            BLOCK_D,
         )
         m = masked_scores(mine, tile, student_scale, attended, STUDENT_OPERAND)
         probability, change = probability_and_gradient(
@@ -248,7 +247,7 @@ def pair_query_bwd(
     place = (sentence.to(tl.int64) * heads + head) * queries + row
     if delta is not None:
         tl.store(delta + place, delta_sum, mask=row < queries)
-    element = tl.arange(0, BLOCK_DS)
+    element = tl.arange(0, BLOCK_D)
     tl.store(
         gradient + place[:, None] * student_size + element[None, :],
         (total * student_scale).to(gradient.dtype.element_ty),
@@ -307,8 +306,7 @@ def pair_key_bwd(
     PRECISION: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    BLOCK_DS: tl.constexpr,
-    BLOCK_DT: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
     student_size = student_units * UNIT
     teacher_size = teacher_units * UNIT
@@ -340,9 +338,9 @@ def pair_key_bwd(
         student_size,
         UNIT,
         CONTIGUOUS,
-        BLOCK_DS,
+        BLOCK_D,
     )
-    total = tl.zeros((BLOCK_K, BLOCK_DS), tl.float32)
+    total = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
     for member in range(student_group):
         head = key_head * student_group + member
         factor = tl.load(upstream + sentence.to(tl.int64) * heads + head)
@@ -359,7 +357,7 @@ def pair_key_bwd(
             teacher_size,
             UNIT,
             CONTIGUOUS,
-            BLOCK_DT,
+            BLOCK_D,
         )
         for first in range(low, walked, BLOCK_Q):
             row = first + tl.arange(0, BLOCK_Q)
@@ -377,7 +375,7 @@ def pair_key_bwd(
                 teacher_size,
                 UNIT,
                 CONTIGUOUS,
-                BLOCK_DT,
+                BLOCK_D,
             )
             a = masked_scores(tile, theirs, teacher_scale, attended, TEACHER_OPERAND)
             tile = load_rows(
@@ -393,7 +391,7 @@ def pair_key_bwd(
                 student_size,
                 UNIT,
                 CONTIGUOUS,
-                BLOCK_DS,
+                BLOCK_D,
             )
             m = masked_scores(tile, mine, student_scale, attended, STUDENT_OPERAND)
             student_max, student_log, teacher_max, teacher_log, above, a_log, ratio = (
@@ -427,7 +425,7 @@ def pair_key_bwd(
                 input_precision=PRECISION,
             )
     place = (sentence.to(tl.int64) * key_heads + key_head) * keys + key
-    element = tl.arange(0, BLOCK_DS)
+    element = tl.arange(0, BLOCK_D)
     tl.store(
         gradient + place[:, None] * student_size + element[None, :],
         (total * student_scale).to(gradient.dtype.element_ty),

@@ -31,8 +31,8 @@ class PairAlignment:
         dtypes = student[0].dtype, teacher[0].dtype
         self.precision = precision(dtypes[0])
         wide = torch.float32 in (*dtypes, self.precision.scratch)
-        self.tile = pair_tile(self.queries, self.keys, size, teacher[0].shape[3], wide)
         sizes = size, teacher[0].shape[3]
+        self.tile = pair_tile(max(self.queries, self.keys), max(sizes), wide)
         unit = stride_unit(*(s for tensor in self.tensors for s in tensor.stride()[:3]), *sizes)
         self.scalars = (
             *(
@@ -58,12 +58,10 @@ class PairAlignment:
             "CONTIGUOUS": all(tensor.stride(3) == 1 for tensor in self.tensors),
             "STUDENT_OPERAND": score_operand(dtypes[0]),
             "TEACHER_OPERAND": score_operand(dtypes[1]),
-            "BLOCK_Q": self.tile.queries,
-            "BLOCK_K": self.tile.keys,
-            "BLOCK_DS": self.tile.student_size,
-            "BLOCK_DT": self.tile.teacher_size,
-            "num_warps": self.tile.num_warps,
-            "num_stages": self.tile.num_stages,
+            "BLOCK_Q": self.tile.edge,
+            "BLOCK_K": self.tile.edge,
+            "BLOCK_D": self.tile.size,
+            **self.tile.launch.options,
         }
 
     def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -78,7 +76,7 @@ class PairAlignment:
         statistics = self._empty(batch, 2, heads, 0 if normalization == "mixture" else groups)
         whole = normalization == "map"
         partials = self._empty(batch, self.queries, 8, heads) if whole else None
-        pair_fwd[(batch * heads * ceil_div(self.queries, self.tile.queries),)](
+        pair_fwd[(batch * heads * ceil_div(self.queries, self.tile.edge),)](
             *self.tensors,
             *self.lengths,
             logs,
@@ -113,8 +111,8 @@ class PairAlignment:
         delta = None if mixture else self._empty(self.batch, self.heads, self.queries)
         query_gradient = self._empty(*query.shape, dtype=query.dtype)
         key_gradient = self._empty(*key.shape, dtype=key.dtype)
-        row_blocks = ceil_div(self.queries, self.tile.queries)
-        key_blocks = ceil_div(self.keys, self.tile.keys)
+        row_blocks = ceil_div(self.queries, self.tile.edge)
+        key_blocks = ceil_div(self.keys, self.tile.edge)
         scalars = (*self.scalars, statistics.shape[3])
         products = {
             "PRODUCT_OPERAND": self.precision.operand,

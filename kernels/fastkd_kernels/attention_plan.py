@@ -5,10 +5,10 @@ from functools import lru_cache
 
 import torch
 
+from fastkd_kernels.attention_config import EDGES, LONG_BLOCK
 from fastkd_kernels.common import block_size, ceil_div
 
 SCRATCH_BYTES = 32 << 20  # where the device does not tell the size of its cache
-KEY_BLOCK = 128  # keys that one program of the probabilities takes, at most
 ROW_STEP = 64  # chunks of part of a sentence start at multiples of it
 SEGMENTS = 8  # a row's keys are shared among so many programs, at most
 SLOTS = 1024  # programs that keep a weight gradient of their own, about
@@ -33,6 +33,7 @@ class Plan:
     key_blocks: int
     segments: int
     segment_keys: int
+    whole: bool  # a program of the mixing kernels holds whole rows, and the scratch final maps
     groups: tuple[tuple[Chunk, ...], ...]  # the chunks of one group hold the same sentences
 
     @property
@@ -42,11 +43,6 @@ class Plan:
     @property
     def rows(self) -> int:
         return max(chunk.rows for group in self.groups for chunk in group)
-
-    @property
-    def scaled(self) -> bool:
-        """Whether the scratch holds blocks of a row, each normalised by its own maximum."""
-        return self.key_blocks > 1
 
 
 @lru_cache(maxsize=64)
@@ -65,16 +61,17 @@ def make_plan(
     teacher_maps: int,
     queries: int,
     keys: int,
+    whole: bool,
     cell_bytes: int,
     budget: int,
 ) -> Plan:
     pitch = ceil_div(keys, 16) * 16
-    key_block = block_size(keys, most=KEY_BLOCK)
+    key_block = block_size(keys, *EDGES) if whole else LONG_BLOCK
     key_blocks = ceil_div(keys, key_block)
     segments = min(SEGMENTS, ceil_div(key_blocks, 2))
     segment_keys = ceil_div(key_blocks, segments) * key_block
     segments = ceil_div(keys, segment_keys)
-    maps = student_maps * (1 if key_blocks == 1 else 2) + teacher_maps
+    maps = student_maps * (1 if whole else 2) + teacher_maps
     fitting = max(budget // (maps * pitch * cell_bytes), 1)
     if fitting >= queries:
         together = min(batch, fitting // queries)
@@ -95,4 +92,4 @@ def make_plan(
             )
             for sentence in range(batch)
         )
-    return Plan(pitch, key_block, key_blocks, segments, segment_keys, groups)
+    return Plan(pitch, key_block, key_blocks, segments, segment_keys, whole, groups)

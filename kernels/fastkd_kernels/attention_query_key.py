@@ -90,19 +90,19 @@ class QueryKeyAlignment:
         self.upstream, self.settings = upstream, settings
         self.precision = precision(student[0].dtype)
         scratch = self.precision.scratch
+        tile = mix_tile(student_maps, self.keys, scratch)
+        self.whole = tile.keys >= self.keys
         self.plan = plan = make_plan(
             batch,
             student_maps,
             teacher_maps,
             self.queries,
             self.keys,
+            self.whole,
             scratch.itemsize,
             scratch_bytes(self.device),
         )
-        tile = mix_tile(student_maps, teacher_maps, self.keys, scratch)
-        # A program of the mixing kernels holds whole rows.
-        self.whole = tile.keys >= self.keys
-        segments = 1 if self.whole else plan.segments
+        segments = plan.segments
         self.mixing = Mixing(
             settings=settings,
             precision=self.precision,
@@ -144,8 +144,8 @@ class QueryKeyAlignment:
         plan = self.plan
         cells = plan.sentences * query.shape[1] * plan.rows
         maps = self._empty(cells * plan.pitch, dtype=self.precision.scratch)
-        block_max = self._empty(cells * plan.key_blocks) if plan.scaled else None
-        block_sum = self._empty(cells * plan.key_blocks) if plan.scaled else None
+        block_max = self._empty(cells * plan.key_blocks) if not plan.whole else None
+        block_sum = self._empty(cells * plan.key_blocks) if not plan.whole else None
         return Side(query, key, scale, maps, block_max, block_sum)
 
     def _allocate(self) -> None:
@@ -253,7 +253,7 @@ class QueryKeyAlignment:
         plan, settings = self.plan, self.settings
         for side in (self.teacher, self.student):
             dtype = side.query.dtype
-            tile = probability_tile(chunk.rows, plan.key_block, side.size, dtype)
+            tile = probability_tile(chunk.rows, plan.key_block, side.size)
             row_blocks = ceil_div(chunk.rows, tile.rows)
             probabilities_fwd[(chunk.sentences * side.heads * row_blocks * plan.key_blocks,)](
                 side.query,
@@ -284,10 +284,9 @@ class QueryKeyAlignment:
                 BLOCK_Q=tile.rows,
                 BLOCK_K=tile.keys,
                 BLOCK_D=tile.size,
-                num_warps=tile.num_warps,
-                num_stages=tile.num_stages,
+                **tile.launch.options,
             )
-        if plan.scaled:
+        if not plan.whole:
             rows = [
                 chunk.sentences * side.heads * chunk.rows for side in (self.student, self.teacher)
             ]
@@ -306,7 +305,7 @@ class QueryKeyAlignment:
     def _products(self, chunk: Chunk) -> None:
         plan, side, mixing = self.plan, self.student, self.mixing
         size = side.size
-        tile = product_tile(chunk.rows, plan.key_block, size, self.precision.scratch)
+        tile = product_tile(chunk.rows, self.keys, size, self.precision.scratch)
         size_blocks = ceil_div(size, tile.size)
         row_blocks = ceil_div(chunk.rows, tile.rows)
         column_blocks = ceil_div(self.keys, tile.keys)
@@ -352,6 +351,5 @@ class QueryKeyAlignment:
             BLOCK_Q=tile.rows,
             BLOCK_K=tile.keys,
             BLOCK_D=tile.size,
-            num_warps=tile.num_warps,
-            num_stages=tile.num_stages,
+            **tile.launch.options,
         )

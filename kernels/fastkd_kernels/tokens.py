@@ -139,6 +139,7 @@ def dense_token_losses(
     int64, or empty where not asked for.
     """
     positions = student.shape[:-1]
+    student = student if torch.is_grad_enabled() else student.detach()
     # Nothing of the logits, but a way back to them: a second-order gradient has to find its error.
     anchor = student[..., :0].clone() if student.requires_grad else None
     *losses, prediction = DenseTokenLosses.apply(

@@ -256,6 +256,8 @@ def linear_token_losses(
     student: (..., Ds), (V, Ds), (V,) or None; dense_teacher likewise, or three times None.
     Under autocast the products take its type.
     """
+    if not torch.is_grad_enabled():
+        student = tuple(None if x is None else x.detach() for x in student)
     hidden, weight, bias = student
     device = hidden.device.type
     dtype, teacher_dtype = hidden.dtype, None

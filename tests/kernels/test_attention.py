@@ -1,0 +1,150 @@
+"""The alignment kernels against the reference, under the interpreter or on a GPU."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.kernels.attention_compare import assert_as_exact_as_reference, attention, maps
+
+NORMALIZATIONS = ("map", "row", "mixture")
+
+
+def lengths(*values: int) -> torch.Tensor:
+    return torch.tensor(values)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("padding", ["exclude", "include"])
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_every_normalization_padding_and_reduction(normalization, padding, reduction):
+    assert_as_exact_as_reference(
+        attention(),
+        normalization=normalization,
+        padding=padding,
+        reduction=reduction,
+        query_lengths=lengths(7, 3),
+        key_lengths=lengths(4, 9),
+    )
+
+
+@pytest.mark.parametrize("padding", ["exclude", "include"])
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_head_against_head(normalization, padding):
+    inputs = attention(students=4, teachers=4, group=2, queries=9, weighted=False)
+    assert_as_exact_as_reference(
+        inputs,
+        normalization=normalization,
+        padding=padding,
+        reduction="none",
+        causal=True,
+        query_lengths=lengths(9, 3),
+        key_lengths=lengths(4, 0),
+    )
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("padding", ["exclude", "include"])
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_maps(normalization, padding, weighted):
+    inputs = maps(teachers=5 if weighted else 3, weighted=weighted, queries=9)
+    assert_as_exact_as_reference(
+        inputs,
+        normalization=normalization,
+        padding=padding,
+        reduction="none",
+        causal=True,
+        query_lengths=lengths(2, 9),
+        key_lengths=lengths(9, 5),
+    )
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_rows_longer_than_a_block_and_more_maps_than_one(normalization):
+    inputs = attention(students=2, teachers=33, queries=2, keys=150, batch=1)
+    assert_as_exact_as_reference(
+        inputs, normalization=normalization, reduction="none", key_lengths=lengths(140)
+    )
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_long_maps(normalization):
+    inputs = maps(batch=1, teachers=33, queries=2, keys=150)
+    assert_as_exact_as_reference(inputs, normalization=normalization, key_lengths=lengths(140))
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_long_rows_head_against_head(normalization):
+    inputs = attention(batch=1, students=1, teachers=1, queries=34, keys=70, weighted=False)
+    assert_as_exact_as_reference(inputs, normalization=normalization, key_lengths=lengths(67))
+
+
+@pytest.mark.parametrize("normalization", ["map", "row"])
+@pytest.mark.parametrize("padding", ["exclude", "include"])
+def test_chunks_of_part_of_a_sentence(normalization, padding, monkeypatch):
+    from fastkd_kernels import attention_query_key
+
+    monkeypatch.setattr(attention_query_key, "scratch_bytes", lambda device: 1)
+    inputs = attention(batch=1, students=2, teachers=2, group=2, queries=20, keys=70)
+    assert_as_exact_as_reference(
+        inputs, normalization=normalization, padding=padding, query_lengths=lengths(19)
+    )
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.01])
+@pytest.mark.parametrize("normalization", ["map", "row"])
+def test_temperature_and_scales(normalization, temperature):
+    assert_as_exact_as_reference(
+        attention(),
+        normalization=normalization,
+        temperature=temperature,
+        student_scale=0.7,
+        teacher_scale=0.1,
+        reduction="none",
+    )
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("weighted", [True, False])
+def test_float16(normalization, weighted):
+    inputs = attention(teachers=5 if weighted else 3, dtype=torch.float16, weighted=weighted)
+    assert_as_exact_as_reference(inputs, normalization=normalization, reduction="none")
+
+
+@given(
+    batch=st.integers(1, 3),
+    group=st.integers(1, 2),
+    students=st.integers(1, 3),
+    teachers=st.integers(1, 3),
+    queries=st.integers(1, 18),
+    keys=st.integers(1, 35),
+    student_size=st.sampled_from([16, 20, 80]),
+    teacher_size=st.sampled_from([16, 33]),
+    normalization=st.sampled_from(NORMALIZATIONS),
+    padding=st.sampled_from(["exclude", "include"]),
+    causal=st.booleans(),
+    weighted=st.booleans(),
+    data=st.data(),
+)
+@settings(max_examples=12, deadline=None)
+def test_drawn_shapes(
+    batch, group, students, teachers, queries, keys, student_size, teacher_size, normalization,
+    padding, causal, weighted, data,
+):  # fmt: skip
+    keys = queries if causal else keys
+    teachers = teachers if weighted else students
+    inputs = attention(
+        batch, students * group, teachers * group, queries, keys, student_size, teacher_size, group,
+        weighted=weighted,
+    )  # fmt: skip
+    drawn = [data.draw(st.lists(st.integers(0, most), min_size=batch, max_size=batch))
+             for most in (queries, keys)]  # fmt: skip
+    assert_as_exact_as_reference(
+        inputs,
+        normalization=normalization,
+        padding=padding,
+        causal=causal,
+        query_lengths=lengths(*drawn[0]),
+        key_lengths=lengths(*drawn[1]),
+        reduction=data.draw(st.sampled_from(["none", "sum"])),
+    )
