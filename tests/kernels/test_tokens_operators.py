@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fastkd_kernels import tokens_launch
+from fastkd_kernels import tokens, tokens_launch, tokens_linear
 from fastkd_kernels.tokens import dense_token_losses_op
 from fastkd_kernels.tokens_linear import linear_token_losses_op
 from fastkd_kernels.tokens_settings import TokenSettings
@@ -162,6 +162,26 @@ def test_only_the_loss_is_differentiable():
     assert not any(part.requires_grad for part in losses[1:])
     with torch.no_grad():
         assert not token_distillation_loss(student, teacher, target, **OPTIONS).loss.requires_grad
+
+
+def test_no_gradient_is_computed_where_none_is_recorded(monkeypatch):
+    gradients = []
+    launch = tokens_launch.launch_rows
+
+    def recorded(*arguments):
+        gradients.append(arguments[6])
+        launch(*arguments)
+
+    for module in (tokens, tokens_linear):
+        monkeypatch.setattr(module, "launch_rows", recorded)
+    student, teacher, target = batch()
+    trained, linear_teacher, _ = linear_batch()
+    with torch.no_grad():
+        token_distillation_loss(student, teacher, target, **OPTIONS)
+        linear_token_distillation_loss(*trained, *linear_teacher, target, **OPTIONS)
+    assert gradients == [None, None]
+    token_distillation_loss(student, teacher, target, **OPTIONS)
+    assert gradients[-1] is not None
 
 
 def test_sizes_choose_among_a_few_compilations(monkeypatch):
