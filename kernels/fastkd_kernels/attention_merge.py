@@ -74,12 +74,13 @@ def merge_statistics_fwd(
         tile_shift = tl.load(partials + place + 7 * teacher_maps, mask=mask, other=0.0)
         move = tl.where(tile_sum > 0, tile_shift - shift[None, :], 0.0)
         d_most = tl.maximum(d_most, tl.max(tile_most + tl.abs(move), 0))
+        weight = tl.where(tile_sum > 0, tl.exp(tile_max - base[None, :]), 0.0)
+        d_sum += tl.sum((tile_d + move * tile_sum) * weight, 0)
+        # Beyond STEEP the last sum is not used, and must not overflow.
         move = tl.minimum(tl.maximum(move, -STEEP), STEEP)
         small = tl.minimum(tl.maximum(move, -1.0), 1.0)
         bent = tl.where(tl.abs(move) <= 1, expm1_excess(small), tl.exp(move) - 1 - move)
-        weight = tl.where(tile_sum > 0, tl.exp(tile_max - base[None, :]), 0.0)
         moved = tile_e * (1 + move + bent) + tile_d * (move + bent) + tile_sum * bent
-        d_sum += tl.sum((tile_d + move * tile_sum) * weight, 0)
         e_sum += tl.sum(moved * weight, 0)
     a_log, ratio, divergence = finish(a_max, a_sum, d_sum, e_sum, m_max, m_sum, d_most, shift)
     store_row(
