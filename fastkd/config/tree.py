@@ -184,7 +184,7 @@ class A2D:
     decoder: NonNegative = 0.5
     cross: NonNegative = 0.5
     decay: Annotated[float, Field(gt=0, le=1)] = 0.9  # weight · decay^(epoch-1)
-    normalization: Literal["map", "row", "mixture"] = "row"
+    normalization: Literal["map", "row", "mixture"] = "mixture"  # "map": as published
     temperature: Temperature = 1.0
     padding: Literal["exclude", "include"] = "exclude"
 
