@@ -1,42 +1,50 @@
-"""Lines of a stream, in order and without loss: what a filter reads."""
+"""Lines of UTF-8 text, in order and without loss."""
 
 import contextlib
 import gzip
+import zlib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 from fastkd.errors import InputError
 
 
+def opened(path: str | Path) -> BinaryIO:
+    """A file for reading, unpacked where its name ends in `.gz`."""
+    return gzip.open(path, "rb") if str(path).endswith(".gz") else open(path, "rb")  # type: ignore
+
+
 @contextlib.contextmanager
 def opened_input(path: str | None, default: BinaryIO) -> Iterator[tuple[BinaryIO, str]]:
-    """The file at `path`, plain or gzip, or `default`, and what a complaint calls it."""
+    """The file at `path`, plain or gzip, or `default`; and what a complaint calls it."""
     if path is None:
         yield default, "standard input"
         return
-    opened = gzip.open if path.endswith(".gz") else open
     with contextlib.ExitStack() as stack:
         try:
-            file = stack.enter_context(opened(path, "rb"))
+            file = stack.enter_context(opened(path))
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-        yield file, path  # type: ignore[misc]
+        yield file, path
 
 
 def decoded_lines(file: Iterable[bytes], name: str, invalid: str = "refuse") -> Iterator[str]:
-    """Text of each line, ended by a line feed only; `invalid` bytes: "refuse" or "replace"."""
+    """Text of each line, without its end; only a line feed ends a line.
+
+    invalid: what becomes of bytes that are not UTF-8: "refuse", or "replace" by U+FFFD
+
+    Raises InputError where the file cannot be read, or a line is not UTF-8 and refused.
+    """
+    errors = "replace" if invalid == "replace" else "strict"
+    number = 0
     try:
         for number, line in enumerate(file, start=1):
-            yield _decoded(line.removesuffix(b"\n").removesuffix(b"\r"), name, number, invalid)
-    except (EOFError, OSError) as error:
-        raise InputError(f"{name}: cannot be read: {error}") from None
-
-
-def _decoded(line: bytes, name: str, number: int, invalid: str) -> str:
-    try:
-        return line.decode("utf-8", "replace" if invalid == "replace" else "strict")
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8", errors)
+            yield text.removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{name}: line {number:,} is not UTF-8 (byte {error.start + 1} of the line);"
-            " --invalid replace accepts it"
-        ) from None
+            f"{name}: line {number:,} is not UTF-8 (byte {error.start + 1} of the line)"
+        ) from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{name}: cannot be read: {error}") from error

@@ -1,12 +1,11 @@
 """Parallel text: `<prefix>.<language>` or `<prefix>.<language>.gz`, one UTF-8 sentence a line."""
 
-import gzip
 import itertools
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
+from fastkd.data.lines import decoded_lines, opened
 from fastkd.errors import InputError
 
 Item = TypeVar("Item")
@@ -32,13 +31,12 @@ def read_lines(path: str | Path) -> Iterator[str]:
     Raises:
         InputError: the file cannot be read, or a line is not UTF-8.
     """
-    path = Path(path)
     try:
-        with _open(path) as file:
-            for number, line in enumerate(file, start=1):
-                yield _decode(line, path, number)
-    except (OSError, EOFError, zlib.error) as error:
+        file = opened(path)
+    except OSError as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
+    with file:
+        yield from decoded_lines(file, str(path))
 
 
 def read_pairs(source: str | Path, target: str | Path) -> Iterator[tuple[str, str]]:
@@ -74,17 +72,3 @@ def sample_evenly(items: Iterable[Item], total: int, wanted: int) -> Iterator[It
     for index, item in enumerate(items):
         if index * wanted // total != (index + 1) * wanted // total:
             yield item
-
-
-def _open(path: Path) -> BinaryIO:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore
-
-
-def _decode(line: bytes, path: Path, number: int) -> str:
-    try:
-        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: line {number:,} is not UTF-8 (byte {error.start + 1} of the line)"
-        ) from error
-    return text.removesuffix("\n").removesuffix("\r")
