@@ -31,7 +31,7 @@ def dense_losses(
     options: TokenOptions,
 ) -> TokenLosses:
     settings = _settings(teacher, options)
-    *losses, prediction = dense_token_losses(
+    loss, ce, kd, rank, prediction = dense_token_losses(
         student_logits,
         _teacher(teacher),
         target,
@@ -40,7 +40,7 @@ def dense_losses(
         options.reduction,
         options.return_prediction,
     )
-    return TokenLosses(*losses, prediction if options.return_prediction else None)
+    return TokenLosses(loss, ce, kd, rank, prediction if options.return_prediction else None)
 
 
 def linear_losses(
@@ -55,7 +55,7 @@ def linear_losses(
     hidden = weight = bias = None
     if isinstance(teacher, LinearTeacher):
         hidden, weight, bias = teacher
-    *losses, prediction = linear_token_losses(
+    loss, ce, kd, rank, prediction = linear_token_losses(
         (student_hidden, student_weight, student_bias),
         (hidden, weight, bias),
         _teacher(None if isinstance(teacher, LinearTeacher) else teacher),
@@ -65,7 +65,7 @@ def linear_losses(
         options.reduction,
         options.return_prediction,
     )
-    return TokenLosses(*losses, prediction if options.return_prediction else None)
+    return TokenLosses(loss, ce, kd, rank, prediction if options.return_prediction else None)
 
 
 def _teacher(teacher: Tensor | SparseTeacher | None) -> Teacher:
