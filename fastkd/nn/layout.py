@@ -3,6 +3,9 @@
 Position-wise parts of a model (norms, projections, feed-forward) see one row per token, only
 attention sees sentences. On a CPU the rows are the real tokens alone, so padding costs nothing
 outside attention; elsewhere they are all cells of the batch, and rows are a view.
+
+A few spare rows at the end bring packed rows to a multiple of `ROWS`: matrix products on a CPU are
+compiled for each shape, which takes longer than to compute them, and so shapes come again.
 """
 
 from functools import cached_property
@@ -11,12 +14,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+ROWS = 32
+
 
 class Layout:
     """The cells of a batch (B, T) that hold tokens: the first `lengths[b]` of sentence b.
 
     lengths: (B,) integers on the CPU, from 1 to T; read here, so no device is waited for
-    packed: rows are the real tokens only; None chooses it for a padded batch on a CPU
+    packed: rows are the real tokens and then spare ones, copies of a cell without a token, which
+        losses must leave out like padding; None chooses it for a padded batch on a CPU
     """
 
     def __init__(
@@ -47,11 +53,13 @@ class Layout:
     def cells(self) -> "_Cells":
         """Where rows and cells lie in each other, where packed."""
         real = (torch.arange(self.time) < self.lengths[:, None]).flatten()
-        places = (real.nonzero().squeeze(1), (~real).nonzero().squeeze(1), real.cumsum(0) - 1)
+        tokens, pads = real.nonzero().squeeze(1), (~real).nonzero().squeeze(1)
+        spare = pads[:1].expand(-tokens.shape[0] % ROWS)
+        places = (torch.cat([tokens, spare]), pads, real.cumsum(0) - 1)
         return _Cells(*(place.to(self.device, non_blocking=True) for place in places))
 
     def rows(self, batch: Tensor) -> Tensor:
-        """(B, T, *) to one row a token (N, *)."""
+        """(B, T, *) to one row a token, and spare ones: (N, *)."""
         flat = batch.flatten(0, 1)
         return _TakeRows.apply(flat, self.cells) if self.packed else flat
 
@@ -65,20 +73,20 @@ class Layout:
         """The row of `table` (positions, width) for the position of each token: (N, width)."""
         table = table[: self.time]
         if self.packed:
-            return table.index_select(0, self.cells.real % self.time)
+            return table.index_select(0, self.cells.source % self.time)
         return table.repeat(self.batch, 1)
 
 
 class _Cells(NamedTuple):
-    """Of a flattened batch of B·T cells with N tokens."""
+    """Of a flattened batch of B·T cells."""
 
-    real: Tensor  # (N,) the cell of each row
-    pads: Tensor  # (B·T - N,) the cells without a token
+    source: Tensor  # (N,) the cell of each row
+    pads: Tensor  # the cells without a token
     row: Tensor  # (B·T,) the row of each cell; of a cell without a token, that of one before it
 
 
 def _take(flat: Tensor, cells: _Cells) -> Tensor:
-    return flat.index_select(0, cells.real)
+    return flat.index_select(0, cells.source)
 
 
 def _place(rows: Tensor, cells: _Cells) -> Tensor:
@@ -87,7 +95,8 @@ def _place(rows: Tensor, cells: _Cells) -> Tensor:
 
 
 class _TakeRows(torch.autograd.Function):
-    """The rows of a flattened batch; cells do not repeat, so the gradient is no sum but a copy."""
+    """The rows of a flattened batch. Cells of tokens do not repeat, so the gradient is no sum but a
+    copy; spare rows have none."""
 
     @staticmethod
     def forward(ctx, flat: Tensor, cells: _Cells) -> Tensor:

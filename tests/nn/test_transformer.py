@@ -10,6 +10,7 @@ from torch import nn
 from fastkd.config.tree import ModelConfig
 from fastkd.errors import InputError
 from fastkd.nn import Transformer, count_parameters
+from fastkd.nn.layout import ROWS
 
 PAD = 0
 SIZES = {"encoder_layers": 2, "decoder_layers": 3, "width": 16, "ffn": 24, "heads": 4}
@@ -150,14 +151,16 @@ def test_padding_and_packing_change_nothing(norm, monkeypatch):
     torch.testing.assert_close(alone, packed[0], atol=1e-12, rtol=1e-10)
 
 
-def test_rows_are_the_tokens_of_hidden():
+def test_rows_are_the_tokens_of_hidden_and_spare_ones():
     model = build().eval()
     source, source_lengths, target, target_lengths = batch()
     output = model(source, source_lengths, target, target_lengths)
-    assert output.rows.shape[0] == target_lengths.sum()
+    tokens = int(target_lengths.sum())
     rows = output.layout.rows(target)
-    assert torch.equal(rows, target[target != PAD])
-    assert torch.equal(output.rows, output.hidden[target != PAD])
+    assert output.rows.shape[0] == rows.shape[0] == -(-tokens // ROWS) * ROWS
+    assert torch.equal(rows[:tokens], target[target != PAD])
+    assert (rows[tokens:] == PAD).all()
+    assert torch.equal(output.rows[:tokens], output.hidden[target != PAD])
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
