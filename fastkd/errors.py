@@ -1,7 +1,7 @@
 """The exceptions that callers may want to tell apart."""
 
 
-class BackendUnavailable(RuntimeError):
+class BackendUnavailable(RuntimeError):  # noqa: N818
     """A backend asked for by name cannot serve the call; the message says why."""
 
 
