@@ -110,15 +110,24 @@ def test_nothing_learns():
     assert not quiet.loss.requires_grad and torch.equal(quiet.loss, result.loss)
 
 
-def test_padding_costs_products_of_less_than_one_block_of_rows():
-    inputs, bias = linear_call(rows=200)
+def test_padding_costs_no_products():
+    inputs, bias = linear_call()
     learned(inputs, bias)
-    inputs[4][positions.ROWS + 7 :] = -100
+    inputs[4][7:] = -100
     with Recorder() as recorder:
         linear_token_distillation_loss(*inputs, backend="torch", **ALL).loss.backward()
     assert recorder.products
-    rows = 2 * positions.ROWS
-    assert all(rows in (args[-2].shape + args[-1].shape) for args in recorder.products)
+    assert all(7 in (args[-2].shape + args[-1].shape) for args in recorder.products)
+
+
+@pytest.mark.parametrize("rows", [33, 50, 64])
+def test_products_in_half_precision_have_a_multiple_of_32_rows(rows):
+    inputs, bias = linear_call(rows=rows, dtype=torch.bfloat16)
+    learned(inputs, bias)
+    with Recorder() as recorder:
+        linear_token_distillation_loss(*inputs, backend="torch", **ALL).loss.backward()
+    assert recorder.products
+    assert all(64 in (args[-2].shape + args[-1].shape) for args in recorder.products)
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean", "none"])

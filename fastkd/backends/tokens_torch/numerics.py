@@ -6,11 +6,21 @@ import torch
 from torch import Tensor
 
 BANNED = -torch.inf
+ROWS = 32
 
 
 def readable(tensor: Tensor) -> bool:
     """Whether Python may look at values without waiting for a device."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def rounded(rows: int, device: torch.device) -> int:
+    """Rows of a matrix product that shall have `rows`.
+
+    On a CPU products of 16-bit numbers are compiled for each shape, which takes longer than to
+    compute them; so shapes of more than a few rows are made to come again.
+    """
+    return rows if device.type != "cpu" or rows <= ROWS else -(-rows // ROWS) * ROWS
 
 
 def banned_ids(logits: Tensor) -> Tensor | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastkd.backends.tokens_torch.numerics import readable
+from fastkd.backends.tokens_torch.numerics import readable, rounded
 
 Part = slice | Tensor  # of the N positions: a range, or ids (R,)
 
@@ -15,21 +15,18 @@ Part = slice | Tensor  # of the N positions: a range, or ids (R,)
 CHUNK = 2**21
 # On other devices, where a chunk is a few dozen launches.
 DEVICE_CHUNK = 2**25
-# Matrix products on a CPU are compiled for each shape, which takes longer than to compute them:
-# chunks have a multiple of so many rows, so that their shapes come again.
-ROWS = 32
 
 
 @dataclass(frozen=True)
 class Positions:
     """The N positions of a call and those of them that count.
 
-    Where values can be read, the others are left out, but for a few that fill the last chunk. They,
-    and elsewhere all of them, are computed from zeros and their gradient is multiplied by 0.
+    Where values can be read, the others are left out; elsewhere they are computed from zeros and
+    their gradient is multiplied by 0.
     """
 
     count: int
-    chosen: Tensor | None  # (n,) ids of the positions to compute; None for all
+    chosen: Tensor | None  # (n,) ids of the positions that count; None for all
     masked: Tensor | None  # (N,) bool, true where a position does not count
     chunk: int
 
@@ -38,19 +35,14 @@ class Positions:
         counted: Tensor | None, count: int, vocabulary: int, device: torch.device
     ) -> "Positions":
         chosen = masked = None
-        if counted is not None:
+        if counted is not None and readable(counted):
+            chosen = counted.nonzero().squeeze(-1)
+        elif counted is not None:
             masked = ~counted
-            if readable(counted):
-                chosen = counted.nonzero().squeeze(-1)
-                filling = masked.nonzero().squeeze(-1)[: -chosen.numel() % ROWS]
-                chosen, masked = torch.cat([chosen, filling]), masked if filling.numel() else None
         rows = count if chosen is None else chosen.numel()
         largest = CHUNK if device.type == "cpu" else DEVICE_CHUNK
         chunks = max(-(-rows * vocabulary // largest), 1)
-        chunk = -(-rows // chunks)
-        if chunk > ROWS:
-            chunk = -(-chunk // ROWS) * ROWS
-        return Positions(count, chosen, masked, chunk)
+        return Positions(count, chosen, masked, rounded(-(-rows // chunks), device))
 
     def __iter__(self) -> Iterator[Part]:
         rows = self.count if self.chosen is None else self.chosen.numel()
@@ -77,9 +69,7 @@ class Positions:
 
     def scale(self, upstream: Tensor | None, part: Part) -> Tensor | None:
         """What each row's gradient is still to be multiplied with, (R,); None for 1."""
-        upstream = None if upstream is None else upstream[part]
-        hidden = None if self.masked is None else self.masked[part]
-        if hidden is None or (readable(hidden) and not hidden.any()):
-            return upstream
-        counts = (~hidden).float()
-        return counts if upstream is None else counts * upstream
+        if self.masked is None:
+            return None if upstream is None else upstream[part]
+        counts = (~self.masked[part]).float()
+        return counts if upstream is None else counts * upstream[part]

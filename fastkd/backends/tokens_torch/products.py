@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastkd.backends.tokens_torch.positions import Part
@@ -24,16 +25,16 @@ class Projection:
         self.slices = [slice(start, start + step) for start in range(0, vocabulary, step)]
 
     def logits(self, hidden: Tensor, out: Tensor, low: Tensor | None) -> Tensor:
-        """Of `hidden` (R, D) into `out` (R, V), through `low` (R, V) where products go there."""
-        hidden = hidden.to(self.weight.dtype)
-        result = out if low is None else low
+        """Of `hidden` (R, D) into `out` (R, V), through `low` (≥ R, V) where products go there."""
+        rows, result = hidden.shape[0], out if low is None else low
+        hidden = filled(hidden.to(self.weight.dtype), result.shape[0])
         for part in self.slices:
             weight, columns = self.weight[part].t(), result[:, part]
             if self.bias is None:
                 torch.mm(hidden, weight, out=columns)
             else:
                 torch.addmm(self.bias[part], hidden, weight, out=columns)
-        return out if low is None else out.copy_(low)
+        return out if low is None else out.copy_(low[:rows])
 
 
 class ProjectionGradients:
@@ -70,12 +71,16 @@ class ProjectionGradients:
             gradient.mul_(scale.unsqueeze(-1))
         if self.bias is not None:
             self.bias += gradient.sum(0)
+        rows = hidden.shape[0]
         if low is not None:
-            gradient = low.copy_(gradient)
+            low[:rows].copy_(gradient)
+            low[rows:].zero_()
+            gradient = low
         if self.hidden is not None:
-            self.hidden[part] = torch.mm(gradient, self.projection.weight).to(self.hidden.dtype)
+            product = torch.mm(gradient, self.projection.weight)
+            self.hidden[part] = product[:rows].to(self.hidden.dtype)
         if self.weight is not None:
-            self._add_weight(hidden.to(gradient.dtype), gradient)
+            self._add_weight(filled(hidden.to(gradient.dtype), gradient.shape[0]), gradient)
         self.started = True
 
     def _add_weight(self, hidden: Tensor, gradient: Tensor) -> None:
@@ -95,3 +100,9 @@ class ProjectionGradients:
         if self.weight is not None and not self.started:
             self.weight.zero_()
         return [self.hidden, self.weight, self.bias]
+
+
+def filled(hidden: Tensor, rows: int) -> Tensor:
+    """With rows of zeros up to so many."""
+    missing = rows - hidden.shape[0]
+    return F.pad(hidden, (0, 0, 0, missing)) if missing else hidden

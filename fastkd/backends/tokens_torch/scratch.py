@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from fastkd.backends.tokens_torch.numerics import rounded
+
 
 class Scratch:
     """Buffers (rows, V) by name, made when first asked for."""
@@ -24,8 +26,11 @@ class Scratch:
         return self._take(name, rows, self.inside)
 
     def low(self, rows: int) -> Tensor | None:
-        """For products of another type than `inside`; None where they have the same."""
-        return None if self.product == self.inside else self._take("low", rows, self.product)
+        """For products of another type than `inside`, a few more rows where that is faster; None
+        where they have the same."""
+        if self.product == self.inside:
+            return None
+        return self._take("low", rounded(rows, self.device), self.product)
 
     def _take(self, name: str, rows: int, dtype: torch.dtype) -> Tensor:
         if name not in self.buffers:

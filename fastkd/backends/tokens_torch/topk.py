@@ -36,8 +36,16 @@ def _first(scores: Tensor, k: int) -> Tensor:
     size = scores.shape[1]
     if k < size and readable(scores):
         values, places = scores.topk(k + 1)
-        if not (values[:, 1:] == values[:, :-1]).any():
-            return places[:, :k]
+        places = places[:, :k]
+        tied = (values[:, 1:] == values[:, :-1]).any(1)
+        if tied.any():
+            places[tied] = _first_of_equals(scores[tied], k)
+        return places
+    return _first_of_equals(scores, k)
+
+
+def _first_of_equals(scores: Tensor, k: int) -> Tensor:
+    size = scores.shape[1]
     if scores.dtype != torch.float32:
         return scores.sort(dim=-1, descending=True, stable=True).indices[:, :k]
     # One integer holds score and place, so that no two entries of a row are equal.
