@@ -1,0 +1,1 @@
+"""How well students translate: one table from committed recipes, over several seeds."""

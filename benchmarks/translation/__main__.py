@@ -1,0 +1,65 @@
+"""Trains and scores what a plan lists, and shows the table.
+
+    python -m benchmarks.translation PLAN.yaml [--rows NAME …] [--seeds N …] [--jobs N] [--test]
+
+Run it where the plan's corpus is found as data/<corpus>. It goes on where it was stopped. `--test`
+also scores the test set; choose by dev before. Beside the plan's CSV it leaves a picture.
+"""
+
+import argparse
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from benchmarks.translation.picture import draw
+from benchmarks.translation.plan import Trial, read_plan
+from benchmarks.translation.results import Results, markdown, show
+from benchmarks.translation.trial import prepare, result, train
+
+SAMPLES = 1000
+
+
+def main() -> None:
+    arguments = parsed()
+    plan = read_plan(arguments.plan)
+    splits = ("dev", "test") if arguments.test else ("dev",)
+    results = Results(arguments.out / f"{arguments.plan.stem}.csv")
+
+    def finish(trial: Trial) -> None:
+        """A run that fails is left out and told; the others go on."""
+        missing = [split for split in splits if results.of(trial, split) is None]
+        try:
+            if missing:
+                train(trial)
+            for split in missing:
+                results.add(result(trial, split))
+        except subprocess.CalledProcessError as error:
+            print(f"{trial.name}, seed {trial.seed}: exit status {error.returncode}")
+
+    if not arguments.show:
+        prepare(plan.teacher)
+        finish(plan.teacher)
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            list(pool.map(finish, plan.trials(tuple(arguments.rows), tuple(arguments.seeds))))
+    show(plan, results, splits)
+    (arguments.out / f"{arguments.plan.stem}.md").write_text(markdown(plan, results, splits))
+    picture = arguments.out / f"{arguments.plan.stem}-{splits[-1]}.png"
+    for name, each in draw(plan, results, splits[-1], SAMPLES, picture).items():
+        chance = "" if each["p"] is None else f", p = {each['p']:.3f} against {plan.baseline}"
+        print(f"{name}: {each['bleu']:.2f} ± {each['interval']:.2f}{chance}")
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("plan", type=Path)
+    parser.add_argument("--rows", nargs="+", default=[])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[])
+    parser.add_argument("--jobs", type=int, default=1, help="runs trained at the same time")
+    parser.add_argument("--test", action="store_true", help="score the test set too")
+    parser.add_argument("--show", action="store_true", help="train nothing, show what is there")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""What a table is made of: rows (methods), each a recipe with overrides, run with every seed."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic.dataclasses import dataclass as checked
+
+STRICT = ConfigDict(extra="forbid")
+
+
+@checked(frozen=True, kw_only=True, config=STRICT)
+class Row:
+    """A line of the table."""
+
+    recipe: str  # of the plan's recipes
+    set: tuple[str, ...] = ()  # key.path=value
+    distilled: bool = False  # trained on the teacher's translations
+    teacher: bool = False  # of all other rows; trained with the first seed alone
+
+
+@checked(frozen=True, kw_only=True, config=STRICT)
+class Plan:
+    """A plan file; paths are relative to the current folder."""
+
+    corpus: str
+    recipes: str
+    runs: str  # folder of all runs
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
+    baseline: str  # the row that others are compared with
+    rows: dict[str, Row] = field(default_factory=dict)
+
+    @property
+    def teacher(self) -> "Trial":
+        return next(
+            Trial(self, name, self.seeds[0]) for name, row in self.rows.items() if row.teacher
+        )
+
+    def trials(self, rows: tuple[str, ...] = (), seeds: tuple[int, ...] = ()) -> Iterator["Trial"]:
+        """The first seed of every row comes first."""
+        for seed in seeds or self.seeds:
+            for name, row in self.rows.items():
+                if not row.teacher and (not rows or name in rows):
+                    yield Trial(self, name, seed)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of the table."""
+
+    plan: Plan
+    name: str
+    seed: int
+
+    @property
+    def row(self) -> Row:
+        return self.plan.rows[self.name]
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.plan.runs) / f"{self.name.replace(' ', '_')}-{self.seed}"
+
+    @property
+    def recipe(self) -> str:
+        return f"{self.plan.recipes}/{self.row.recipe}"
+
+    @property
+    def distilled_corpus(self) -> Path:
+        return Path(self.plan.runs) / "distilled"
+
+    def overrides(self, has_teacher: bool) -> list[str]:
+        """Of the recipe; `has_teacher`: its config names one."""
+        found = [f"run={self.folder}", f"training.seed={self.seed}", *self.row.set]
+        if has_teacher:
+            found.append(f"teacher.run={self.plan.teacher.folder}")
+        if self.row.distilled:
+            corpus = self.distilled_corpus
+            found += [
+                f"data.train={corpus / 'train'}",
+                f"data.prepared={corpus / 'prepared'}",
+                f"tokenizer={self.plan.teacher.folder}",
+            ]
+        return found
+
+
+def read_plan(path: Path) -> Plan:
+    return TypeAdapter(Plan).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))

@@ -1,0 +1,105 @@
+"""Trains and scores one run of a table; goes on where it was stopped."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.translation.plan import Trial
+from fastkd.bench.record import this_machine
+from fastkd.config.load import load_config
+from fastkd.decode.score import score
+from fastkd.runs.checkpoint import read_meta
+from fastkd.runs.device import pick_device
+from fastkd.runs.folder import RunFolder
+from fastkd.runs.translation import translate_split
+
+
+def prepare(trial: Trial) -> None:
+    """The corpus of a recipe, once."""
+    if not Path(load_config(trial.recipe).data.prepared).exists():
+        fastkd("prepare", trial.recipe)
+
+
+def train(trial: Trial) -> None:
+    """Raises CalledProcessError where the run fails."""
+    overrides = trial.overrides(load_config(trial.recipe).teacher is not None)
+    if trial.row.distilled:
+        distil_corpus(trial, overrides)
+    fastkd("train", trial.recipe, *overrides)
+
+
+def distil_corpus(trial: Trial, overrides: list[str]) -> None:
+    """The teacher's translations of the training text, prepared with the teacher's tokenizer."""
+    data, folder = load_config(trial.recipe).data, trial.distilled_corpus
+    if (folder / "prepared").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    source = next(Path().glob(f"{data.train}.{data.source}*"))
+    link = folder / source.name
+    if not link.exists():
+        link.symlink_to(source.resolve())
+    target = folder / f"{Path(data.train).name}.{data.target}"
+    if not target.exists():
+        teacher = str(trial.plan.teacher.folder)
+        fastkd("translate", teacher, "--input", str(link), "--output", str(target))
+    fastkd("prepare", trial.recipe, *overrides)
+
+
+def fastkd(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "fastkd", *arguments], check=True)
+
+
+def result(trial: Trial, split: str) -> dict[str, Any]:
+    """One line of the table; leaves the translations beside the run's checkpoints."""
+    run = RunFolder.open(trial.folder)
+    begin = time.perf_counter()
+    hypotheses, references = translate_split(run, split)
+    seconds = time.perf_counter() - begin
+    write_lines(trial.folder / f"{split}.hypotheses", hypotheses)
+    write_lines(trial.folder / f"{split}.references", references)
+    scores = score(hypotheses, references)
+    model = run.load_model()
+    machine = this_machine(pick_device("auto"))
+    last = run.checkpoints()[-1]
+    return {
+        "corpus": trial.plan.corpus,
+        "method": trial.name,
+        "options": " ".join(trial.row.set),
+        "seed": trial.seed,
+        "encoder_layers": run.config.model.encoder_layers,
+        "decoder_layers": run.config.model.decoder_layers,
+        "width": run.config.model.width,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "updates": int(last.name),
+        "split": split,
+        "bleu": round(scores.bleu, 3),
+        "chrf": round(scores.chrf, 3),
+        "training_seconds": round(read_meta(last)["seconds"]),
+        "sentences_per_second": round(len(hypotheses) / seconds, 1),
+        "device": machine.device,
+        "threads": torch.get_num_threads(),
+        "commit": machine.commit,
+        "date": machine.date,
+        "bleu_signature": scores.bleu_signature,
+        "chrf_signature": scores.chrf_signature,
+    }
+
+
+def write_lines(file: Path, lines: list[str]) -> None:
+    temporary = file.with_name(f".{file.name}")
+    temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    os.replace(temporary, file)
+
+
+def read_translations(trial: Trial, split: str) -> tuple[list[str], list[str]]:
+    """What `result` left: translations and references."""
+    names = (f"{split}.hypotheses", f"{split}.references")
+    hypotheses, references = (
+        (trial.folder / name).read_text(encoding="utf-8").split("\n")[:-1] for name in names
+    )
+    return hypotheses, references
