@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import fastkd.backends.attention_torch as backend
 from fastkd import alignment_loss_from_maps, attention_alignment_loss
-from fastkd.backends.attention_torch import plan, sources
+from fastkd.backends.attention_torch import batch, sources
 from tests.functional.attention_literal import case, maps
 
 NORMALIZATIONS = ("map", "row", "mixture")
@@ -33,7 +33,7 @@ def poisoned(monkeypatch):
 @pytest.fixture
 def unreadable_lengths(monkeypatch):
     """As on a device that the host must not wait for."""
-    monkeypatch.setattr(plan, "readable", lambda lengths: lengths is None)
+    monkeypatch.setattr(batch, "readable", lambda lengths: lengths is None)
 
 
 def compared(tried, tolerance=1e-10, **options):
@@ -218,6 +218,7 @@ def test_changing_inputs_before_backward_is_refused():
 
 
 def test_workspace_does_not_grow_with_length(monkeypatch):
+    monkeypatch.setenv("FASTKD_NATIVE", "never")
     monkeypatch.setattr(backend, "CPU_WORKSPACE", 1 << 18)
     sizes = []
     take = sources.Workspace.take

@@ -1,6 +1,6 @@
-"""Runs an alignment loss on the kernels and holds its errors against those of plain PyTorch.
+"""Runs an alignment loss on a backend and holds its errors against those of plain PyTorch.
 
-Truth is the reference in float64 on the same numbers. The kernels may be as far from it as the
+Truth is the reference in float64 on the same numbers. The backend may be as far from it as the
 reference in the inputs' type is, three times that (sums are taken in another order) plus a few
 roundings of the result's type.
 """
@@ -85,14 +85,18 @@ def distance(found: Tensor, truth: Tensor) -> float:
 
 
 def assert_as_exact_as_reference(
-    inputs: list[Tensor | None], ratio: float = 3, plain: Callable = run, **options
+    inputs: list[Tensor | None],
+    ratio: float = 3,
+    plain: Callable = run,
+    backend: str = "triton",
+    **options,
 ) -> list[Tensor]:
-    """The kernels' results, once they are as close to the truth as plain PyTorch's."""
+    """The backend's results, once they are as close to the truth as plain PyTorch's."""
     double = [None if tensor is None else tensor.double() for tensor in inputs]
     before = [None if tensor is None else tensor.clone() for tensor in inputs]
     truth = run(double, "reference", **options)
     near = plain(inputs, "reference", **options)
-    ours = run(inputs, "triton", **options)
+    ours = run(inputs, backend, **options)
     for mine, theirs, exact in zip(ours, near, truth, strict=True):
         assert mine.shape == theirs.shape and mine.dtype == theirs.dtype
         bound = ratio * distance(theirs, exact) + 8 * torch.finfo(mine.dtype).eps

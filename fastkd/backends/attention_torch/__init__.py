@@ -1,7 +1,8 @@
 """Attention alignment with a backward of its own, in bounded memory, on any device.
 
 The maps are computed block by block in a workspace of fixed size: a block holds sentences of like
-length, or some query rows of a long one, and takes few large matrix products.
+length, or some query rows of a long one, and takes few large matrix products. On a CPU in float32
+a compiled kernel does the same work, where it can be built (`native`).
 """
 
 from collections.abc import Sequence
@@ -10,14 +11,15 @@ import torch
 from torch import Tensor
 
 from fastkd.backends.attention_precision import autocast_dtype, inside_dtype
+from fastkd.backends.attention_torch.batch import Batch
+from fastkd.backends.attention_torch.divergence import EVEN
 from fastkd.backends.attention_torch.engine import Problem
-from fastkd.backends.attention_torch.function import Call, aligned
+from fastkd.backends.attention_torch.function import Call, Pose, aligned
 from fastkd.backends.attention_torch.maps_given import GivenMaps, LearnedMaps
-from fastkd.backends.attention_torch.plan import Plan, Shape
 from fastkd.backends.attention_torch.sources import Attention, LearnedAttention, Workspace
 from fastkd.functional.options import AlignmentOptions
 
-# Of maps and their gradients, in bytes; on a CPU this stays in the caches.
+# Bytes for the maps of a block and what becomes of them; on a CPU this stays in the caches.
 CPU_WORKSPACE = 8 << 20
 DEVICE_WORKSPACE = 64 << 20
 
@@ -37,20 +39,13 @@ def query_key_loss(
     constants = (*teacher_query, *teacher_key)
     inside = inside_dtype((*learned, *constants, weight))
     autocast = autocast_dtype(learned[0].device.type)
-    shape = Shape(
-        student_query[0].shape[0],
-        student_query[0].shape[2],
-        student_key[0].shape[2],
-        sum(layer.shape[1] for layer in student_query),
-        sum(layer.shape[1] for layer in teacher_query),
-    )
-    size = shape.student_maps * learned[0].shape[3] + shape.teacher_maps * constants[0].shape[3]
-    plan = _plan(shape, query_lengths, key_lengths, options, inside, learned[0].device, size)
+    queries, keys = student_query[0].shape[2], student_key[0].shape[2]
+    batch = _batch(student_query, teacher_query, queries, keys, query_lengths, key_lengths, options)
 
     def pose(
         learned: tuple[Tensor, ...], weight: Tensor | None, constants: tuple[Tensor, ...]
     ) -> Problem:
-        workspace = Workspace(inside, learned[0].device)
+        workspace = Workspace(inside, batch.device)
         ours, theirs = len(student_query), len(teacher_query)
         student = LearnedAttention(
             "student", learned[:ours], learned[ours:], options.student_scale, workspace, autocast
@@ -63,7 +58,9 @@ def query_key_loss(
             workspace,
             autocast,
         )
-        return Problem(student, teacher, _mix(weight, options, inside), plan, options, workspace)
+        mix = _mix(weight, options, inside)
+        even = _is_even(mix, options)
+        return Problem(student, teacher, mix, batch, options, workspace, _numbers(workspace), even)
 
     return _aligned(pose, learned, weight, bias, constants, options)
 
@@ -79,40 +76,47 @@ def map_loss(
 ) -> Tensor:
     learned, constants = tuple(student_maps), tuple(teacher_maps)
     inside = inside_dtype((*learned, *constants, weight))
-    shape = Shape(
-        learned[0].shape[0],
-        learned[0].shape[2],
-        learned[0].shape[3],
-        sum(layer.shape[1] for layer in learned),
-        sum(layer.shape[1] for layer in constants),
-    )
-    plan = _plan(shape, query_lengths, key_lengths, options, inside, learned[0].device, 0)
+    queries, keys = learned[0].shape[2:]
+    batch = _batch(learned, constants, queries, keys, query_lengths, key_lengths, options)
 
     def pose(
         learned: tuple[Tensor, ...], weight: Tensor | None, constants: tuple[Tensor, ...]
     ) -> Problem:
-        workspace = Workspace(inside, learned[0].device)
+        workspace = Workspace(inside, batch.device)
         student = LearnedMaps("student", learned, workspace)
         teacher = GivenMaps("teacher", constants, workspace)
-        return Problem(student, teacher, _mix(weight, options, inside), plan, options, workspace)
+        mix = _mix(weight, options, inside)
+        return Problem(student, teacher, mix, batch, options, workspace, _numbers(workspace), False)
 
     return _aligned(pose, learned, weight, bias, constants, options)
 
 
-def _plan(
-    shape: Shape,
+def _batch(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    queries: int,
+    keys: int,
     query_lengths: Tensor | None,
     key_lengths: Tensor | None,
     options: AlignmentOptions,
-    inside: torch.dtype,
-    device: torch.device,
-    row_size: int,
-) -> Plan:
-    """row_size: numbers that a joined sentence's copied queries take in each row."""
-    numbers = 2 * shape.student_maps + 3 * shape.teacher_maps  # of each cell
-    budget = CPU_WORKSPACE if device.type == "cpu" else DEVICE_WORKSPACE
-    cells = budget // (numbers * inside.itemsize)
-    return Plan(shape, query_lengths, key_lengths, options, cells, row_size // numbers, device)
+) -> Batch:
+    return Batch(
+        student[0].shape[0],
+        queries,
+        keys,
+        sum(layer.shape[1] for layer in student),
+        sum(layer.shape[1] for layer in teacher),
+        query_lengths,
+        key_lengths,
+        options.causal,
+        options.padding == "include",
+        student[0].device,
+    )
+
+
+def _numbers(workspace: Workspace) -> int:
+    size = CPU_WORKSPACE if workspace.device.type == "cpu" else DEVICE_WORKSPACE
+    return size // workspace.dtype.itemsize
 
 
 def _mix(weight: Tensor | None, options: AlignmentOptions, inside: torch.dtype) -> Tensor | None:
@@ -122,7 +126,24 @@ def _mix(weight: Tensor | None, options: AlignmentOptions, inside: torch.dtype) 
     return weight.softmax(1) if options.normalization == "mixture" else weight.contiguous()
 
 
-def _aligned(pose, learned, weight, bias, constants, options: AlignmentOptions) -> Tensor:
+def _is_even(weight: Tensor | None, options: AlignmentOptions) -> bool:
+    """Whether exponents are known to be small; elsewhere than on a CPU nobody may ask."""
+    reach = 1.0
+    if weight is not None:
+        if weight.device.type != "cpu":
+            return False
+        reach = max(reach, float(weight.abs().sum(1).max()))
+    return reach <= EVEN * options.temperature
+
+
+def _aligned(
+    pose: Pose,
+    learned: tuple[Tensor, ...],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    constants: tuple[Tensor, ...],
+    options: AlignmentOptions,
+) -> Tensor:
     tensors = [*learned, *(each for each in (weight, bias) if each is not None)]
     grad = torch.is_grad_enabled()
     call = Call(

@@ -20,7 +20,9 @@ from fastkd.backends.attention_torch.sources import Workspace
 
 # With |a| and |m| up to this, exp(a), exp(d) and their product, summed over any map, stay within
 # the normal range of float32.
-EVEN = 30.0
+EVEN = 25.0
+# With a up to this besides, no small part of Z decides 1 + D + E: it keeps its digits.
+MILD = 2.0
 
 
 @dataclass
@@ -70,19 +72,20 @@ class Sums:
 
     def divergence(self) -> Tensor:
         """KL, 0 for groups without cells."""
-        near = torch.log1p(self.mean + self.excess) - self.mean
-        if self.far is not None:
-            direct = self.far - self.log_total - self.centre - self.mean
-            near = torch.where(near < EVEN, near, direct)
+        near = self._log_growth() - self.mean
         return torch.where(self.log_total == -torch.inf, 0, near)
 
     def log_ratio(self) -> Tensor:
         """log of Σ exp(m) over Σ exp(a)."""
+        return _finite(self.centre + self._log_growth())
+
+    def _log_growth(self) -> Tensor:
+        """log(1 + D + E), where D + E keeps its digits; they cancel near −1."""
         near = torch.log1p(self.mean + self.excess)
         if self.far is None:
-            return _finite(self.centre + near)
-        direct = self.far - self.log_total
-        return _finite(torch.where(near < EVEN, self.centre + near, direct))
+            return near
+        direct = self.far - self.log_total - self.centre
+        return torch.where((near > -0.5) & (near < EVEN), near, direct)
 
 
 def _finite(tensor: Tensor) -> Tensor:
@@ -90,7 +93,7 @@ def _finite(tensor: Tensor) -> Tensor:
 
 
 class Even:
-    """Groups whose |a| and |m| are known to be at most `EVEN`: nothing needs a maximum."""
+    """Groups whose a is known to be at most `MILD`, |m| at most `EVEN`: nothing needs a maximum."""
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
@@ -142,33 +145,45 @@ class Steep:
         self.difference = difference
 
     def measure(self) -> Sums:
-        log_total = self.teacher.logsumexp(-1)
-        weight = self._weight(log_total)
+        mixed = self.teacher + self.difference
+        log_total = _logsumexp(self.teacher)
+        weight = _finite(_less(self.teacher, log_total).exp_())
         centre = (weight * self.difference).sum(-1)
         difference = self.difference - centre[..., None]
-        growth = self._growth(weight, log_total, difference)
+        growth = _growth(weight, _less(mixed, log_total + centre), difference)
         mean = (weight * difference).sum(-1)
         excess = (growth - weight * difference).sum(-1)
-        mixed = self.teacher + self.difference
         # Cells past the clamp in _growth leave E unknown, and Σ exp(m) to take its place.
         past = mixed.amax(-1) - log_total - centre > 2 * EVEN
         excess = excess.masked_fill(past, torch.inf)
-        return Sums(log_total, centre, mean, excess, mixed.logsumexp(-1))
-
-    def _weight(self, log_total: Tensor) -> Tensor:
-        return _finite((self.teacher - log_total[..., None]).exp())
-
-    def _growth(self, weight: Tensor, log_total: Tensor, difference: Tensor) -> Tensor:
-        """weight · (exp(difference) − 1), also where one underflows and the other overflows."""
-        exponent = self.teacher - log_total[..., None] + difference
-        large = exponent.clamp(max=2 * EVEN).exp() - weight
-        return torch.where(difference > 1, large, weight * difference.clamp(max=1).expm1())
+        return Sums(log_total, centre, mean, excess, _logsumexp(mixed))
 
     def gradient(self, sums: Sums) -> tuple[Tensor, None]:
-        log_total = sums.log_total.to(self.teacher.dtype)
-        difference = self.difference - sums.log_ratio().to(self.teacher.dtype)[..., None]
-        gradient = self._growth(self._weight(log_total), log_total, difference)
-        return _finite(gradient), None
+        log_ratio = sums.log_ratio()
+        weight = _finite(_less(self.teacher, sums.log_total).exp_())
+        mixed = _less(self.teacher + self.difference, sums.log_total + log_ratio)
+        return _finite(_growth(weight, mixed, _less(self.difference, log_ratio))), None
+
+
+def _growth(weight: Tensor, mixed: Tensor, difference: Tensor) -> Tensor:
+    """weight · (exp(difference) − 1), also where one underflows and the other overflows;
+    mixed: log of weight · exp(difference)."""
+    large = mixed.clamp_(max=2 * EVEN).exp_().sub_(weight)
+    return torch.where(difference > 1, large, weight * difference.clamp(max=1).expm1_())
+
+
+def _logsumexp(cells: Tensor) -> Tensor:
+    """Over the last dimension, in float64: as large numbers, logarithms lose what sums have."""
+    top = cells.amax(-1).nan_to_num(neginf=0.0)
+    return top.double() + (cells - top[..., None]).exp_().sum(-1).log_().double()
+
+
+def _less(cells: Tensor, amount: Tensor) -> Tensor:
+    """cells − amount, of each group in float64; an error in it would move all cells alike, and
+    what their gradients add up to."""
+    high = amount.to(cells.dtype)
+    rest = (amount - high).to(cells.dtype)
+    return (cells - high[..., None]).sub_(rest[..., None])
 
 
 def mixture(teacher: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,8 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from fastkd.backends.attention_torch.divergence import EVEN, Even, Groups, Steep, Sums, mixture
+from fastkd.backends.attention_torch.batch import Batch
+from fastkd.backends.attention_torch.divergence import MILD, Even, Groups, Steep, Sums, mixture
 from fastkd.backends.attention_torch.maps_given import GivenMaps, LearnedMaps
 from fastkd.backends.attention_torch.plan import Block, Plan, Unit
 from fastkd.backends.attention_torch.sources import Attention, LearnedAttention, Workspace, pick
@@ -20,9 +21,16 @@ class Problem:
     student: LearnedAttention | LearnedMaps
     teacher: Attention | GivenMaps
     weight: Tensor | None  # (Nt, Ns) of the mix, in the inside dtype; None: map n with map n
-    plan: Plan
+    batch: Batch
     options: AlignmentOptions
     workspace: Workspace
+    numbers: int  # that the maps of a block and what becomes of them may take
+    even: bool  # exponents are known to be small
+
+    def plan(self) -> Plan:
+        cell = 2 * self.batch.student_maps + 3 * self.batch.teacher_maps
+        row = self.student.row_size + self.teacher.row_size
+        return Plan(self.batch, self.numbers // cell, row // cell)
 
 
 class Walk:
@@ -33,15 +41,17 @@ class Walk:
     ) -> None:
         """upstream: (B, Nt) gradient of the loss of each map; None stands for ones."""
         self.problem = problem
-        self.plan = problem.plan
+        self.batch = problem.batch
         self.options = problem.options
         self.student, self.teacher = problem.student, problem.teacher
         self.weight = problem.weight
         self.upstream = upstream
         self.maps_learn = maps_learn
-        shape = self.plan.shape
         self.loss = torch.zeros(
-            shape.batch, shape.teacher_maps, dtype=torch.float64, device=problem.workspace.device
+            self.batch.sentences,
+            self.batch.teacher_maps,
+            dtype=torch.float64,
+            device=self.batch.device,
         )
         self.weight_gradient = None
         if weight_learns and self.weight is not None:
@@ -49,24 +59,14 @@ class Walk:
         self.whole_map = self.options.normalization == "map"
         # Known exactly for attention, whose rows add up to 1; given maps may hold anything.
         self.attention = isinstance(self.student, Attention)
-        self.measure = Even(problem.workspace) if self._is_even() else Steep()
-        self.map_counts = self.plan.map_counts()
-
-    def _is_even(self) -> bool:
-        """Whether exponents are known to be small. Elsewhere than on a CPU nobody may ask."""
-        if not self.attention:
-            return False
-        reach = 1.0
-        if self.weight is not None:
-            if self.weight.device.type != "cpu":
-                return False
-            reach = max(reach, float(self.weight.abs().sum(1).max()))
-        return reach <= EVEN * self.options.temperature
+        self.mild = problem.even and self.options.temperature * MILD >= 1
+        self.measure = Even(problem.workspace) if self.mild else Steep()
+        self.map_counts = self.batch.map_counts()
 
     def run(self) -> None:
         if self.maps_learn:
             self.student.start_gradients()
-        for unit in self.plan.units:
+        for unit in self.problem.plan().units:
             self.student.open(unit)
             self.teacher.open(unit)
             if self.maps_learn:
@@ -111,7 +111,7 @@ class Walk:
             student = self._prepare(unit, block)
             sums = self.measure.measure()
             if self.options.padding == "include":
-                sums = sums.merged(_zeros(self._row_zeros(block), sums))
+                sums = sums.merged(zeros(self._row_zeros(block), sums))
             self._add_loss(unit, sums.divergence().sum(-1))
             if self.learning:
                 gradient, factor = self.measure.gradient(sums)
@@ -125,7 +125,7 @@ class Walk:
             parts.append(self.measure.measure().double())
         sums = reduce(Sums.merged, parts)
         if self.options.padding == "include":
-            sums = sums.merged(_zeros(self._map_zeros(unit), sums))
+            sums = sums.merged(zeros(self._map_zeros(unit), sums))
         self._add_loss(unit, sums.divergence().sum(-1))
         if not self.learning:
             return
@@ -160,9 +160,7 @@ class Walk:
         """The mix of the student's maps, or its m − a."""
         scale = 1.0 if minus is None else 1 / self.options.temperature
         sentences, _, rows, keys = student.shape
-        out = self.problem.workspace.take(
-            "mixed", sentences, self.plan.shape.teacher_maps, rows, keys
-        )
+        out = self.problem.workspace.take("mixed", sentences, self.batch.teacher_maps, rows, keys)
         if self.weight is None:
             torch.mul(student, scale, out=out)
             return out if minus is None else out.sub_(minus)
@@ -183,14 +181,14 @@ class Walk:
         if not self.attention or self.weight is None:
             return None
         surplus = (self.weight.sum(1) - 1) / self.options.temperature  # (Nt,) of a whole row
-        shape = self.plan.shape
+        batch = self.batch
         if self.whole_map:
             cells, rows = (pick(count, unit) for count in self.map_counts)
             if self.options.padding == "include":
-                cells = torch.full_like(cells, shape.queries * shape.keys)
+                cells = torch.full_like(cells, batch.queries * batch.keys)
             share = (rows / cells.clamp(min=1))[:, None]  # (sentences, 1)
         elif self.options.padding == "include":
-            share = torch.full((len(unit.sentences), 1), 1 / shape.keys, device=surplus.device)
+            share = torch.full((len(unit.sentences), 1), 1 / batch.keys, device=surplus.device)
         elif block.seen is None:
             share = torch.full((len(unit.sentences), 1), 1 / block.keys, device=surplus.device)
         else:
@@ -199,14 +197,14 @@ class Walk:
 
     def _row_zeros(self, block: Block) -> Tensor:
         """Cells of each row that are zero in both maps, (sentences or 1, 1, rows or 1)."""
-        keys = self.plan.shape.keys
+        keys = self.batch.keys
         if block.seen is None:
             return torch.full((1, 1, 1), keys - block.keys, device=self.loss.device)
         return (keys - block.seen)[:, None]
 
     def _map_zeros(self, unit: Unit) -> Tensor:
         cells = pick(self.map_counts[0], unit)
-        return (self.plan.shape.queries * self.plan.shape.keys - cells)[:, None, None]
+        return (self.batch.queries * self.batch.keys - cells)[:, None, None]
 
     def _add_loss(self, unit: Unit, loss: Tensor) -> None:
         """loss: (sentences, maps)"""
@@ -221,7 +219,7 @@ class Walk:
     ) -> None:
         """gradient · factor: of the mixed maps' (sentences, maps, groups, cells), per unit of loss;
         factor (sentences, maps, groups)."""
-        shape = len(unit.sentences), self.plan.shape.teacher_maps, 1
+        shape = len(unit.sentences), self.batch.teacher_maps, 1
         scale = gradient.new_ones(shape) if factor is None else factor
         if self.upstream is not None:
             scale = scale * pick(self.upstream, unit)[..., None].to(gradient.dtype)
@@ -242,7 +240,7 @@ class Walk:
         self.student.add_gradients(block, student, gradient.view(student.shape))
 
 
-def _zeros(count: Tensor, like: Sums) -> Sums:
+def zeros(count: Tensor, like: Sums) -> Sums:
     """The sums of `count` cells that are zero in both maps."""
     log_count = count.to(like.mean.dtype).log().expand(like.mean.shape)
     nothing = torch.zeros_like(like.mean)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastkd.backends.attention_torch.engine import Problem, Walk
+from fastkd.backends.attention_torch.native_walk import NativeWalk, serves
 
 ONCE = (
     "backend 'torch' of the attention alignment losses has no second-order gradient; "
@@ -15,11 +16,15 @@ ONCE = (
 )
 
 
+# From learned maps, queries or keys, the weight, and constants.
+Pose = Callable[[tuple[Tensor, ...], Tensor | None, tuple[Tensor, ...]], Problem]
+
+
 @dataclass(frozen=True)
 class Call:
     """A call, but for its tensors: learned maps, queries or keys; weight and bias; constants."""
 
-    pose: Callable[[tuple[Tensor, ...], Tensor | None, tuple[Tensor, ...]], Problem]
+    pose: Pose
     reduction: str
     maps: int  # how many tensors the student's maps come from
     has_weight: bool
@@ -35,7 +40,7 @@ class Call:
         device = tensors[0].device.type
         with torch.no_grad(), torch.autocast(device, enabled=False):
             problem = self.pose(tensors[: self.maps], weight, tensors[self.learned :])
-            walk = Walk(
+            walk = (NativeWalk if serves(problem) else Walk)(
                 problem,
                 upstream,
                 learning and any(self.needed[: self.maps]),

@@ -17,6 +17,7 @@ class GivenMaps:
         self.layers = tuple(layers)
         self.workspace = workspace
         self.count = sum(layer.shape[1] for layer in self.layers)
+        self.row_size = 0
 
     def open(self, unit: Unit) -> None:
         self.unit = unit

@@ -63,8 +63,17 @@ class Attention:
         self.workspace = workspace
         self.autocast = autocast
         self.count = sum(layer.shape[1] for layer in self.query)
+        self.row_size = self.count * self.query[0].shape[3]  # numbers in a row of queries
         self.queries: list[Part] = []
         self.keys: list[Part] = []
+
+    @property
+    def plain(self) -> bool:
+        """Whether queries and keys enter products in the dtype they are held in."""
+        return all(
+            layer.dtype == operand_dtype(layer, self.autocast) == self.workspace.dtype
+            for layer in (*self.query, *self.key)
+        )
 
     def open(self, unit: Unit) -> None:
         """Take up a unit's queries and keys: as they lie where that is possible, else copied."""
@@ -72,22 +81,29 @@ class Attention:
         self.as_they_lie = (
             unit.contiguous
             and not unit.ragged
-            and all(
-                layer.dtype == operand_dtype(layer, self.autocast) == self.workspace.dtype
-                for layer in layers
-            )
+            and self.plain
             and (len(unit.sentences) == 1 or (len(layers) == 2 and all(map(joins, layers))))
         )
-        self.queries = self._parts("query", self.query, unit, unit.rows)
-        self.keys = self._parts("key", self.key, unit, unit.keys)
+        self._take_up(unit)
+
+    def copy(self, unit: Unit, multiple: int) -> None:
+        """Take up copies of a unit's queries and keys, heads padded with zeros to such a size."""
+        self.as_they_lie = False
+        self._take_up(unit, multiple)
+
+    def _take_up(self, unit: Unit, multiple: int = 1) -> None:
+        self.queries = self._parts("query", self.query, unit, unit.rows, multiple)
+        self.keys = self._parts("key", self.key, unit, unit.keys, multiple)
         if unit.ragged:
             self._clear_padding(unit)
 
-    def _parts(self, what: str, layers: Sequence[Tensor], unit: Unit, length: int) -> list[Part]:
+    def _parts(
+        self, what: str, layers: Sequence[Tensor], unit: Unit, length: int, multiple: int
+    ) -> list[Part]:
         if self.as_they_lie:
             parts = [pick(layer, unit)[:, :, :length] for layer in layers]
         else:
-            parts = [self._copy(what, layers, unit, length)]
+            parts = [self._copy(what, layers, unit, length, multiple)]
         start = 0
         result = []
         for part in parts:
@@ -96,14 +112,18 @@ class Attention:
             start = stop
         return result
 
-    def _copy(self, what: str, layers: Sequence[Tensor], unit: Unit, length: int) -> Tensor:
+    def _copy(
+        self, what: str, layers: Sequence[Tensor], unit: Unit, length: int, multiple: int
+    ) -> Tensor:
         heads = sum(layer.shape[1] for layer in layers)
         sentences, size = len(unit.sentences), layers[0].shape[3]
-        copy = self.workspace.take(f"{self.name} {what}", sentences, heads, length, size)
+        full = -(-size // multiple) * multiple
+        copy = self.workspace.take(f"{self.name} {what}", sentences, heads, length, full)
+        copy[..., size:].zero_()
         start = 0
         for layer in layers:
             part = pick(layer[:, :, :length], unit).to(operand_dtype(layer, self.autocast))
-            copy[:, start : start + layer.shape[1]].copy_(part)
+            copy[:, start : start + layer.shape[1], :, :size].copy_(part)
             start += layer.shape[1]
         return copy
 
@@ -116,14 +136,18 @@ class Attention:
                 inside = torch.arange(part.shape[2], device=part.device) < real[:, None]
                 part.masked_fill_(~inside[:, None, :, None], 0)
 
-    def maps(self, block: Block, counted: Tensor | None) -> Tensor:
-        """softmax(scale · query @ keyᵀ) of a block, (sentences, maps, rows, keys)."""
-        sentences = self.queries[0][1].shape[0]
-        maps = self.workspace.take(self.name, sentences, self.count, block.rows, block.keys)
+    def scores(self, block: Block, out: Tensor) -> None:
+        """scale · query @ keyᵀ of a block; out (sentences, maps, rows, keys)."""
         for (heads, query), (_, key) in zip(self.queries, self.keys, strict=True):
             left, right = self._operands(block, query, key)
-            out = maps[:, heads].view(-1, left.shape[1], block.keys)
-            torch.baddbmm(out, left, right.mT, beta=0, alpha=self.scale, out=out)
+            part = out[:, heads].view(-1, left.shape[1], block.keys)
+            torch.baddbmm(part, left, right.mT, beta=0, alpha=self.scale, out=part)
+
+    def maps(self, block: Block, counted: Tensor | None) -> Tensor:
+        """softmax of scores, (sentences, maps, rows, keys)."""
+        sentences = self.queries[0][1].shape[0]
+        maps = self.workspace.take(self.name, sentences, self.count, block.rows, block.keys)
+        self.scores(block, maps)
         if counted is not None:
             attended = counted.clone()
             attended[..., 0] = True  # a softmax of nothing is NaN
@@ -175,6 +199,10 @@ class LearnedAttention(Attention):
     def add_gradients(self, block: Block, maps: Tensor, gradient: Tensor) -> None:
         """From the gradient of the maps, (sentences, maps, rows, keys), which is overwritten."""
         gradient.sub_(torch.linalg.vecdot(maps, gradient)[..., None]).mul_(maps)
+        self.add_score_gradients(block, gradient)
+
+    def add_score_gradients(self, block: Block, gradient: Tensor) -> None:
+        """From the gradient of the scores, (sentences, maps, rows, keys)."""
         for n, ((heads, query), (_, key)) in enumerate(zip(self.queries, self.keys, strict=True)):
             left, right = self._operands(block, query, key)
             part = gradient[:, heads].view(-1, left.shape[1], block.keys)
@@ -200,7 +228,7 @@ class LearnedAttention(Attention):
             for n, gradient in enumerate(gradients):
                 heads = gradient.shape[1]
                 part = parts[n] if joined is None else joined[:, start : start + heads]
-                put(gradient[:, :, : part.shape[2]], unit, part)
+                put(gradient[:, :, : part.shape[2]], unit, part[..., : gradient.shape[3]])
                 start += heads
 
 
