@@ -2,12 +2,26 @@
 
 import pytest
 import torch
+from fastkd_kernels import attention_query_key, common
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kernels.attention_compare import assert_as_exact_as_reference, attention, maps
 
 NORMALIZATIONS = ("map", "row", "mixture")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def poisoned_workspaces():
+    """Memory that no kernel wrote reads as NaN."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(
+        common,
+        "empty",
+        lambda shape, dtype, device: torch.full(shape, torch.nan, dtype=dtype, device=device),
+    )
+    yield
+    patch.undo()
 
 
 def lengths(*values: int) -> torch.Tensor:
@@ -82,8 +96,6 @@ def test_long_rows_head_against_head(normalization):
 @pytest.mark.parametrize("normalization", ["map", "row"])
 @pytest.mark.parametrize("padding", ["exclude", "include"])
 def test_chunks_of_part_of_a_sentence(normalization, padding, monkeypatch):
-    from fastkd_kernels import attention_query_key
-
     monkeypatch.setattr(attention_query_key, "scratch_bytes", lambda device: 1)
     inputs = attention(batch=1, students=2, teachers=2, group=2, queries=20, keys=70)
     assert_as_exact_as_reference(
