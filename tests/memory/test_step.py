@@ -23,7 +23,8 @@ MASKED = {"kind": "cmlm", "decoder_layers": 2, "encoder_layers": 2, "width": 32,
 
 
 def padded_update():
-    return Update(np.array([7, 12, 5, 9], np.int64), np.array([6, 11, 12, 4], np.int64))
+    """32 target tokens: no row is there to fill a block."""
+    return Update(np.array([7, 12, 5, 9], np.int64), np.array([6, 11, 12, 3], np.int64))
 
 
 @pytest.mark.parametrize("losses", PARTS)
