@@ -65,9 +65,10 @@ class Alignment(Operation):
             options = AlignmentOptions(
                 student_scale=scale, teacher_scale=scale, normalization=self.normalization
             )
-            tensors = ((inputs[name],) for name in _TENSORS)
+            query, key, teacher_query, teacher_key = ((inputs[name],) for name in _TENSORS)
+            weight = inputs.get("weight")
             return attention_reference.query_key_loss(
-                *tensors, inputs.get("weight"), None, None, None, options
+                query, key, teacher_query, teacher_key, weight, None, None, None, options
             )
 
         return loss

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
@@ -60,6 +61,7 @@ class Row:
         return self.bound_ms / self.median_ms
 
 
+Kind = TypeVar("Kind", Machine, Row)
 _COLUMNS = [field.name for field in (*fields(Machine), *fields(Row))]
 
 
@@ -107,8 +109,8 @@ def latest(results: Iterable[tuple[Machine, Row]]) -> list[tuple[Machine, Row]]:
     return list(newest.values())
 
 
-def _typed(kind: type, line: dict[str, str]):
-    values = {}
+def _typed(kind: type[Kind], line: dict[str, str]) -> Kind:
+    values: dict[str, Any] = {}
     for field in fields(kind):
         text = line[field.name]
         if field.type == "int" or field.type is int:
@@ -121,7 +123,7 @@ def _typed(kind: type, line: dict[str, str]):
     return kind(**values)
 
 
-def _short(row: dict) -> dict:
+def _short(row: dict[str, Any]) -> dict[str, Any]:
     return {
         name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()
     }

@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,7 +89,7 @@ def run_case(
     times = _rounds(operation, shape, dtype, device, losses, effort)
     rows = []
     for name in providers:
-        common = {
+        common: dict[str, Any] = {
             "operation": operation.name,
             "shape": describe(shape),
             "dtype": str(dtype).removeprefix("torch."),

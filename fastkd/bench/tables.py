@@ -45,7 +45,8 @@ def tables(rows: Iterable[Row]) -> list[Table]:
 
 def _case(rows: list[Row]) -> Table:
     base = next((r for r in rows if r.provider == "reference" and r.direction == "both"), None)
-    lines, remarks = [], []
+    lines: list[Line] = []
+    remarks = []
     for provider in dict.fromkeys(row.provider for row in rows):
         found = {row.direction: row for row in rows if row.provider == provider}
         both = found["both"]
@@ -68,7 +69,8 @@ def _case(rows: list[Row]) -> Table:
 
 
 def _steps(rows: list[Row]) -> Table:
-    lines, remarks = [], []
+    lines: list[Line] = []
+    remarks = []
     for row in rows:
         method = row.shape.partition(" ")[2]
         if row.status != "ok":

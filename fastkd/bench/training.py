@@ -84,7 +84,7 @@ def run_training(
     times = _rounds(steps, update, pieces, device, rounds)
     rows = []
     for method, backend in [(method, backend) for method in methods for backend in backends]:
-        common = {
+        common: dict[str, Any] = {
             "operation": NAME,
             "shape": f"{scale.name} {method}",
             "dtype": "float32" if device.type == "cpu" else "bfloat16",
@@ -149,8 +149,8 @@ def configure(scale: Scale, method: str, backend: str) -> tuple[Config, ModelCon
         return config, None
     # A DiMS student starts from its teacher's weights, so they have one size.
     factor = 1 if masked else 2
-    layers = {"encoder_layers": factor * scale.layers, "decoder_layers": factor * scale.layers}
-    return config, dataclasses.replace(config.model, **layers)
+    layers = factor * scale.layers
+    return config, dataclasses.replace(config.model, encoder_layers=layers, decoder_layers=layers)
 
 
 def update_of(scale: Scale) -> Update:

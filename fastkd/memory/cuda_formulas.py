@@ -6,16 +6,17 @@ The formulas follow PyTorch's source and this package's launchers; no GPU has co
 import contextlib
 import importlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import torch
 
-from fastkd.functional.dispatch import BACKENDS
 from fastkd.memory.allocator import MIB, CachingAllocator, round_up
 from fastkd.memory.predictor import Predictor
 from fastkd.memory.tracker import Block
 
+Backend = Literal["triton", "torch", "reference"]
+_FASTEST_FIRST: tuple[Backend, ...] = ("triton", "torch", "reference")
 # Context, loaded kernels and libraries: what a process holds outside the allocator.
 CONTEXT = 600 * MIB
 # cuBLAS's workspace, taken from the allocator: 4096 KiB × 8 on Hopper, less elsewhere.
@@ -67,9 +68,9 @@ def attention_backward_workspace(query: torch.Tensor) -> int:
     return 4 * rows * (round_up(size, 32) + 1)
 
 
-def best_backend() -> str:
+def best_backend() -> Backend:
     """The backend that `auto` means on CUDA, of those that are installed."""
-    for backend in reversed(BACKENDS):
+    for backend in _FASTEST_FIRST:
         modules = [f"fastkd.backends.{family}_{backend}" for family in ("attention", "tokens")]
         with contextlib.suppress(ImportError):
             for module in modules:

@@ -41,7 +41,7 @@ class TrainingStep:
             taught = None if teacher is None else (build_model(teacher, vocabulary), teacher)
             self.objective = Objective(config, vocabulary.pad_id, taught)
         self.objective.begin(self.model)
-        self.teacher = self.objective.teacher
+        self.teacher = taught[0] if taught and self.objective.teacher else None
         self.parameters = [*self.model.parameters(), *self.objective.parameters()]
         self.optimizer = build_optimizer(config.training.optimizer, self.parameters)
         decay = config.training.ema

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import torch
 
 from fastkd.config.tree import Config, TokenizerConfig
 from fastkd.data.batches import Batch, BatchPlan, split
+from fastkd.data.corpus import Corpus
 from fastkd.data.prepare import open_prepared
 from fastkd.errors import InputError
 
@@ -31,11 +33,12 @@ class Update:
         return int(self.source_lengths.sum() + self.target_lengths.sum())
 
     @property
-    def corpus(self) -> SimpleNamespace:
-        """Its lengths as a `Corpus` has them, without end-of-sentence."""
-        return SimpleNamespace(
+    def corpus(self) -> Corpus:
+        """Its lengths as a `Corpus` has them, without end-of-sentence; nothing else of one."""
+        lengths = SimpleNamespace(
             source_lengths=self.source_lengths - 1, target_lengths=self.target_lengths - 1
         )
+        return cast(Corpus, lengths)
 
     @property
     def positions(self) -> int:
@@ -55,7 +58,7 @@ class Update:
     def pieces(self, parts: int, vocabulary: "Vocabulary", seed: int = 0) -> list[Batch]:
         """The update in `parts` batches of random ids."""
         random = np.random.default_rng(seed)
-        cut = split(self.corpus, np.arange(self.sentences), parts)  # type: ignore[arg-type]
+        cut = split(self.corpus, np.arange(self.sentences), parts)
         return [self._batch(ids, vocabulary, random) for ids in cut if len(ids)]
 
     def _batch(
