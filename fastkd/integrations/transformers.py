@@ -113,6 +113,14 @@ class ModelTaps:
         return self._tap("cross")
 
     @property
+    def maps(self) -> dict[str, int]:
+        """Number of attention maps by kind: layers times heads."""
+        counts: dict[str, int] = {}
+        for module, kind in self._kinds.items():
+            counts[kind] = counts.get(kind, 0) + _heads(module)
+        return counts
+
+    @property
     def taps(self) -> AttentionTaps:
         """The three kinds as they stand now, to be kept."""
         return AttentionTaps(self.encoder, self.decoder, self.cross)
@@ -216,6 +224,14 @@ def _is_attention(module: nn.Module) -> bool:
     return "Attention" in type(module).__name__ and (
         hasattr(module, "scaling") or hasattr(module, "has_relative_attention_bias")
     )
+
+
+def _heads(module: nn.Module) -> int:
+    for holder in (module, getattr(module, "config", None)):
+        for name in ("num_heads", "num_attention_heads", "n_heads"):
+            if isinstance(count := getattr(holder, name, None), int):
+                return count
+    raise InputError(f"{type(module).__name__}: does not tell its number of heads")
 
 
 def _lengths_of(name: str, mask: Tensor | None) -> Tensor | None:

@@ -8,80 +8,21 @@ import fastkd
 transformers = pytest.importorskip("transformers", minversion="5.0")
 
 from fastkd.integrations.transformers import attention_taps  # noqa: E402
+from tests.integrations.families import (  # noqa: E402
+    FAMILIES,
+    TS,
+    VOCABULARY,
+    B,
+    build,
+    inputs_of,
+    padded,
+)
 
-B, TS, TT, VOCABULARY = 3, 7, 5, 19
-SEQ2SEQ = {
-    "vocab_size": VOCABULARY,
-    "d_model": 16,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 16,
-    "decoder_ffn_dim": 16,
-    "max_position_embeddings": 32,
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-    "bos_token_id": 2,
-    "decoder_start_token_id": 2,
-    "forced_eos_token_id": None,
-}
-ONE_STACK = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 16,
-    "max_position_embeddings": 32,
-    "pad_token_id": 0,
-    "bos_token_id": 2,
-    "eos_token_id": 1,
-}
-FAMILIES = {
-    "marian": ("MarianConfig", "MarianMTModel", SEQ2SEQ),
-    "m2m100": ("M2M100Config", "M2M100ForConditionalGeneration", SEQ2SEQ),
-    "bart": ("BartConfig", "BartForConditionalGeneration", SEQ2SEQ),
-    "bert": ("BertConfig", "BertForMaskedLM", ONE_STACK),
-    "llama": ("LlamaConfig", "LlamaForCausalLM", {**ONE_STACK, "num_key_value_heads": 2}),
-    "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", {**ONE_STACK, "num_key_value_heads": 2}),
-}
 MAPS = {
     "encoder": "encoder_attentions",
     "decoder": "decoder_attentions",
     "cross": "cross_attentions",
 }
-
-
-def build(family, implementation="sdpa", **changes):
-    torch.manual_seed(0)
-    config_class, model_class, settings = FAMILIES[family]
-    config = getattr(transformers, config_class)(
-        **{**settings, **changes}, attn_implementation=implementation
-    )
-    model = getattr(transformers, model_class)._from_config(
-        config, attn_implementation=implementation
-    )
-    # Sharper than at the start, so that the maps differ from uniform ones.
-    for name, parameter in model.named_parameters():
-        if parameter.dim() > 1 and "embed" not in name:
-            torch.nn.init.normal_(parameter, std=0.4)
-    return model.eval()
-
-
-def padded(lengths, time, seed):
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(3, VOCABULARY, (len(lengths), time), generator=generator)
-    mask = (torch.arange(time) < torch.tensor(lengths)[:, None]).long()
-    return ids * mask, mask
-
-
-def inputs_of(family):
-    ids, mask = padded((7, 4, 6), TS, 1)
-    inputs = {"input_ids": ids, "attention_mask": mask}
-    if FAMILIES[family][2] is SEQ2SEQ:
-        target, target_mask = padded((5, 2, 3), TT, 2)
-        inputs |= {"decoder_input_ids": target, "decoder_attention_mask": target_mask}
-    return inputs | ({} if family == "bert" else {"use_cache": False})
 
 
 @pytest.mark.parametrize("family", FAMILIES)

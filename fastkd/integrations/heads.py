@@ -1,0 +1,114 @@
+"""What makes logits of a Transformers model's last hidden states, without making them."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastkd.errors import InputError
+
+_PROBE = 1000.0  # far beyond usual logits, so that a soft cap bends them
+
+
+@dataclass(frozen=True)
+class _Affine:
+    """What a model does to the output of its projection: scale · it + offset."""
+
+    scale: float
+    offset: Tensor | None  # (V,); None: zeros
+
+
+@dataclass(eq=False)
+class Head:
+    """The output projection of `model`, and the hidden states that went into it.
+
+    Raises InputError for a model whose logits are no linear function of hidden states.
+    """
+
+    model: nn.Module
+    hidden: Tensor | None = field(default=None, init=False)  # (B, T, D) of the last pass
+    _affine: _Affine | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.name = type(self.model).__name__
+        self.linear = self.model.get_output_embeddings()  # type: ignore[operator]
+        if type(self.linear) is not nn.Linear:
+            raise InputError(
+                f"{self.name}: expected a model whose output embeddings are nn.Linear, "
+                f"not {type(self.linear).__name__}"
+            )
+
+    @contextlib.contextmanager
+    def taking(self) -> Iterator[None]:
+        """Within, passes leave their last states in `hidden`, and logits of no position."""
+
+        def take(linear: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
+            self.hidden = arguments[0]
+            return (arguments[0][..., :0, :],)
+
+        hook = self.linear.register_forward_pre_hook(take)
+        try:
+            yield
+        finally:
+            hook.remove()
+            self.hidden = None
+
+    def projected(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """hidden, weight, bias with logits = hidden · weightᵀ + bias."""
+        assert self._affine is not None
+        scale, offset, bias = self._affine.scale, self._affine.offset, self.linear.bias
+        if scale != 1:
+            hidden = hidden * scale
+            bias = None if bias is None else bias * scale
+        if offset is not None:
+            offset = offset.to(self.linear.weight)
+            bias = offset if bias is None else bias + offset
+        return hidden, self.linear.weight, bias
+
+    @torch.no_grad()
+    def learn(self, inputs: dict[str, Any]) -> None:
+        """Finds out, once, what the model does to the output of its projection.
+
+        inputs: of one pass of the model; its first row is run twice, on a projection that gives
+            known values
+        """
+        if self._affine is not None:
+            return
+        size = self.linear.weight.shape[0]
+        device = self.linear.weight.device
+        ramp = torch.linspace(-_PROBE, _PROBE, size, device=device)
+        row = {k: v[:1] if isinstance(v, Tensor) else v for k, v in inputs.items()}
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            offset = self._logits_for(torch.zeros_like(ramp), row)
+            bent = self._logits_for(ramp, row)
+        # In float64, or offsets of -inf and large sums would hide the scale.
+        straight, slope = bent.double() - offset.double(), ramp.double()
+        scale = float((straight * slope).sum() / slope.square().sum())
+        if not torch.allclose(straight, scale * slope, rtol=0, atol=1e-4 * _PROBE) or scale == 0:
+            raise InputError(f"{self.name}: {self._complaint()}")
+        self._affine = _Affine(
+            1.0 if abs(scale - 1) < 1e-6 else scale, offset if bool(offset.any()) else None
+        )
+
+    def _logits_for(self, values: Tensor, row: dict[str, Any]) -> Tensor:
+        """(V,): the model's logits where its projection gives `values` (V,)."""
+        hook = self.linear.register_forward_hook(
+            lambda linear, arguments, output: values.expand_as(output)
+        )
+        try:
+            logits = self.model(**row).logits
+        finally:
+            hook.remove()
+        return logits.flatten(0, -2)[-1].float()
+
+    def _complaint(self) -> str:
+        config = self.model.config.to_dict()  # type: ignore[operator,union-attr]
+        caps = [f"{key}={value}" for key, value in config.items() if "softcap" in key and value]
+        found = f" ({', '.join(caps)})" if caps else ""
+        return (
+            f"its logits are no scale and offset of its output projection{found}; "
+            "expected token_distillation_loss with the logits themselves"
+        )
