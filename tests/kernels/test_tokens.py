@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastkd import BackendUnavailable, token_distillation_loss
-from tests.kernels.tokens_compare import assert_as_exact_as_reference, run
+from tests.kernels.tokens_compare import DEVICE, assert_as_exact_as_reference, run
+
+pytestmark = pytest.mark.usefixtures("on_the_device")
 
 INF = math.inf
 EVERYTHING = {
@@ -24,7 +26,7 @@ TEMPERED_KD = {
 
 
 def logits(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return (2 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))).to(dtype)
+    return (2 * torch.randn(shape, generator=torch.Generator(DEVICE).manual_seed(seed))).to(dtype)
 
 
 def batch(dtype: torch.dtype = torch.float32, vocabulary: int = 13):

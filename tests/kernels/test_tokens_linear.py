@@ -8,7 +8,9 @@ from fastkd_kernels import tokens_linear
 from fastkd_kernels.tokens_linear import chunk_rows
 
 from fastkd import linear_token_distillation_loss
-from tests.kernels.tokens_compare import assert_as_exact_as_reference, run
+from tests.kernels.tokens_compare import DEVICE, assert_as_exact_as_reference, run
+
+pytestmark = pytest.mark.usefixtures("on_the_device")
 
 OPTIONS = {
     "ce_weight": 0.7,
@@ -22,7 +24,7 @@ OPTIONS = {
 
 def numbers(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Small multiples of ½: products and sums of them are exact in every type, ties included."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(DEVICE).manual_seed(seed)
     return (torch.randint(-3, 4, shape, generator=generator) / 2).to(dtype)
 
 
@@ -146,7 +148,7 @@ def test_autocast_multiplies_in_its_type_and_returns_gradients_in_the_inputs(red
         return found.loss, torch.autograd.grad(found.loss.sum(), leaves)
 
     half, _ = losses("triton", torch.float16)
-    with torch.autocast("cpu", torch.float16):
+    with torch.autocast(DEVICE, torch.float16):
         ours, gradients = losses("triton", torch.float32)
     assert torch.equal(ours, half)
     assert [x.dtype for x in gradients] == [torch.float32, torch.float32]

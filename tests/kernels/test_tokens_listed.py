@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastkd import SparseTeacher, linear_token_distillation_loss, token_distillation_loss
-from tests.kernels.tokens_compare import assert_as_exact_as_reference
+from tests.kernels.tokens_compare import DEVICE, assert_as_exact_as_reference
+
+pytestmark = pytest.mark.usefixtures("on_the_device")
 
 INF = math.inf
 RESTS = ["drop", "spread", "renormalize"]
@@ -23,7 +25,7 @@ OPTIONS = {
 
 def teacher_of(positions: int, vocabulary: int, listed: int, rest: str, seed: int = 0):
     """The largest log-probabilities of random rows, in an order that is not the ids'."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(DEVICE).manual_seed(seed)
     log_q = torch.log_softmax(2 * torch.randn(positions, vocabulary, generator=generator), -1)
     top = log_q.topk(listed)
     return SparseTeacher(top.indices, top.values, rest)
@@ -42,7 +44,7 @@ def teacher_of(positions: int, vocabulary: int, listed: int, rest: str, seed: in
     ids=["all", "kd", "ce and rank", "all tempered"],
 )
 def test_rests(rest, listed, options):
-    student = torch.randn(2, 23, generator=torch.Generator().manual_seed(1))
+    student = torch.randn(2, 23, generator=torch.Generator(DEVICE).manual_seed(1))
     teacher = teacher_of(2, 23, listed, rest)
     target = torch.tensor([4, 22])
     assert_as_exact_as_reference(token_distillation_loss, [student], teacher, target, **options)
@@ -51,7 +53,7 @@ def test_rests(rest, listed, options):
 @pytest.mark.parametrize("rest", RESTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_types_and_more_ids_than_a_block(rest, dtype):
-    student = torch.randn(2, 300, generator=torch.Generator().manual_seed(2)).to(dtype)
+    student = torch.randn(2, 300, generator=torch.Generator(DEVICE).manual_seed(2)).to(dtype)
     teacher = teacher_of(2, 300, 150, rest)
     teacher = SparseTeacher(teacher.ids.int(), teacher.log_probs.to(dtype), rest)
     assert_as_exact_as_reference(
@@ -62,7 +64,7 @@ def test_types_and_more_ids_than_a_block(rest, dtype):
 
 @pytest.mark.parametrize("rest", RESTS)
 def test_hidden_states(rest):
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator(DEVICE).manual_seed(3)
     hidden = torch.randn(2, 3, 4, generator=generator)
     weight = torch.randn(19, 4, generator=generator)
     teacher = teacher_of(6, 19, 5, rest)
@@ -74,7 +76,7 @@ def test_hidden_states(rest):
 
 
 def test_a_listed_teacher_with_every_id_is_the_dense_one():
-    student = torch.randn(3, 9, generator=torch.Generator().manual_seed(4))
+    student = torch.randn(3, 9, generator=torch.Generator(DEVICE).manual_seed(4))
     teacher = teacher_of(3, 9, 9, "drop")
     dense = torch.empty(3, 9).scatter(1, teacher.ids, teacher.log_probs)
     target = torch.tensor([1, 2, 3])

@@ -8,20 +8,23 @@ from fastkd_kernels.tokens_linear import linear_token_losses_op
 from fastkd_kernels.tokens_settings import TokenSettings
 
 from fastkd import linear_token_distillation_loss, token_distillation_loss
+from tests.kernels.tokens_compare import DEVICE
+
+pytestmark = pytest.mark.usefixtures("on_the_device")
 
 OPTIONS = {"ce_weight": 0.5, "kd_weight": 1.0, "backend": "triton"}
 SETTINGS = TokenSettings(0.5, 1.0, 0.25, 2, 0.1, 2.0, 1.0).packed()
 
 
 def batch(dtype: torch.dtype = torch.float32):
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(DEVICE).manual_seed(0)
     student = torch.randn(3, 7, generator=generator).to(dtype).requires_grad_()
     teacher = torch.randn(3, 7, generator=generator).to(dtype)
     return student, teacher, torch.tensor([1, -100, 6])
 
 
 def linear_batch():
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(DEVICE).manual_seed(0)
     hidden = torch.randn(3, 4, generator=generator).requires_grad_()
     weight = torch.randn(7, 4, generator=generator).requires_grad_()
     teacher = [torch.randn(3, 5, generator=generator), torch.randn(7, 5, generator=generator)]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastkd import SparseTeacher, TokenLosses
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Of the upstream gradient: not a power of two, so that scaling rounds.
 UPSTREAM = 3.0
 
