@@ -19,5 +19,5 @@ gpu:
 
 $(READY): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[train,transformers,dev]'
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[train,transformers,lightning,ctranslate2,dev]'
 	touch $@

@@ -1,0 +1,167 @@
+"""Distillation in Hugging Face Transformers' `Trainer` and `Seq2SeqTrainer`.
+
+trainer = DistillationSeq2SeqTrainer(
+    model=student, teacher=teacher, losses=[CrossEntropy(weight=0.5), A2D()], args=arguments, ...
+)
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import Seq2SeqTrainer, Trainer
+
+from fastkd.errors import InputError
+from fastkd.integrations.distillation import Counts, Distillation
+from fastkd.integrations.passes import COLUMNS
+
+_ATTRIBUTE = "fastkd_distillation"  # of the student, while it trains
+_FILE = (
+    f"{_ATTRIBUTE}.safetensors"  # in a checkpoint, where something is learned beside the student
+)
+
+if TYPE_CHECKING:
+    _Trainer = Trainer
+else:
+    _Trainer = object
+
+
+class DistillationMixin(_Trainer):
+    """Before a Trainer in a class's bases: trains by `losses` in place of the model's own loss.
+
+    teacher, losses, rest, backend: as `fastkd.integrations.distillation.Distillation` takes them
+
+    What A2D learns is part of the student while it trains, so that it is optimized, clipped,
+    exchanged and resumed with it; saved models do not hold it. Components are logged beside the
+    loss. Evaluation is the Trainer's own, by the loss that the model itself computes.
+
+    Raises InputError for settings under which the losses would not be what they say.
+    """
+
+    model_accepts_loss_kwargs: bool
+    _signature_columns: Any
+
+    def __init__(
+        self,
+        *arguments: Any,
+        losses: Sequence[Any],
+        teacher: nn.Module | None = None,
+        rest: str = "renormalize",
+        backend: str = "auto",
+        **keywords: Any,
+    ) -> None:
+        super().__init__(*arguments, **keywords)
+        self._refuse_what_would_be_ignored()
+        assert self.model is not None
+        self.distillation = Distillation(
+            self.model, losses, teacher, rest=rest, backend=backend
+        ).to(self.args.device)
+        if teacher is not None:
+            teacher.to(self.args.device)
+        self._update_counts: Tensor | None = None
+        self._components: dict[str, Tensor] = {}
+        self._updates_logged = 0
+
+    def _refuse_what_would_be_ignored(self) -> None:
+        refused = {
+            "label_smoothing_factor": self.args.label_smoothing_factor,
+            "compute_loss_func": self.compute_loss_func,
+            "use_liger_kernel": self.args.use_liger_kernel,
+            "torch_compile": self.args.torch_compile,
+            "fsdp": self.is_fsdp_enabled,
+            "deepspeed": self.is_deepspeed_enabled,
+        }
+        for name, value in refused.items():
+            if value:
+                raise InputError(f"{name}: expected none with fastkd's losses, not {value!r}")
+        if self.args.n_gpu > 1:
+            raise InputError("several GPUs: expected one process each, as torchrun starts them")
+
+    def train(self, *arguments: Any, **keywords: Any) -> Any:
+        with self._part_of_the_student(True):
+            return super().train(*arguments, **keywords)
+
+    @contextlib.contextmanager
+    def _part_of_the_student(self, wanted: bool) -> Iterator[None]:
+        """Within, what is learned is a part of the student, or is none."""
+        before = hasattr(self.model, _ATTRIBUTE)
+        self._make_part(wanted)
+        try:
+            yield
+        finally:
+            self._make_part(before)
+
+    def _make_part(self, wanted: bool) -> None:
+        if wanted:
+            setattr(self.model, _ATTRIBUTE, self.distillation)
+        elif hasattr(self.model, _ATTRIBUTE):
+            delattr(self.model, _ATTRIBUTE)
+
+    def get_batch_samples(self, *arguments: Any, **keywords: Any) -> tuple[list, Any]:
+        batches, _ = super().get_batch_samples(*arguments, **keywords)
+        counts = self.distillation.counts(batches).to(self.args.device)
+        self._update_counts = self.accelerator.reduce(counts, "sum")
+        return batches, Counts(*self._update_counts.unbind()).targets
+
+    def training_step(self, *arguments: Any, **keywords: Any) -> Tensor:
+        # Tells the Trainer that the loss is divided by counts, not to be divided again.
+        given, self.model_accepts_loss_kwargs = self.model_accepts_loss_kwargs, True
+        try:
+            return super().training_step(*arguments, **keywords)
+        finally:
+            self.model_accepts_loss_kwargs = given
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        if not model.training:
+            inputs = {name: value for name, value in inputs.items() if name not in COLUMNS}
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        epoch = int(self.state.epoch or 0) + 1
+        with self.accelerator.autocast():
+            loss, components = self.distillation(model, inputs, self._update_counts, epoch)
+        for name, value in components.items():
+            self._components[name] = self._components.get(name, 0.0) + value
+        # Processes average their gradients.
+        return loss * self.accelerator.num_processes
+
+    def log(self, logs: dict[str, float], *arguments: Any, **keywords: Any) -> None:
+        if "loss" in logs and self._components:
+            updates = max(self.state.global_step - self._updates_logged, 1)
+            sums = self.accelerator.reduce(torch.stack(list(self._components.values())), "sum")
+            means = (sums / updates).tolist()
+            logs |= dict(zip(self._components, means, strict=True))
+            self._components, self._updates_logged = {}, self.state.global_step
+        super().log(logs, *arguments, **keywords)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = list({*(self._signature_columns or ()), *COLUMNS})
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        with self._part_of_the_student(False):
+            super()._save(output_dir, state_dict)
+        learned = self.distillation.state_dict()
+        if learned and self.args.should_save:
+            save_file(learned, Path(output_dir or str(self.args.output_dir)) / _FILE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *arguments: Any) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, *arguments)
+        if (file := Path(resume_from_checkpoint) / _FILE).is_file():
+            self.distillation.load_state_dict(load_file(file))
+
+
+class DistillationTrainer(DistillationMixin, Trainer):
+    """`Trainer` with fastkd's losses."""
+
+
+class DistillationSeq2SeqTrainer(DistillationMixin, Seq2SeqTrainer):
+    """`Seq2SeqTrainer` with fastkd's losses."""
