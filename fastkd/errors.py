@@ -5,5 +5,9 @@ class BackendUnavailable(RuntimeError):  # noqa: N818
     """A backend asked for by name cannot serve the call; the message says why."""
 
 
+class RunFailed(RuntimeError):  # noqa: N818
+    """What was asked is right, but the work cannot go on; one line that says why."""
+
+
 class InputError(ValueError):
     """A config, file or command line is wrong; one line that names it and what was expected."""

@@ -1,5 +1,6 @@
 """The verbs of the command line and the exit statuses they end with."""
 
+import errno
 import importlib
 import logging
 import os
@@ -7,7 +8,7 @@ import sys
 
 import click
 
-from fastkd.errors import InputError
+from fastkd.errors import BackendUnavailable, InputError, RunFailed
 
 VERBS = (
     "prepare",
@@ -17,6 +18,7 @@ VERBS = (
     "average",
     "cache-teacher",
     "export",
+    "import",
     "bench",
     "memory",
     "demo",
@@ -46,20 +48,23 @@ def app(arguments: list[str]) -> int:
     logging.basicConfig(format="fastkd: %(levelname)s: %(message)s", level=logging.WARNING)
     try:
         group.main(arguments, prog_name="fastkd", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # which a full disk refuses
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.ClickException as error:
         error.show()
         return 2
-    except InputError as error:
+    except (InputError, BackendUnavailable) as error:
         return _fail(str(error), 2)
+    except RunFailed as error:
+        return _fail(str(error), 1)
     except (KeyboardInterrupt, click.Abort):
         return _fail("interrupted", 1)
-    except BrokenPipeError:
-        # The reader has gone; nothing can be told to it, at exit neither.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except OSError as error:
+        _drop_unwritten()
+        if error.errno == errno.EPIPE:
+            return 1  # the reader has seen enough
         place = f"{error.filename}: " if error.filename else ""
         return _fail(f"{place}{error.strerror or error}", 1)
     except Exception as error:
@@ -67,6 +72,14 @@ def app(arguments: list[str]) -> int:
             raise
         return _fail(f"{type(error).__name__}: {error} (FASTKD_TRACEBACK=1 shows where)", 1)
     return 0
+
+
+def _drop_unwritten() -> None:
+    """Forgets what standard output does not take, so that nothing fails again at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, status: int) -> int:

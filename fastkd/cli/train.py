@@ -16,11 +16,16 @@ def command(config: str, overrides: tuple[str, ...]) -> None:
     fastkd train CONFIG computes the same updates.
     """
     from fastkd.config.load import load_config
+
+    resolved = load_config(config, overrides)
+
+    from fastkd.train.ranks import noticing_loss
     from fastkd.train.start import start
 
-    trainer = start(load_config(config, overrides))
-    if not trainer.finished:
-        trainer.train()
+    with noticing_loss():
+        trainer = start(resolved)
+        if not trainer.finished:
+            trainer.train()
     how = "finished" if trainer.finished else "stopped; the same command goes on;"
     if trainer.ranks.first:
         click.echo(f"{trainer.run.path}: {how} at update {trainer.position.update}", err=True)

@@ -93,6 +93,7 @@ class TrainingConfig:
     epochs: Positive | None = None  # or after so many, whichever comes first
     batch_tokens: Positive = 4096  # sentences × longest side, padding included
     accumulation: Positive = 1  # pieces one device cuts its share of an update into
+    sharding: Literal["none", "fully_shard"] = "none"  # of weights, gradients, Adam over processes
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     validate_every: Positive | None = None  # updates; None = each epoch

@@ -1,5 +1,7 @@
 """Multi-head attention on PyTorch's scaled-dot-product attention, with its projections fused."""
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -7,9 +9,26 @@ from torch import Tensor, nn
 from fastkd.nn.cache import KeyValues
 from fastkd.nn.layout import Layout
 
-# Query and key of each layer so far, (B, heads, T, head size) each; None where nobody asks.
-Taps = list[tuple[Tensor, Tensor]] | None
 _INPUT_GAIN = 2**-0.5  # of the query, key and value projections at the start
+
+
+class TapList:
+    """Query and key of each layer so far, (B, heads, T, head size) each.
+
+    No `list`: FSDP2 hands a layer copies of the lists among its arguments.
+    """
+
+    def __init__(self) -> None:
+        self._layers: list[tuple[Tensor, Tensor]] = []
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(self._layers)
+
+    def append(self, query_and_key: tuple[Tensor, Tensor]) -> None:
+        self._layers.append(query_and_key)
+
+
+Taps = TapList | None  # None where nobody asks
 
 
 class SelfAttention(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastkd.errors import InputError
-from fastkd.nn.attention import Taps
+from fastkd.nn.attention import TapList, Taps
 from fastkd.nn.cache import DecoderState
 from fastkd.nn.dropout import dropout
 from fastkd.nn.layers import DecoderLayer
@@ -147,7 +147,7 @@ class Transformer(nn.Module):
         """The encoder alone."""
         layout = Layout(source_lengths, source.shape[1], source.device)
         rows = self._embed(source, self.source_embedding, layout)
-        seen: Taps = [] if taps else None
+        seen = TapList() if taps else None
         rows = self.encoder(rows, layout, seen)
         return Encoded(rows, layout, _tap(seen, layout, layout, causal=False))
 
@@ -162,8 +162,8 @@ class Transformer(nn.Module):
         """The decoder alone; `causal=False` lets each position see the whole target."""
         layout = Layout(target_lengths, decoder_input.shape[1], decoder_input.device)
         rows = self._embed(decoder_input, self._target_embedding, layout)
-        own: Taps = [] if taps else None
-        cross: Taps = [] if taps else None
+        own = TapList() if taps else None
+        cross = TapList() if taps else None
         rows = self.decoder(rows, layout, encoded.rows, encoded.layout, causal, own, cross)
         if not taps:
             return TransformerOutput(rows, layout, encoded)

@@ -1,5 +1,6 @@
 """Checkpoints: folders of safetensors files that appear whole or not at all."""
 
+import errno
 import hashlib
 import json
 import os
@@ -29,7 +30,7 @@ def write_checkpoint(
     checksums = {}
     for group, tensors in groups.items():
         file = temporary / f"{group}.safetensors"
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+        _save({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
         _sync(file)
         checksums[file.name] = checksum(file)
     text = json.dumps({**meta, "sha256": checksums}, indent=1)
@@ -76,6 +77,13 @@ def read_group(folder: Path, group: str, device: str = "cpu") -> dict[str, Tenso
 def checksum(file: Path) -> str:
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _save(tensors: dict[str, Tensor], file: Path) -> None:
+    try:
+        save_file(tensors, file)
+    except SafetensorError as error:  # a full disk, of which it keeps only the words
+        raise OSError(errno.EIO, f"cannot be written: {error}", str(file)) from None
 
 
 def _sync(path: Path) -> None:

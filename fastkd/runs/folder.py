@@ -1,10 +1,14 @@
 """A run's folder: its configuration, tokenizer, log and checkpoints."""
 
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from torch import Tensor
 
 from fastkd.config.load import dump_config, validate
 from fastkd.config.tree import Config
@@ -15,8 +19,18 @@ from fastkd.nn.transformer import Transformer
 from fastkd.runs.checkpoint import drop_folder, read_group, read_meta, write_checkpoint
 from fastkd.runs.weights import load_weights
 
+LOGGER = logging.getLogger(__name__)
 MODEL, OBJECTIVE, STATE = "model", "objective", "state"
 SELECTIONS = ("best", "last", "average")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint holds."""
+
+    folder: Path
+    meta: dict[str, Any]
+    groups: dict[str, dict[str, Tensor]]
 
 
 class RunFolder:
@@ -87,6 +101,24 @@ class RunFolder:
                 drop_folder(folder)
             elif folder not in folders[-2:]:
                 (folder / f"{STATE}.safetensors").unlink(missing_ok=True)
+
+    def newest_whole(self, groups: Sequence[str]) -> Saved | None:
+        """The newest checkpoint that is not damaged; None where there is no checkpoint at all.
+
+        Raises InputError where all are damaged.
+        """
+        folders = self.checkpoints()
+        for folder in reversed(folders):
+            try:
+                read = {group: read_group(folder, group) for group in groups}
+                return Saved(folder, read_meta(folder), read)
+            except InputError as damage:
+                LOGGER.warning("%s; going back to the checkpoint before", damage)
+        if folders:
+            raise InputError(
+                f"{folders[0].parent}: no checkpoint is whole; delete them to begin anew"
+            )
+        return None
 
     def weights_folder(self, selection: str) -> Path:
         """The folder that holds the `best`, `last` or `average` weights."""

@@ -1,6 +1,7 @@
 """Translation with a run's model: its weights, its tokenizers, its decoding settings."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from fastkd.errors import InputError
 from fastkd.runs.device import pick_device
 from fastkd.runs.folder import RunFolder
 
+LOGGER = logging.getLogger(__name__)
 SEARCH = {"transformer": ("beam", "length_penalty"), "cmlm": ("passes", "length_window")}
 
 
@@ -34,7 +36,10 @@ def translate_split(
     where, settings = pick_device(device), decoding_settings(run, **search)
     model = run.load_model(checkpoint, where)
     sources, references = [source for source, _ in pairs], [target for _, target in pairs]
-    return translate(model, run.tokenizers, sources, settings, where, progress), references
+    translations = translate(
+        model, run.tokenizers, sources, settings, where, progress, LOGGER.warning
+    )
+    return translations, references
 
 
 def translate_lines(
@@ -48,7 +53,9 @@ def translate_lines(
     """Translations of `lines`, read and translated `buffer` at a time; `search` as above."""
     where, settings = pick_device(device), decoding_settings(run, **search)
     model = run.load_model(checkpoint, where)
-    return translate_stream(model, run.tokenizers, lines, settings, where, buffer)
+    return translate_stream(
+        model, run.tokenizers, lines, settings, where, buffer, LOGGER.warning
+    )
 
 
 def decoding_settings(run: RunFolder, **search: Any) -> DecodingConfig:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from fastkd.nn.parameters import move_average
+from fastkd.train.sharding import part_like
 
 
 class MovingAverage:
@@ -23,7 +24,7 @@ class MovingAverage:
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         for name, average in self.tensors().items():
-            average.copy_(tensors[name])
+            average.copy_(part_like(tensors[name], average))
 
     @torch.no_grad()
     def swap(self) -> None:

@@ -1,4 +1,4 @@
-"""The student with its objective, as one module that a distributed engine can wrap."""
+"""The student, its objective and its teacher, as one module that a distributed engine can wrap."""
 
 from torch import Tensor, nn
 
@@ -9,12 +9,13 @@ from fastkd.nn.transformer import Transformer
 
 
 class Learner(nn.Module):
-    """Everything that the optimizer trains."""
+    """Everything that an update computes with; of the teacher nothing is trained."""
 
     def __init__(self, model: Transformer, objective: Objective) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
+        self.teacher = objective.teacher if isinstance(objective.teacher, nn.Module) else None
 
     def forward(self, batch: Batch, counts: Counts, epoch: int) -> tuple[Tensor, Components]:
         return self.objective(self.model, batch, counts, epoch)

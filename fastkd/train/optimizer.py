@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fastkd.config.tree import OptimizerConfig
+from fastkd.train.sharding import part_like
 
 
 def build_optimizer(
@@ -30,13 +31,13 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def load_optimizer_tensors(
-    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], prefix: str
-) -> None:
-    """Takes back what `optimizer_tensors` gave, from the names that start with `prefix`."""
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Takes back what `optimizer_tensors` gave, of whole parameters, as they are divided here."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        if name.startswith(prefix):
-            index, kind = name.removeprefix(prefix).split(".")
-            state.setdefault(int(index), {})[kind] = tensor
+        index, kind = name.split(".")
+        if tensor.ndim:  # all but the number of steps
+            tensor = part_like(tensor, parameters[int(index)])
+        state.setdefault(int(index), {})[kind] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

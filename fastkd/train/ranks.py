@@ -1,8 +1,10 @@
 """The processes of one run, as `torchrun` starts them; a run on its own is one of one."""
 
+import contextlib
 import datetime
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from typing import Any, TypeVar
@@ -10,6 +12,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from fastkd.errors import RunFailed
 
 Item = TypeVar("Item")
 _PATIENCE = datetime.timedelta(minutes=30)  # for the slowest rank; decoding may take a while
@@ -27,6 +31,8 @@ class Ranks:
         """Meets the other processes where `torchrun` started several: NCCL on GPUs, else gloo."""
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()
+        if device.type == "cuda":
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         if not dist.is_initialized():
             backend = "nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=_PATIENCE)
@@ -37,14 +43,22 @@ class Ranks:
         """Whether this process writes and reports."""
         return self.rank == 0
 
-    def parallel(self, module: nn.Module) -> nn.Module:
-        """`module` with gradients averaged over the processes."""
+    def parallel(self, module: nn.Module, sharding: str, device: torch.device) -> nn.Module:
+        """`module` with gradients averaged over the processes, and divided where asked for."""
         if self.size == 1:
             return module
-        # Which losses reach which parameter differs from update to update in masked models.
-        return nn.parallel.DistributedDataParallel(
-            module, broadcast_buffers=False, find_unused_parameters=True
-        )
+        if sharding == "fully_shard":
+            from fastkd.train.sharding import shard
+
+            shard(module, self.size, device)
+            return module
+        with warnings.catch_warnings():
+            # PyTorch 2.13 has another name for broadcast_buffers, which 2.11 lacks.
+            warnings.simplefilter("ignore", FutureWarning)
+            # Which losses reach which parameter differs from update to update in masked models.
+            return nn.parallel.DistributedDataParallel(
+                module, broadcast_buffers=False, find_unused_parameters=True
+            )
 
     def share(self, items: Sequence[Item]) -> Sequence[Item]:
         """Every `size`-th item, beginning with this process's."""
@@ -85,3 +99,17 @@ class Ranks:
         """Parts from the other processes."""
         if self.size > 1:
             dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def noticing_loss() -> Iterator[None]:
+    """Says that another process has ended, where only a connection to it was seen to break."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
+            raise
+        raise RunFailed(
+            f"process {os.environ.get('RANK')}: another process of the run has ended or cannot be "
+            "reached; the same command goes on from the newest checkpoint"
+        ) from error

@@ -1,5 +1,6 @@
 """From a configuration to a trainer: corpus, models, teacher, objective, run folder."""
 
+import numpy as np
 import torch
 
 from fastkd.config.tree import Config, ModelConfig, TeacherConfig
@@ -26,6 +27,7 @@ def start(config: Config) -> Trainer:
     device = pick_device(config.training.device)
     ranks = Ranks.join(device)
     prepared = open_prepared(config)
+    _check_lengths(config, prepared)
     tokenizers = prepared.tokenizers
     teacher = None if config.teacher is None else _teacher(config.teacher, prepared)
     torch.manual_seed(config.training.seed)
@@ -39,6 +41,23 @@ def start(config: Config) -> Trainer:
         RunFolder.create(config, tokenizers)
     ranks.wait()
     return Trainer(config, prepared, model, objective, RunFolder.open(config.run), device, ranks)
+
+
+def _check_lengths(config: Config, prepared: Prepared) -> None:
+    """Refuses sentences that have more pieces than the model has positions."""
+    limit = config.model.max_positions
+    for split, corpus in (("train", prepared.train), ("dev", prepared.dev)):
+        longer = np.maximum(corpus.source_lengths, corpus.target_lengths)
+        longest = int(longer.argmax())
+        if longer[longest] < limit:
+            continue
+        where = f"line {longest + 1:,} of data.dev = {config.data.dev}"
+        if split == "train":
+            where = f"the longest pair below data.max_length = {config.data.max_length:,}"
+        raise InputError(
+            f"model.max_positions = {limit:,}: {where} has {longer[longest] + 1:,} pieces, "
+            "end-of-sentence included"
+        )
 
 
 def _teacher(

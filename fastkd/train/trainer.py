@@ -14,27 +14,24 @@ from torch.nn.parallel import DistributedDataParallel
 from fastkd.config.tree import Config
 from fastkd.data.batches import BatchPlan, collate, split
 from fastkd.data.prepare import Prepared
-from fastkd.errors import InputError
+from fastkd.errors import RunFailed
 from fastkd.methods.objective import Objective
 from fastkd.methods.passes import Components, Counts
+from fastkd.nn.build import build_model
 from fastkd.nn.transformer import Transformer
-from fastkd.runs.checkpoint import read_group, read_meta
 from fastkd.runs.device import autocast
-from fastkd.runs.folder import MODEL, OBJECTIVE, STATE, RunFolder
+from fastkd.runs.folder import MODEL, OBJECTIVE, STATE, RunFolder, Saved
 from fastkd.runs.weights import load_weights, weights_of
 from fastkd.train.ema import MovingAverage
 from fastkd.train.interrupt import StopRequest
 from fastkd.train.learner import Learner
 from fastkd.train.log import RunLog
 from fastkd.train.meter import Meter
-from fastkd.train.optimizer import (
-    build_optimizer,
-    load_optimizer_tensors,
-    optimizer_tensors,
-)
+from fastkd.train.optimizer import build_optimizer, load_optimizer_tensors, optimizer_tensors
 from fastkd.train.position import Position
 from fastkd.train.ranks import Ranks
 from fastkd.train.schedule import learning_rate
+from fastkd.train.sharding import whole
 from fastkd.train.validation import validation_bleu, validation_loss
 
 LOGGER = logging.getLogger(__name__)
@@ -59,6 +56,11 @@ class Trainer:
         if isinstance(objective.teacher, Transformer):
             objective.teacher.to(self.device)
         self.objective.begin(self.model)
+        saved = run.newest_whole((MODEL, OBJECTIVE, STATE))
+        if saved:
+            self._take_weights(saved)
+        learner = Learner(self.model, self.objective)
+        self.learner = ranks.parallel(learner, config.training.sharding, device)
         self.parameters = [*self.model.parameters(), *self.objective.parameters()]
         self.optimizer = build_optimizer(config.training.optimizer, self.parameters)
         decay = config.training.ema
@@ -70,9 +72,7 @@ class Trainer:
             config.training.batch_tokens,
             config.training.seed,
         )
-        self.position = Position()
-        self._resume()
-        self.learner = ranks.parallel(Learner(self.model, self.objective))
+        self.position = self._take_state(saved) if saved else Position()
 
     def train(self) -> Position:
         """Trains until the budget is spent, patience ends, or a signal asks to stop."""
@@ -117,24 +117,32 @@ class Trainer:
 
     def save(self) -> None:
         """Writes a checkpoint; its model weights are the moving average where there is one."""
-        if self.ranks.first:
-            self._write()
-        self.ranks.wait()
-
-    def _write(self) -> None:
-        state = {
-            f"optimizer.{name}": tensor
-            for name, tensor in optimizer_tensors(self.optimizer).items()
-        }
+        state = _under("optimizer.", optimizer_tensors(self.optimizer))
         model = weights_of(self.model)
         if self.average:
-            state |= {f"model.{name}": tensor for name, tensor in model.items()}
+            state |= _under("model.", model)
             model = self.average.tensors()
-        moving = self.objective.moving_tensors()
-        state |= {f"objective.{name}": tensor for name, tensor in moving.items()}
+        state |= _under("objective.", self.objective.moving_tensors())
         groups = {MODEL: model, OBJECTIVE: weights_of(self.objective), STATE: state}
-        keep = self.config.training.keep_last
-        self.run.save(self.position.update, groups, asdict(self.position), keep)
+        if self._sharded:
+            groups = {name: self._gathered(tensors) for name, tensors in groups.items()}
+        if self.ranks.first:
+            keep = self.config.training.keep_last
+            self.run.save(self.position.update, groups, asdict(self.position), keep)
+        self.ranks.wait()
+
+    @property
+    def _sharded(self) -> bool:
+        return self.ranks.size > 1 and self.config.training.sharding != "none"
+
+    def _gathered(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors in the first process's memory, one after another; none in the others'."""
+        gathered = {}
+        for name, tensor in tensors.items():
+            tensor = whole(tensor)
+            if self.ranks.first:
+                gathered[name] = tensor.cpu()
+        return gathered
 
     def _updates(self, total: int) -> Iterator[tuple[int, int, np.ndarray]]:
         """(epoch, batch of the epoch, sentence ids) of each update still to do."""
@@ -164,7 +172,8 @@ class Trainer:
                 loss.backward()
             for name, value in {"loss": loss.detach() / self.ranks.size, **values}.items():
                 components[name] = components[name] + value if name in components else value
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, training.optimizer.clip or math.inf)
+        clip = training.optimizer.clip or math.inf
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, clip))
         components["grad_norm"] = norm / self.ranks.size  # the same in each, and summed
         if not torch.isfinite(norm):
             self._skip(self.ranks.total(components), ids)
@@ -185,7 +194,7 @@ class Trainer:
         self.position = replace(self.position, skipped=skipped)
         found = f"update {update}: {', '.join(broken)} not finite, over sentences {_listed(ids)}"
         if skipped >= self.config.training.max_skipped:
-            raise FloatingPointError(f"{found}; {skipped} such updates in a row")
+            raise RunFailed(f"{found}; {skipped} such updates in a row")
         LOGGER.warning("%s; the update is skipped", found)
 
     def _piece(
@@ -206,11 +215,31 @@ class Trainer:
         return loss * share, components
 
     def _gradients_exchanged(self, last: bool) -> contextlib.AbstractContextManager:
-        """Processes exchange gradients in the backward of their last part."""
-        if last or self.ranks.size == 1:
+        """Processes exchange gradients in the backward of their last part.
+
+        Where they are divided they do so in each part's: none is ever held whole.
+        """
+        if last or not isinstance(self.learner, DistributedDataParallel):
             return contextlib.nullcontext()
-        assert isinstance(self.learner, DistributedDataParallel)
         return self.learner.no_sync()
+
+    @contextlib.contextmanager
+    def _evaluated(self) -> Iterator[Transformer]:
+        """The model as a checkpoint has it, whole, and in evaluation mode."""
+        if self._sharded:
+            weights = self.average.tensors() if self.average else weights_of(self.model)
+            model = build_model(self.config.model, self.prepared.tokenizers).to(self.device)
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    parameter.copy_(whole(weights[name]))
+            yield model.eval()
+            return
+        self.model.eval()
+        if self.average:
+            self.average.swap()
+        yield self.model
+        if self.average:
+            self.average.swap()
 
     def _opened_log(self, total: int) -> RunLog:
         path = self.run.log_file if self.ranks.first else None
@@ -222,17 +251,12 @@ class Trainer:
 
     def _validate(self, log: RunLog) -> None:
         training = self.config.training
-        self.model.eval()
-        if self.average:
-            self.average.swap()
-        with autocast(self.device, training.precision):
+        with self._evaluated() as model, autocast(self.device, training.precision):
             where = self.prepared, self.config, self.device, self.ranks
-            loss = validation_loss(self.objective, self.model, *where)
+            loss = validation_loss(self.objective, model, *where)
             bleu = None
             if training.bleu_sentences:
-                bleu = validation_bleu(self.model, *where)
-        if self.average:
-            self.average.swap()
+                bleu = validation_bleu(model, *where)
         result = -loss if bleu is None or training.early_metric == "loss" else bleu
         self.position = self.position.with_result(result)
         record = {"step": self.position.update, "dev_loss": loss}
@@ -249,29 +273,27 @@ class Trainer:
             f"loss {figures.get('loss', math.nan):.3f}  {figures['tokens_per_second']:.0f} tokens/s"
         )
 
-    def _resume(self) -> None:
-        """Goes on from the newest checkpoint that is whole."""
-        for folder in reversed(self.run.checkpoints()):
-            try:
-                meta = read_meta(folder)
-                model, objective, state = (
-                    read_group(folder, group) for group in (MODEL, OBJECTIVE, STATE)
-                )
-            except InputError as damage:
-                LOGGER.warning("%s; going back to the checkpoint before", damage)
-                continue
-            if self.average:
-                self.average.load(model)
-                model = _below("model.", state)
-            load_weights(self.model, model, folder)
-            load_weights(self.objective, objective, folder)
-            moving = _below("objective.", state)
-            for name, tensor in self.objective.moving_tensors().items():
-                tensor.copy_(moving[name])
-            load_optimizer_tensors(self.optimizer, state, "optimizer.")
-            known = Position.__dataclass_fields__
-            self.position = Position(**{k: v for k, v in meta.items() if k in known})
-            return
+    def _take_weights(self, saved: Saved) -> None:
+        """Continues with a checkpoint's weights; they are not divided yet."""
+        state = saved.groups[STATE]
+        model = _below("model.", state) if self.config.training.ema else saved.groups[MODEL]
+        load_weights(self.model, model, saved.folder)
+        load_weights(self.objective, saved.groups[OBJECTIVE], saved.folder)
+        moving = _below("objective.", state)
+        for name, tensor in self.objective.moving_tensors().items():
+            tensor.copy_(moving[name])
+
+    def _take_state(self, saved: Saved) -> Position:
+        """Continues with the rest of a checkpoint, from the position that it gives."""
+        if self.average:
+            self.average.load(saved.groups[MODEL])
+        load_optimizer_tensors(self.optimizer, _below("optimizer.", saved.groups[STATE]))
+        known = Position.__dataclass_fields__
+        return Position(**{k: v for k, v in saved.meta.items() if k in known})
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,13 +1,12 @@
 """From a corpus to a one-pass student's translations, as a user would go."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from tests.cli.torchrun import train
 
 CMLM = {"kind": "cmlm", "cmlm": {"causal_attention": True, "length_classes": 16}}
 DIMS = [
@@ -172,15 +171,14 @@ def test_a_teacher_that_cannot_be_loaded_ends_the_run(masked, tmp_path, capsys, 
 
 
 @pytest.mark.slow
-def test_two_processes_compute_what_one_does(masked, tmp_path):
+@pytest.mark.parametrize("sharding", ["none", "fully_shard"])
+def test_two_processes_compute_what_one_does(masked, tmp_path, sharding):
     """Masks depend on their place alone, and the teacher follows in each process alike."""
     config = student(masked, tmp_path, "alone", model={"dropout": 0.0})
     assert masked.run("train", config) == 0
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    port = ["--master-port", str(20000 + (os.getpid() + 1) % 20000)]
-    command = [*launcher, *port, "-m", "fastkd", "train", config, f"run={tmp_path / 'together'}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, capture_output=True, timeout=300, env=environment)
+    train(2, config, f"run={tmp_path / 'together'}", f"training.sharding={sharding}")
     for one, other in zip(records(tmp_path / "together"), records(tmp_path / "alone"), strict=True):
         for key in one.keys() - {"tokens_per_second"}:
             assert one[key] == pytest.approx(other[key], rel=2e-4, abs=1e-5), key
+    state = tensors(tmp_path / "together", 4, "state")
+    torch.testing.assert_close(state, tensors(tmp_path / "alone", 4, "state"), rtol=1e-4, atol=1e-5)

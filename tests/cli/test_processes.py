@@ -1,13 +1,13 @@
 """Several processes that train together, over gloo."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from tests.cli.conftest import TRAINING
+from tests.cli.torchrun import start, train
 
 LOSSES = [
     {"name": "cross_entropy"},
@@ -17,18 +17,14 @@ LOSSES = [
 ]
 
 
-def train(processes, config, *overrides):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    port = ["--master-port", str(20000 + os.getpid() % 20000)]
-    command = [*launcher, *port, "-m", "fastkd", "train", config, *overrides]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 def log(folder):
     lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
+
+
+def checkpoint(folder, update):
+    files = sorted((folder / "checkpoints" / f"{update:08d}").glob("*.safetensors"))
+    return {f"{file.stem} {name}": t for file in files for name, t in load_file(file).items()}
 
 
 def assert_same_log(one, other):
@@ -39,17 +35,30 @@ def assert_same_log(one, other):
             assert record[key] == pytest.approx(expected[key], rel=2e-4, abs=1e-5), key
 
 
+def assert_same_checkpoint(folder, alone):
+    """Both are of update 4, equal but for rounding, which is far less than what training did."""
+    one, other, before = checkpoint(folder, 4), checkpoint(alone, 4), checkpoint(alone, 2)
+    assert [(n, t.shape, t.dtype) for n, t in one.items()] == [
+        (n, t.shape, t.dtype) for n, t in other.items()
+    ]
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name], rtol=1e-4, atol=1e-5)
+    assert max((tensor - before[name]).abs().max() for name, tensor in one.items()) > 1e-3
+
+
 @pytest.fixture(scope="module")
 def config(taught, tmp_path_factory):
     """Writes a student's config, with every method and no dropout, for a run of a given name."""
     folder = tmp_path_factory.mktemp("runs")
+    optimizer = {**TRAINING["optimizer"], "clip": 3.0}  # which binds in the first updates
 
     def write(name, **training):
         path = taught.config(
             f"processes-{name}",
             run=str(folder / name),
             model={"dropout": 0.0},
-            training={"updates": 4, "save_every": 2, **training},
+            training={"updates": 4, "save_every": 2, "ema": 0.9, "optimizer": optimizer}
+            | training,
             teacher={"run": str(taught.folder / "teacher")},
             losses=LOSSES,
         )
@@ -62,27 +71,64 @@ def config(taught, tmp_path_factory):
 def alone(taught, config):
     path, folder = config("alone")
     assert taught.run("train", path) == 0
+    norms = [record["grad_norm"] for record in log(folder) if "grad_norm" in record]
+    assert min(norms) < 3.0 < max(norms)
     return folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "accumulation"), [(2, 2), (4, 1)])
-def test_processes_compute_what_one_does(config, alone, processes, accumulation):
-    path, folder = config(f"together{processes}", accumulation=accumulation)
+@pytest.mark.parametrize(
+    ("processes", "accumulation", "sharding"),
+    [(2, 2, "none"), (4, 1, "none"), (2, 2, "fully_shard"), (4, 1, "fully_shard")],
+)
+def test_processes_compute_what_one_does(config, alone, processes, accumulation, sharding):
+    name = f"together-{processes}-{sharding}"
+    path, folder = config(name, accumulation=accumulation, sharding=sharding)
     train(processes, path)
     assert_same_log(log(folder), log(alone))
+    assert_same_checkpoint(folder, alone)
 
 
 @pytest.mark.slow
-def test_stopped_with_two_goes_on_with_one(taught, config, alone):
-    path, folder = config("changed")
+@pytest.mark.parametrize("sharding", ["none", "fully_shard"])
+def test_stopped_with_two_goes_on_with_one(taught, config, alone, sharding):
+    path, folder = config(f"fewer-{sharding}", sharding=sharding)
     train(2, path, "training.updates=2")
     assert taught.run("train", path) == 0
     assert_same_log(log(folder), log(alone))
-    first, one, other = (
-        load_file(run / "checkpoints" / f"{update:08d}" / "model.safetensors")
-        for run, update in ((alone, 2), (folder, 4), (alone, 4))
-    )
-    for name, tensor in one.items():
-        torch.testing.assert_close(tensor, other[name], rtol=0, atol=1e-5)
-    assert max((tensor - first[name]).abs().max() for name, tensor in one.items()) > 1e-3
+    assert_same_checkpoint(folder, alone)
+
+
+@pytest.mark.slow
+def test_stopped_with_one_goes_on_with_two_that_share(taught, config, alone):
+    path, folder = config("more", sharding="fully_shard")
+    assert taught.run("train", path, "training.updates=2") == 0
+    train(2, path)
+    assert_same_log(log(folder), log(alone))
+    assert_same_checkpoint(folder, alone)
+
+
+DIES = """
+import os, signal
+from fastkd.train.trainer import Trainer
+update = Trainer._update
+def dying(self, *arguments):
+    if self.ranks.rank == {rank} and self.position.update == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return update(self, *arguments)
+Trainer._update = dying
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rank", "sharding"), [(1, "none"), (0, "none"), (1, "fully_shard")])
+def test_a_process_that_dies_ends_the_run_which_can_go_on(config, alone, rank, sharding):
+    path, folder = config(f"dies-{rank}-{sharding}", sharding=sharding)
+    run = start(2, path, code=DIES.format(rank=rank))
+    _, error = run.communicate(timeout=400)
+    assert run.returncode == 1
+    told = [line for line in error.splitlines() if line.startswith("fastkd: ")]
+    assert any("another process" in line and "goes on from" in line for line in told), error
+    train(2, path)
+    assert_same_log(log(folder), log(alone))
+    assert_same_checkpoint(folder, alone)
