@@ -48,7 +48,8 @@ def command(
     from fastkd.runs.translation import translate_lines
 
     folder = RunFolder.open(run)
-    with opened_input(source, sys.stdin.buffer) as (file, name), _opened_output(output) as out:
+    standard = getattr(sys.stdin, "buffer", None)
+    with opened_input(source, standard) as (file, name), _opened_output(output) as out:
         lines = decoded_lines(file, name, invalid)
         translations = translate_lines(folder, lines, checkpoint, device, buffer, **search)
         for number, translation in enumerate(translations, start=1):

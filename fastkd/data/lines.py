@@ -16,10 +16,12 @@ def opened(path: str | Path) -> BinaryIO:
 
 
 @contextlib.contextmanager
-def opened_input(path: str | None, default: BinaryIO) -> Iterator[tuple[BinaryIO, str]]:
-    """The file at `path`, plain or gzip, or `default`; and what a complaint calls it."""
+def opened_input(path: str | None, standard: BinaryIO | None) -> Iterator[tuple[BinaryIO, str]]:
+    """The file at `path`, plain or gzip, or standard input; and what a complaint calls it."""
     if path is None:
-        yield default, "standard input"
+        if standard is None:
+            raise InputError("standard input: closed; expected lines there, or --input FILE")
+        yield standard, "standard input"
         return
     with contextlib.ExitStack() as stack:
         try:

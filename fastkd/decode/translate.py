@@ -11,6 +11,7 @@ from fastkd.config.tree import DecodingConfig
 from fastkd.data.tokenizer import Tokenizers
 from fastkd.decode.beam import beam_search
 from fastkd.decode.mask_predict import mask_predict
+from fastkd.errors import InputError
 from fastkd.nn.cmlm import CMLM
 from fastkd.nn.transformer import Transformer
 
@@ -45,12 +46,29 @@ def translate_stream(
 ) -> Iterator[str]:
     """`translate` for lines that may never end: reads `buffer` of them, yields their translations.
 
-    With a buffer of 1 each line is answered before the next one is read.
+    With a buffer of 1 each line is answered before the next one is read. Where reading raises an
+    InputError, the lines before it are answered first.
     """
     translator = _Translator(model, tokenizers, config, device, warn)
-    source = iter(lines)
-    while block := [line.rstrip("\r\n") for line in itertools.islice(source, buffer)]:
+    for block in _blocks(lines, buffer):
         yield from translator.translate(block, lambda count: None)
+
+
+def _blocks(lines: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Up to `size` lines at a time, without their ends."""
+    source, error = iter(lines), None
+    while error is None:
+        block: list[str] = []
+        try:
+            for line in itertools.islice(source, size):
+                block.append(line.rstrip("\r\n"))
+        except InputError as raised:
+            error = raised
+        if block:
+            yield block
+        elif error is None:
+            return
+    raise error
 
 
 class _Translator:
