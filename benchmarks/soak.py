@@ -1,0 +1,171 @@
+"""Training on the invented language that is killed at random moments, and the memory it takes.
+
+    python -m benchmarks.soak FOLDER [--minutes 25] [--seed 1]
+
+A teacher and then its student each train for half of the time, by `fastkd train` on one thread. A
+process lives for 10 seconds to 5 minutes and is then killed, or asked to end by SIGTERM one time in
+four; the next one goes on. Leaves `soak.csv`, a row a second, and `soak.png` in FOLDER, and ends
+with an error where a process ended by itself, a run went back behind a checkpoint, or its log is
+not what an undisturbed run would have written: each logged update once, and every loss finite.
+"""
+
+import argparse
+import csv
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from itertools import groupby
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import psutil
+
+from fastkd.config.load import dump_config
+from fastkd.demo.run import demo_config, write_demo_corpus
+from fastkd.runs.folder import RunFolder
+from fastkd.train.log import read_log
+
+RECIPES = ("teacher", "a2d")
+LOG_EVERY = 5
+SETTINGS = {
+    "updates": 1_000_000,
+    "batch_tokens": 1024,
+    "save_every": 25,
+    "validate_every": 100,
+    "log_every": LOG_EVERY,
+    "keep_last": 3,
+    "bleu_sentences": 100,
+    "ema": 0.99,
+}
+LIVES = 10, 300  # seconds
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What was seen in one second."""
+
+    seconds: float  # since the beginning
+    recipe: str
+    process: int
+    resident_mib: float
+    update: int  # of the newest checkpoint
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--minutes", type=float, default=25)
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    folder: Path = arguments.folder
+    write_demo_corpus(folder, print)
+    moments, begin, samples = random.Random(arguments.seed), time.monotonic(), list[Sample]()
+    share = arguments.minutes * 60 / len(RECIPES)
+    with open(folder / "soak.csv", "w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, [field.name for field in fields(Sample)])
+        table.writeheader()
+        for number, recipe in enumerate(RECIPES):
+            for sample in _soak(folder, recipe, begin, begin + share * (number + 1), moments):
+                samples.append(sample)
+                table.writerow(asdict(sample))
+                file.flush()
+            _check_log(folder / recipe)
+    _draw(samples, folder / "soak.png")
+    _report(samples)
+
+
+def _soak(
+    folder: Path, recipe: str, begin: float, until: float, moments: random.Random
+) -> Iterator[Sample]:
+    """Trains by a recipe until a time, in processes that are ended again and again."""
+    config = folder / f"{recipe}.yaml"
+    config.write_text(dump_config(demo_config(folder, recipe)), encoding="utf-8")
+    settings = [f"training.{key}={value}" for key, value in SETTINGS.items()]
+    command = [sys.executable, "-m", "fastkd", "train", str(config), *settings]
+    run, number, reached = RunFolder(folder / recipe), 0, 0
+    while time.monotonic() < until:
+        shortest, longest = LIVES
+        life = shortest * (longest / shortest) ** moments.random()
+        last = time.monotonic() + life > until
+        ending = signal.SIGTERM if last or moments.random() < 0.25 else signal.SIGKILL
+        with open(folder / f"{recipe}.log", "ab") as log:
+            process = subprocess.Popen(
+                command, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
+            )
+        end = min(until, time.monotonic() + life)
+        while time.monotonic() < end:
+            time.sleep(1)
+            if process.poll() is not None:
+                raise SystemExit(f"{config}: ended by itself with status {process.returncode}")
+            resident = psutil.Process(process.pid).memory_info().rss / 2**20
+            update = max((int(path.name) for path in run.checkpoints()), default=0)
+            if update < reached:
+                raise SystemExit(f"{config}: went back from update {reached} to {update}")
+            reached = update
+            yield Sample(
+                round(time.monotonic() - begin, 1), recipe, number, round(resident, 1), update
+            )
+        process.send_signal(ending)
+        status = process.wait()
+        # A process that has not come to training yet ends by SIGTERM itself.
+        if status not in (0, -ending):
+            raise SystemExit(f"{config}: status {status} after {ending.name}")
+        number += 1
+
+
+def _check_log(run: Path) -> None:
+    """Every logged update is there once and in order, and its figures are finite."""
+    records = read_log(run / "log.jsonl")
+    steps = [record["step"] for record in records if "loss" in record]
+    if steps != [LOG_EVERY * (count + 1) for count in range(len(steps))]:
+        raise SystemExit(f"{run}: its log lacks updates, or has some twice")
+    for record in records:
+        if not all(math.isfinite(value) for value in record.values()):
+            raise SystemExit(f"{run}: not finite: {record}")
+
+
+def _draw(samples: list[Sample], file: Path) -> None:
+    """Resident memory over time, one line a process, and how far the runs came."""
+    figure, (above, below) = plt.subplots(2, 1, figsize=(11, 6), sharex=True, layout="constrained")
+    for color, recipe in enumerate(RECIPES):
+        label: str | None = recipe
+        for life in _lives([sample for sample in samples if sample.recipe == recipe]):
+            minutes = [sample.seconds / 60 for sample in life]
+            above.plot(minutes, [s.resident_mib for s in life], color=f"C{color}", label=label)
+            below.plot(minutes, [s.update for s in life], color=f"C{color}")
+            for axis in (above, below):
+                axis.axvline(minutes[-1], color="0.8", linewidth=0.8, zorder=0)
+            label = None
+    above.set(ylabel="resident memory (MiB)", ylim=(0, None))
+    above.legend(loc="lower right")
+    below.set(xlabel="minutes; a grey line ends a process", ylabel="newest checkpoint (update)")
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def _report(samples: list[Sample]) -> None:
+    print(f"{'run':10}{'process':>8}{'seconds':>9}{'MiB half-way':>14}{'at the end':>12}")
+    for life in _lives(samples):
+        first, half, last = life[0], life[len(life) // 2], life[-1]
+        print(
+            f"{last.recipe:10}{last.process:8}{last.seconds - first.seconds:9.0f}"
+            f"{half.resident_mib:14.0f}{last.resident_mib:12.0f}"
+        )
+
+
+def _lives(samples: list[Sample]) -> list[list[Sample]]:
+    """The samples of each process."""
+    return [list(life) for _, life in groupby(samples, lambda s: (s.recipe, s.process))]
+
+
+if __name__ == "__main__":
+    main()
