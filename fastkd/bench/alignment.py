@@ -55,8 +55,14 @@ class Alignment(Operation):
         return inputs
 
     def loss(self, backend: str) -> Loss:
+        return self._function(backend, "sum")
+
+    def losses(self, backend: str) -> Loss:
+        return self._function(backend, "none")
+
+    def _function(self, backend: str, reduction: str) -> Loss:
         return lambda inputs: attention_alignment_loss(
-            **inputs, normalization=self.normalization, backend=backend
+            **inputs, normalization=self.normalization, reduction=reduction, backend=backend
         )
 
     def plain(self) -> Loss:

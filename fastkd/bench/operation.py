@@ -49,6 +49,10 @@ class Operation(ABC):
         """The loss through the public function, by one of its backends."""
 
     @abstractmethod
+    def losses(self, backend: str) -> Loss:
+        """Likewise, of each row or map by itself."""
+
+    @abstractmethod
     def plain(self) -> Loss:
         """The reference backend called directly: what `torch.compile` is given."""
 

@@ -27,11 +27,10 @@ class PeakMemory:
     allocated: int
 
 
-def peak_memory(
-    operation: str, shape: Shape, dtype: torch.dtype, device: torch.device, provider: str
+def peak_in_own_process(
+    operation: str, shape: Shape, dtype: torch.dtype, provider: str
 ) -> PeakMemory:
-    if device.type == "cuda":
-        return _on_cuda(operation, shape, dtype, device, provider)
+    """On the CPU."""
     request = [operation, dict(shape), str(dtype).removeprefix("torch."), provider]
     done = subprocess.run(
         [sys.executable, "-m", "fastkd.bench.peak"],
@@ -52,11 +51,7 @@ def _run(loss: Loss, inputs: Inputs) -> None:
     loss(inputs).backward()
 
 
-def _on_cuda(
-    operation: str, shape: Shape, dtype: torch.dtype, device: torch.device, provider: str
-) -> PeakMemory:
-    loss = build(provider, OPERATIONS[operation], device)
-    inputs = OPERATIONS[operation].inputs(shape, dtype, device, seed=0)
+def peak_on_cuda(loss: Loss, inputs: Inputs, device: torch.device) -> PeakMemory:
     _run(loss, inputs)
     for tensor in learned(inputs):
         tensor.grad = None

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+import os
 from collections.abc import Callable
 
 import torch
@@ -32,11 +33,16 @@ def version(name: str) -> str:
 
 def _backend(name: str) -> Callable[[Operation, torch.device], Loss]:
     def provider(operation: Operation, device: torch.device) -> Loss:
-        if name == "triton" and device.type == "cpu":
+        if name == "triton" and device.type == "cpu" and not _interpreted():
             raise Absent("needs a GPU")
         return operation.loss(name)
 
     return provider
+
+
+def _interpreted() -> bool:
+    """Whether kernels run on a CPU: slowly, to try out what runs on a GPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _compiled(operation: Operation, device: torch.device) -> Loss:

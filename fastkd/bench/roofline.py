@@ -15,6 +15,7 @@ import torch
 from fastkd.bench.operation import Work
 
 _EXPONENTIALS_A_CLOCK = 16
+_USUAL_CLOCK = 1_980_000  # kHz, of an H200, where PyTorch does not tell
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def measured_rates(device: torch.device, dtype: torch.dtype) -> Rates:
     moved = 2 * length / _best(lambda: target.copy_(source), device)
     if cuda:
         properties = torch.cuda.get_device_properties(device)
-        clock = 1e3 * properties.clock_rate  # kHz
+        clock = 1e3 * getattr(properties, "clock_rate", _USUAL_CLOCK)
         exponentials = _EXPONENTIALS_A_CLOCK * properties.multi_processor_count * clock
     else:
         numbers = torch.randn(1 << 18)  # within the caches

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastkd.bench.clock import Clock, Times
 from fastkd.bench.operation import Inputs, Loss, Operation, Shape, describe, learned
-from fastkd.bench.peak import PeakMemory, peak_memory
+from fastkd.bench.peak import PeakMemory, peak_in_own_process, peak_on_cuda
 from fastkd.bench.providers import Absent, build, version
 from fastkd.bench.record import Row
 from fastkd.bench.roofline import Rates
@@ -101,13 +101,26 @@ def run_case(
             continue
         peak = None
         if effort.memory:
-            peak = peak_memory(operation.name, shape, dtype, device, name)
+            peak = _peak(operation, shape, dtype, device, name, losses[name])
         common |= {"loss_difference": differences[name].loss}
         common |= {"gradient_difference": differences[name].gradient}
         for direction in DIRECTIONS:
             bound = rates.bound(operation.work(direction, shape, dtype))
             rows.append(_row(common, direction, times[name], bound, peak, device))
     return rows
+
+
+def _peak(
+    operation: Operation,
+    shape: Shape,
+    dtype: torch.dtype,
+    device: torch.device,
+    provider: str,
+    loss: Loss,
+) -> PeakMemory:
+    if device.type == "cuda":
+        return peak_on_cuda(loss, operation.inputs(shape, dtype, device, seed=0), device)
+    return peak_in_own_process(operation.name, shape, dtype, provider)
 
 
 def _truth(operation: Operation, inputs: Inputs) -> tuple[float, list[Tensor]]:

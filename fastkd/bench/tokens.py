@@ -76,9 +76,15 @@ class Tokens(Operation):
         return (weight * weight.shape[1] ** -0.5).requires_grad_(learned)
 
     def loss(self, backend: str) -> Loss:
+        return self._function(backend, "mean")
+
+    def losses(self, backend: str) -> Loss:
+        return self._function(backend, "none")
+
+    def _function(self, backend: str, reduction: str) -> Loss:
         function = linear_token_distillation_loss if self.linear else token_distillation_loss
         return lambda inputs: (
-            function(**inputs, **self.options, reduction="mean", backend=backend).loss
+            function(**inputs, **self.options, reduction=reduction, backend=backend).loss
         )
 
     def plain(self) -> Loss:
