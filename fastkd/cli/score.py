@@ -15,6 +15,7 @@ from fastkd.cli.arguments import CHECKPOINT, DEVICE, RUN, search_options
 def command(run, split, checkpoint, device, output, **search) -> None:
     """Translate a SPLIT of RUN's corpus and print BLEU and chrF with their signatures."""
     from fastkd.cli.progress import counting
+    from fastkd.data.lines import opened_output
     from fastkd.decode.score import score
     from fastkd.runs.folder import RunFolder
     from fastkd.runs.translation import translate_split
@@ -25,8 +26,8 @@ def command(run, split, checkpoint, device, output, **search) -> None:
             folder, split, checkpoint, device, progress, **search
         )
     if output:
-        with click.open_file(output, "w", encoding="utf-8", atomic=True) as file:
-            file.writelines(line + "\n" for line in hypotheses)
+        with opened_output(output, None) as file:
+            file.writelines(line.encode() + b"\n" for line in hypotheses)
     result = score(hypotheses, references)
     click.echo(f"BLEU {result.bleu:.2f}  {result.bleu_signature}")
     click.echo(f"chrF {result.chrf:.2f}  {result.chrf_signature}")

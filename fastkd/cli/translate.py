@@ -1,7 +1,7 @@
 """`fastkd translate`."""
 
 import sys
-from typing import Any, BinaryIO
+from typing import Any
 
 import click
 
@@ -43,20 +43,16 @@ def command(
 
     An empty line has an empty translation. An output file appears when it is complete.
     """
-    from fastkd.data.lines import decoded_lines, opened_input
+    from fastkd.data.lines import decoded_lines, opened_input, opened_output
     from fastkd.runs.folder import RunFolder
     from fastkd.runs.translation import translate_lines
 
     folder = RunFolder.open(run)
-    standard = getattr(sys.stdin, "buffer", None)
-    with opened_input(source, standard) as (file, name), _opened_output(output) as out:
+    reading, writing = (getattr(stream, "buffer", None) for stream in (sys.stdin, sys.stdout))
+    with opened_input(source, reading) as (file, name), opened_output(output, writing) as out:
         lines = decoded_lines(file, name, invalid)
         translations = translate_lines(folder, lines, checkpoint, device, buffer, **search)
         for number, translation in enumerate(translations, start=1):
             out.write(translation.encode() + b"\n")
             if number % buffer == 0:
                 out.flush()
-
-
-def _opened_output(path: str | None) -> BinaryIO:
-    return click.open_file(path or "-", "wb", atomic=path is not None)  # type: ignore

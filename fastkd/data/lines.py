@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import os
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -29,6 +30,31 @@ def opened_input(path: str | None, standard: BinaryIO | None) -> Iterator[tuple[
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}") from None
         yield file, path
+
+
+@contextlib.contextmanager
+def opened_output(path: str | None, standard: BinaryIO | None) -> Iterator[BinaryIO]:
+    """The file at `path`, which appears when all of it is written, or standard output."""
+    if path is None:
+        if standard is None:
+            raise InputError("standard output: closed; expected it open, or --output FILE")
+        yield standard
+        return
+    target = Path(path).resolve()
+    device = target.exists() and not target.is_file()
+    partial = target if device else target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        file = open(partial, "wb")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+    try:
+        with file:
+            yield file
+        if not device:
+            partial.replace(target)
+    finally:
+        if not device:
+            partial.unlink(missing_ok=True)
 
 
 def decoded_lines(file: Iterable[bytes], name: str, invalid: str = "refuse") -> Iterator[str]:

@@ -53,9 +53,7 @@ def translate_lines(
     """Translations of `lines`, read and translated `buffer` at a time; `search` as above."""
     where, settings = pick_device(device), decoding_settings(run, **search)
     model = run.load_model(checkpoint, where)
-    return translate_stream(
-        model, run.tokenizers, lines, settings, where, buffer, LOGGER.warning
-    )
+    return translate_stream(model, run.tokenizers, lines, settings, where, buffer, LOGGER.warning)
 
 
 def decoding_settings(run: RunFolder, **search: Any) -> DecodingConfig:

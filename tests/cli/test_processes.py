@@ -57,8 +57,7 @@ def config(taught, tmp_path_factory):
             f"processes-{name}",
             run=str(folder / name),
             model={"dropout": 0.0},
-            training={"updates": 4, "save_every": 2, "ema": 0.9, "optimizer": optimizer}
-            | training,
+            training={"updates": 4, "save_every": 2, "ema": 0.9, "optimizer": optimizer} | training,
             teacher={"run": str(taught.folder / "teacher")},
             losses=LOSSES,
         )

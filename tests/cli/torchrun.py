@@ -16,7 +16,9 @@ def start(processes: int, config: str | Path, *overrides: str, code: str = "") -
     program = ["-m", "fastkd"]
     if code:
         module = Path(config).with_suffix(".py")
-        module.write_text(f"import sys, fastkd.__main__\n{code}\nsys.exit(fastkd.__main__.main())\n")
+        module.write_text(
+            f"import sys, fastkd.__main__\n{code}\nsys.exit(fastkd.__main__.main())\n"
+        )
         program = [str(module)]
     command = [*launcher, "--master-port", port, *program, "train", str(config), *overrides]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
