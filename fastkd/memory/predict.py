@@ -3,12 +3,15 @@
 import contextlib
 import dataclasses
 import functools
+import warnings
 from collections.abc import Iterator
+from types import SimpleNamespace
 from unittest import mock
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from fastkd.backends.attention_torch import native
 from fastkd.config.tree import Config, ModelConfig
 from fastkd.memory import cuda_formulas
 from fastkd.memory.measure import record_step
@@ -34,8 +37,9 @@ def predict_step(
     most `limit` bytes to reserve. Raises `allocator.OutOfMemory` where they are too few.
     """
     if device == "cpu":
-        return _run(config, vocabulary, teacher, update, Predictor)[0]
-    with _padding_computed(), cuda_formulas.kernels_offered():
+        with _compiled_kernel_idle():
+            return _run(config, vocabulary, teacher, update, Predictor)[0]
+    with _padding_computed(), cuda_formulas.kernels_offered(), _no_compiled_kernel():
         config = _as_on_cuda(config)
         memory, tracker = _run(config, vocabulary, teacher, update, cuda_formulas.CudaPredictor)
     figures = cuda_formulas.replay(tracker.blocks, limit)
@@ -58,6 +62,30 @@ def _run(config, vocabulary, teacher, update, predictor) -> tuple[StepMemory, Pr
     pieces = update.pieces(config.training.accumulation, vocabulary)
     tracker = predictor(mode, step.modules())
     return record_step(tracker, step, update, pieces), tracker
+
+
+@contextlib.contextmanager
+def _compiled_kernel_idle() -> Iterator[None]:
+    """The compiled kernel of attention alignment tells its workspace, and computes nothing."""
+    original = native.library
+
+    def idle() -> SimpleNamespace | None:
+        library = original()
+        if library is None:
+            return None
+        memory = library.fastkd_memory
+        return SimpleNamespace(fastkd_memory=memory, fastkd_alignment=lambda call: None)
+
+    with mock.patch.object(native, "library", idle), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+        yield
+
+
+@contextlib.contextmanager
+def _no_compiled_kernel() -> Iterator[None]:
+    """It is for CPUs alone."""
+    with mock.patch.object(native, "wanted", lambda cells: False):
+        yield
 
 
 @contextlib.contextmanager

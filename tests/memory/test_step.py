@@ -42,6 +42,18 @@ def test_prediction_is_the_measured_step(make_config, teacher, losses):
     )
 
 
+def test_the_compiled_kernel_is_predicted(make_config, teacher, monkeypatch):
+    monkeypatch.setenv("FASTKD_NATIVE", "always")
+    config = make_config(losses=PARTS["word KD, A2D"])
+    work = workload(config)
+    update = padded_update()
+    measured = measure_step(config, work.vocabulary, teacher, update, torch.device("cpu"))
+    predicted = predict_step(config, work.vocabulary, teacher, update)
+    assert predicted.peak == pytest.approx(measured.peak, rel=0.01)
+    loss = "alignment loss, encoder"
+    assert predicted.losses[loss].peak == pytest.approx(measured.losses[loss].peak, rel=0.01)
+
+
 def test_a_masked_model_is_predicted(make_config, teacher):
     config = make_config(losses=DIMS, model={**MASKED, "heads": 2})
     work = workload(config)
