@@ -31,15 +31,11 @@ class CudaPredictor(Predictor):
 
     rare = True
 
-    def run(self, func: Any, args: tuple, kwargs: dict) -> Any:
-        inside = workspace(func._schema.name, args)
-        if inside:
-            self.add_transient(inside, "cpu", func._schema.name)
-        return super().run(func, args, kwargs)
+    def workspace(self, func: Any, args: tuple) -> int:
+        return workspace(func._schema.name, args)
 
 
 def workspace(operator: str, args: tuple) -> int:
-    """Bytes that an operator takes and gives back inside, beside what it returns."""
     if "scaled_dot_product" in operator and operator.endswith("_backward"):
         return attention_backward_workspace(args[1])
     if operator.startswith("fastkd::align_"):

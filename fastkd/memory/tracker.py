@@ -76,14 +76,21 @@ class Tracker(TorchDispatchMode):
             number = tensor.untyped_storage()._cdata
             if number not in self._alive and number not in self._older:
                 self._born(tensor, self.scopes.current, func._schema.name, phase)
+        inside = self.workspace(func, args)
+        if inside:
+            self._add_transient(inside, func._schema.name)
         return result
 
     def run(self, func: Any, args: tuple, kwargs: dict) -> Any:
         return func(*args, **kwargs)
 
-    def add_transient(self, size: int, device: str, operation: str) -> None:
+    def workspace(self, func: Any, args: tuple) -> int:
+        """Bytes that an operator is known to take and give back inside, beside what it returns."""
+        return 0
+
+    def _add_transient(self, size: int, operation: str) -> None:
         """Counts `size` bytes that lived for the length of the operator at hand."""
-        block = Block(size, device, self.time, self.scopes.current, operation, self.scopes.phase)
+        block = Block(size, "cpu", self.time, self.scopes.current, operation, self.scopes.phase)
         self.time += 1
         block.death = self.time
         self.time += 1

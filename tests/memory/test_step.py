@@ -5,11 +5,15 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from fastkd_kernels import attention_plan
 
+from benchmarks import a2d_memory
+from fastkd.bench.peak import peak_in_own_process
 from fastkd.memory import cuda_formulas
 from fastkd.memory.fit import largest
 from fastkd.memory.measure import measure_in_own_process, measure_step
 from fastkd.memory.predict import predict_step
+from fastkd.memory.predictor import Predictor
 from fastkd.memory.workload import Update, workload
 
 PARTS = {
@@ -96,6 +100,24 @@ def test_cuda_is_predicted_with_its_kernels_and_its_allocator(make_config, teach
     assert memory.peak <= figures["peak allocated"] <= figures["peak reserved"]
     assert figures["device in use"] == figures["peak reserved"] + cuda_formulas.CONTEXT
     assert figures["peak allocated"] >= cuda_formulas.CUBLAS_WORKSPACE + memory.held["parameters"]
+
+
+def test_a_kernels_scratch_is_there_beside_its_results():
+    found = {}
+    for maps in (4, 8):
+        shape = {"B": 2, "Ns": maps, "Nt": 4, "T": 64, "D": 64}
+        found[maps] = a2d_memory.predict(shape, "triton")
+        gradients = 2 * (2 * maps * 64 * 64) * 2  # queries and keys in bfloat16
+        assert found[maps] >= attention_plan.SCRATCH_BYTES + gradients
+    assert found[8] > found[4]
+
+
+def test_a_loss_by_itself_is_predicted_as_it_is_measured():
+    """On a CPU in float32 eager PyTorch holds the same tensors."""
+    shape = {"B": 2, "Ns": 6, "Nt": 12, "T": 256, "D": 64}
+    measured = peak_in_own_process("alignment-row", shape, torch.float32, "reference")
+    predicted = a2d_memory.predict(shape, "reference", torch.float32, Predictor)
+    assert predicted == pytest.approx(measured.peak, rel=0.05)
 
 
 @pytest.mark.parametrize("capacity", [1_000, 5_500, 123_456])
