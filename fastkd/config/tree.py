@@ -62,6 +62,7 @@ class ModelConfig:
     dropout: Probability = 0.1
     attention_dropout: Probability = 0.0
     activation_dropout: Probability = 0.0
+    activation: Literal["relu", "swish"] = "relu"  # within the feed-forward parts
     norm: Literal["pre", "post"] = "pre"
     share_embeddings: bool = True  # source and target; needs a joint tokenizer
     tie_output: bool = True  # output projection = target embedding

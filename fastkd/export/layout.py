@@ -47,7 +47,7 @@ def entries(config: ModelConfig) -> Iterator[Entry]:
 
 def to_transformers(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Their tensors, from ours."""
-    renamed = {}
+    renamed: dict[str, Tensor] = {}
     for entry in entries(config):
         parts = tensors[entry.ours].chunk(len(entry.theirs))
         renamed |= {name: part.contiguous() for name, part in zip(entry.theirs, parts, strict=True)}

@@ -69,7 +69,7 @@ def model_config(config: ModelConfig, tokenizers: Tokenizers) -> dict[str, Any]:
         "decoder_attention_heads": config.heads,
         "encoder_ffn_dim": config.ffn,
         "decoder_ffn_dim": config.ffn,
-        "activation_function": "relu",
+        "activation_function": config.activation,
         "dropout": config.dropout,
         "attention_dropout": config.attention_dropout,
         "activation_dropout": config.activation_dropout,

@@ -10,20 +10,23 @@ from fastkd.nn.cache import KeyValues
 from fastkd.nn.dropout import add_dropped, dropout
 from fastkd.nn.layout import Layout
 
+_ACTIVATIONS = {"relu": F.relu, "swish": F.silu}
+
 
 class FeedForward(nn.Module):
-    """contract(dropout(relu(expand(x))))."""
+    """contract(dropout(activation(expand(x))))."""
 
-    def __init__(self, width: int, inner: int, activation_dropout: float) -> None:
+    def __init__(self, config) -> None:
         super().__init__()
-        self.dropout = activation_dropout
-        self.expand = nn.Linear(width, inner)
-        self.contract = nn.Linear(inner, width)
+        self.activation = _ACTIVATIONS[config.activation]
+        self.dropout = config.activation_dropout
+        self.expand = nn.Linear(config.width, config.ffn)
+        self.contract = nn.Linear(config.ffn, config.width)
         initialise(self.expand)
         initialise(self.contract)
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = F.relu(self.expand(x), inplace=True)
+        inner = self.activation(self.expand(x), inplace=True)
         return self.contract(dropout(inner, self.dropout, self.training))
 
 
@@ -51,7 +54,7 @@ class EncoderLayer(Residual):
         super().__init__(config)
         self.attention = SelfAttention(config.width, config.heads, config.attention_dropout)
         self.attention_norm = layer_norm(config.width)
-        self.feed_forward = FeedForward(config.width, config.ffn, config.activation_dropout)
+        self.feed_forward = FeedForward(config)
         self.feed_forward_norm = layer_norm(config.width)
 
     def forward(self, rows: Tensor, layout: Layout, taps: Taps) -> Tensor:
@@ -73,7 +76,7 @@ class DecoderLayer(Residual):
         self.self_attention_norm = layer_norm(config.width)
         self.cross_attention = CrossAttention(config.width, config.heads, config.attention_dropout)
         self.cross_attention_norm = layer_norm(config.width)
-        self.feed_forward = FeedForward(config.width, config.ffn, config.activation_dropout)
+        self.feed_forward = FeedForward(config)
         self.feed_forward_norm = layer_norm(config.width)
 
     def forward(

@@ -76,11 +76,11 @@ class Transformer(nn.Module):
     pad_id: the id of padding; its embedding starts as zeros
     decoder_layer: what the decoder's layers are
 
-    Embeddings are scaled by sqrt(width), positions are sines and cosines in halves, the inner
-    activation is ReLU and layer norms have eps 1e-5. With `norm="post"` positions and norms are
-    those of Marian in Hugging Face Transformers; with `norm="pre"` those of M2M100: a last norm
-    closes encoder and decoder, positions begin at pad_id + 1 and use its frequencies. (M2M100
-    gives a pad token no position, so a model with `decoder_start="pad"` fits Marian only.)
+    Embeddings are scaled by sqrt(width), positions are sines and cosines in halves, and layer
+    norms have eps 1e-5. With `norm="post"` positions and norms are those of Marian in Hugging
+    Face Transformers; with `norm="pre"` those of M2M100: a last norm closes encoder and
+    decoder, positions begin at pad_id + 1 and use its frequencies. (M2M100 gives a pad token no
+    position, so a model with `decoder_start="pad"` fits Marian only.)
 
     Raises InputError where the sizes of the configuration do not fit each other.
     """
