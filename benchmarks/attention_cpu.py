@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -40,6 +41,7 @@ CASES = {f"{kind},{shape}": (kind, shape) for shape in SHAPES for kind in ("row"
 CANDIDATES = ("torch", "torch without a compiler", "reference", "compile")
 FILE = Path(__file__).parent / "results" / "attention" / "cpu.csv"
 CPU = torch.device("cpu")
+RATES = tuple(field.name for field in fields(Rates))
 
 
 @contextmanager
@@ -117,6 +119,12 @@ def peak(name: str, candidate: str, threads: int) -> int:
     return int(done.stdout)
 
 
+def best_rates() -> Rates:
+    """Beside other work a single try may be cut short."""
+    tries = [measured_rates.__wrapped__(CPU, torch.float32) for _ in range(8)]
+    return Rates(*(max(getattr(each, name) for each in tries) for name in RATES))
+
+
 def floor(work: Work, rates: Rates) -> float:
     return work.flops / rates.flops + work.exponentials / rates.exponentials
 
@@ -148,7 +156,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=FILE)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    rates = measured_rates(CPU, torch.float32)
+    rates = best_rates()
     lines = []
     for name in arguments.case:
         found = list(rows(name, arguments.rounds, rates))
