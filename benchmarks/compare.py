@@ -71,9 +71,9 @@ def main() -> int:
 
     from fastkd.bench.operation import describe
     from fastkd.bench.operations import OPERATIONS
-    from fastkd.bench.tables import milliseconds, text_table
+    from fastkd.bench.tables import Line, milliseconds, text_table
 
-    lines = []
+    lines: list[Line] = []
     with (
         tempfile.TemporaryDirectory() as folder,
         checkout(options.before, Path(folder) / "before") as before,
@@ -82,16 +82,21 @@ def main() -> int:
         for name in options.op:
             for shape in options.shapes or map(describe, OPERATIONS[name].sweep(options.device)):
                 request = [name, shape, options.backend, options.repeats]
-                pairs = [
-                    [measure(place, options.device, request) for place in (before, after)]
-                    for _ in range(options.rounds)
-                ]
-                if any(None in pair for pair in pairs):
-                    lines.append((f"{name} {shape}", "", "", "not in both commits"))
+                pairs = []
+                for _ in range(options.rounds):
+                    earlier, later = (
+                        measure(at, options.device, request) for at in (before, after)
+                    )
+                    if earlier is None or later is None:
+                        break
+                    pairs.append((earlier, later))
+                else:
+                    medians = (1e3 * statistics.median(times) for times in zip(*pairs, strict=True))
+                    ratio = statistics.median(later / earlier for earlier, later in pairs)
+                    figures = [*map(milliseconds, medians), f"{ratio:.2f}"]
+                    lines.append((f"{name} {shape}", *figures))
                     continue
-                medians = [1e3 * statistics.median(column) for column in zip(*pairs, strict=True)]
-                ratio = statistics.median(later / earlier for earlier, later in pairs)
-                lines.append((f"{name} {shape}", *map(milliseconds, medians), f"{ratio:.2f}"))
+                lines.append((f"{name} {shape}", "", "", "not in both commits"))
     print(text_table(("case", f"{options.before}, ms", f"{options.after}, ms", "ratio"), lines))
     return 0
 

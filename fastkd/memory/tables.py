@@ -45,8 +45,9 @@ def _peaks(title: str, columns: Sequence[tuple[str, StepMemory]]) -> Table:
     table.add_column("at the peak")
     for name, _ in columns:
         table.add_column(name, justify="right")
-    parts = [part for part in _PARTS if any(part in m.at_peak.parts for _, m in columns)]
-    parts += sorted({part for _, m in columns for part in m.at_peak.parts} - set(parts))
+    known = {part for _, m in columns for part in (*m.at_peak.parts, *m.held)}
+    parts = [part for part in _PARTS if part in known]
+    parts += sorted(known - set(parts))
     for part in parts:
         table.add_row(part, *(size(memory.at_peak.parts.get(part, 0)) for _, memory in columns))
     table.add_section()
