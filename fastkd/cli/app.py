@@ -67,6 +67,8 @@ def app(arguments: list[str]) -> int:
             return 1  # the reader has seen enough
         place = f"{error.filename}: " if error.filename else ""
         return _fail(f"{place}{error.strerror or error}", 1)
+    except ModuleNotFoundError:
+        raise  # told by `main`, which also meets those that this module needs
     except Exception as error:
         if os.environ.get("FASTKD_TRACEBACK"):
             raise

@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 from fastkd.config.tree import Config, DataConfig, TokenizerConfig
 from fastkd.data.corpus import Corpus, write_corpus
+from fastkd.data.files import write_file
 from fastkd.data.text import count_pairs, read_pairs, text_file
 from fastkd.data.tokenizer import Tokenizers, train_tokenizers
 from fastkd.errors import InputError
@@ -246,9 +246,7 @@ def _make(
         "hashes": hashes,
         "texts": {name: [str(path) for path in paths] for name, paths in texts.items()},
     }
-    partial = folder / f"{_MANIFEST}.partial-{os.getpid()}"
-    partial.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    partial.replace(folder / _MANIFEST)
+    write_file(folder / _MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
 
 
 def _encode(

@@ -11,6 +11,7 @@ from pathlib import Path
 import sentencepiece
 
 from fastkd.config.tree import TokenizerConfig
+from fastkd.data.files import write_file
 from fastkd.data.text import read_lines, sample_evenly
 from fastkd.errors import InputError
 
@@ -101,9 +102,7 @@ class Tokenizers:
             if side not in models:
                 path.unlink(missing_ok=True)
                 continue
-            partial = path.with_suffix(f".partial-{os.getpid()}")
-            partial.write_bytes(models[side].model)
-            partial.replace(path)
+            write_file(path, models[side].model)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizers":

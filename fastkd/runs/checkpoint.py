@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fastkd.data.files import sync, write_file
 from fastkd.errors import InputError
 
 META = "meta.json"
@@ -31,16 +31,15 @@ def write_checkpoint(
     for group, tensors in groups.items():
         file = temporary / f"{group}.safetensors"
         _save({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
-        _sync(file)
+        sync(file)
         checksums[file.name] = checksum(file)
+    checksums[META] = _checksum_of(meta)
     text = json.dumps({**meta, "sha256": checksums}, indent=1)
-    (temporary / META).write_text(text, encoding="utf-8")
-    _sync(temporary / META)
-    _sync(temporary)
+    write_file(temporary / META, text.encode())
     if folder.exists():
         drop_folder(folder)
     temporary.rename(folder)
-    _sync(folder.parent)
+    sync(folder.parent)
 
 
 def drop_folder(folder: Path) -> None:
@@ -59,6 +58,9 @@ def read_meta(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder / META}: damaged or missing checkpoint: {error}") from None
     if not isinstance(meta, dict) or not isinstance(meta.get("sha256"), dict):
         raise InputError(f"{folder / META}: damaged checkpoint: no checksums in it")
+    described = {key: value for key, value in meta.items() if key != "sha256"}
+    if meta["sha256"].get(META, _checksum_of(described)) != _checksum_of(described):
+        raise InputError(f"{folder / META}: damaged checkpoint: not what its checksum says")
     return meta
 
 
@@ -86,9 +88,5 @@ def _save(tensors: dict[str, Tensor], file: Path) -> None:
         raise OSError(errno.EIO, f"cannot be written: {error}", str(file)) from None
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _checksum_of(meta: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta).encode()).hexdigest()

@@ -1,5 +1,6 @@
 """A run's folder: its configuration, tokenizer, log and checkpoints."""
 
+import errno
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from fastkd.config.load import dump_config, validate
 from fastkd.config.tree import Config
+from fastkd.data.files import write_file
 from fastkd.data.tokenizer import Tokenizers
 from fastkd.errors import InputError
 from fastkd.nn.build import build_model
@@ -21,6 +23,7 @@ from fastkd.runs.weights import load_weights
 
 LOGGER = logging.getLogger(__name__)
 MODEL, OBJECTIVE, STATE = "model", "objective", "state"
+_TRANSIENT = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # of disks that may take it later
 SELECTIONS = ("best", "last", "average")
 
 
@@ -51,16 +54,17 @@ class RunFolder:
     def create(cls, config: Config, tokenizers: Tokenizers) -> "RunFolder":
         """The folder of a run about to start or to go on, with what it needs to be used."""
         run = cls(config.run)
-        try:
-            run.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{run.path}: cannot be a run folder: {error.strerror}") from None
         if run.config_file.is_file() and run.checkpoints():
             _refuse_other_model(run.config, config, run.path)
-        tokenizers.save(run.path)
-        temporary = run.config_file.with_suffix(".tmp")
-        temporary.write_text(dump_config(config), encoding="utf-8")
-        temporary.rename(run.config_file)
+            _refuse_other_tokenizer(run, tokenizers)
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+            tokenizers.save(run.path)
+            write_file(run.config_file, dump_config(config).encode())
+        except OSError as error:
+            if error.errno in _TRANSIENT:
+                raise
+            raise InputError(f"{run.path}: cannot be a run folder: {error.strerror}") from None
         return run
 
     @property
@@ -158,3 +162,15 @@ def _refuse_other_model(old: Config, new: Config, path: Path) -> None:
                 f"{path}: holds a run with other settings under {key!r};"
                 " give this config another run folder, or delete that one"
             )
+
+
+def _refuse_other_tokenizer(run: RunFolder, tokenizers: Tokenizers) -> None:
+    try:
+        own = run.tokenizers
+    except InputError:
+        return  # lost or damaged; the corpus's takes its place
+    if own.sha256 != tokenizers.sha256:
+        raise InputError(
+            f"{run.path}: holds a run with another tokenizer than the prepared corpus;"
+            " give this config another run folder, or delete that one"
+        )

@@ -15,6 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from fastkd.data.files import named, write_file
 from fastkd.errors import InputError
 
 
@@ -60,9 +61,10 @@ class RunLog:
     def write(self, record: dict[str, Any]) -> None:
         """`record` has a `step`; its numbers also go to TensorBoard."""
         if self._file:
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            with named(Path(self._file.name)):
+                self._file.write(json.dumps(record) + "\n")
+                self._file.flush()
+                os.fsync(self._file.fileno())
         if self._board:
             for name, value in record.items():
                 if isinstance(value, int | float) and name != "step":
@@ -90,9 +92,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 def _keep_until(path: Path, step: int) -> None:
     records = [record for record in read_log(path) if record["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
-    temporary.rename(path)
+    write_file(path, "".join(json.dumps(r) + "\n" for r in records).encode())
 
 
 def _summary_writer(folder: Path, step: int):

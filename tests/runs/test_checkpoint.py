@@ -24,6 +24,15 @@ def test_overwrites_a_checkpoint_and_a_left_over_temporary(tmp_path):
     assert not (tmp_path / "one" / "junk").exists()
 
 
+def test_a_changed_number_is_recognised(tmp_path):
+    write_checkpoint(tmp_path / "one", {"model": TENSORS}, {"update": 10, "best": 0.1})
+    assert read_meta(tmp_path / "one")["best"] == 0.1
+    text = (tmp_path / "one" / META).read_text()
+    (tmp_path / "one" / META).write_text(text.replace("10", "11"))
+    with pytest.raises(InputError, match="one"):
+        read_meta(tmp_path / "one")
+
+
 @pytest.mark.parametrize("file", ["model.safetensors", META])
 @pytest.mark.parametrize("damage", ["cut", "flip", "remove"])
 def test_damage_is_recognised(tmp_path, file, damage):
