@@ -38,7 +38,7 @@ print(json.dumps(statistics.median(times)))
 def checkout(commit: str, folder: Path) -> Iterator[Path]:
     place = folder / commit.replace("/", "_")
     git = ["git", "-C", str(HERE), "worktree"]
-    subprocess.run([*git, "add", "--detach", "--force", place, commit], check=True)
+    subprocess.run([*git, "add", "--quiet", "--detach", "--force", place, commit], check=True)
     try:
         yield place
     finally:

@@ -8,6 +8,7 @@ What stands between the markers is replaced; the pictures beside the results are
 import sys
 from pathlib import Path
 
+from benchmarks.a2d_memory import draw
 from fastkd.bench.plots import plot_all
 from fastkd.bench.record import Machine, Row, latest, read
 from fastkd.bench.section import section
@@ -33,9 +34,11 @@ def main() -> int:
         device: [file.relative_to(HERE.parent) for file in plot_all(found, RESULTS, device)]
         for device, found in known.items()
     }
+    demonstration = draw()
+    first = demonstration.relative_to(HERE.parent) if demonstration else None
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    body = section(known, pictures)
+    body = section(known, pictures, first)
     readme.write_text(f"{before}{BEGIN}\n{body}\n{END}{after}", encoding="utf-8")
     return 0
 

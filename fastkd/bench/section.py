@@ -14,12 +14,17 @@ _LEGEND = (
     " without a teacher on the same backend."
 )
 
+_DEMONSTRATION = "Peak memory of A2D's loss over the length of sentences: eager, compiled, fastkd"
+
 
 def section(
-    results: Mapping[str, Sequence[tuple[Machine, Row]]], pictures: Mapping[str, Sequence[Path]]
+    results: Mapping[str, Sequence[tuple[Machine, Row]]],
+    pictures: Mapping[str, Sequence[Path]],
+    demonstration: Path | None = None,
 ) -> str:
     """One part for each device of `results`; says so where a kind of device was not measured."""
-    parts = [_LEGEND]
+    parts = [f"![{_DEMONSTRATION}]({demonstration})"] if demonstration else []
+    parts.append(_LEGEND)
     for device, found in results.items():
         parts += _device(device, found, pictures.get(device, ()))
     if "cuda" not in results:

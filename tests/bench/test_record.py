@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks import readme
+from benchmarks import a2d_memory, readme
 from fastkd.bench.plots import plot_all
 from fastkd.bench.record import Machine, Row, append, latest, read, this_machine
 from fastkd.bench.section import section
@@ -118,6 +118,7 @@ def test_the_readme_is_replaced_between_its_markers(tmp_path, monkeypatch):
     file.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
     monkeypatch.setattr(readme, "RESULTS", folder)
     monkeypatch.setattr(readme, "HERE", tmp_path / "x")
+    monkeypatch.setattr(readme, "draw", lambda: tmp_path / "memory.png")
     monkeypatch.setattr(sys, "argv", ["readme", str(file)])
     assert readme.main() == 0
     text = file.read_text()
@@ -125,9 +126,34 @@ def test_the_readme_is_replaced_between_its_markers(tmp_path, monkeypatch):
     assert text.endswith("\nafter\n")
     assert "old" not in text
     assert "| torch |" in text
+    assert "fastkd](memory.png)" in text
     assert "nothing is measured yet" in text
     assert readme.main() == 0
     assert file.read_text() == text
+
+
+def test_memory_over_length_is_drawn_with_a_prediction_until_a_gpu_is_measured(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(a2d_memory, "RESULTS", tmp_path)
+    monkeypatch.setattr(a2d_memory, "FOLDER", tmp_path / "memory")
+    assert a2d_memory.draw() is None
+    sizes = ("B=4,Ns=12,Nt=24,T=8,D=64", "B=2,Ns=12,Nt=24,T=16,D=64", "B=1,Ns=2,Nt=2,T=4,D=8")
+    rows = [
+        row("torch", shape=shape, operation="alignment-row", peak_bytes=1000) for shape in sizes
+    ]
+    append(tmp_path / "cpu.csv", MACHINE, rows)
+    drawn = {}
+    monkeypatch.setattr(a2d_memory, "plot", lambda groups, file: drawn.update(groups))
+    a2d_memory.draw()
+    assert list(drawn) == ["CPU, measured in float32", "GPU, predicted in bfloat16"]
+    assert drawn["CPU, measured in float32"] == {"torch": [(8, 1000.0), (16, 1000.0)]}
+    assert set(drawn["GPU, predicted in bfloat16"]) == {"reference", "triton"}
+    assert "triton,16," in (tmp_path / "memory" / "predicted.csv").read_text()
+    append(tmp_path / "cuda.csv", MACHINE, [dataclasses.replace(rows[0], provider="triton")])
+    drawn.clear()
+    a2d_memory.draw()
+    assert drawn["GPU, measured in bfloat16"] == {"triton": [(8, 1000.0)]}
 
 
 def test_a_readme_without_markers_is_left_alone(tmp_path, monkeypatch, capsys):
