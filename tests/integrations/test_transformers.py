@@ -1,5 +1,7 @@
 """Taps of Hugging Face models against the maps that the models themselves give."""
 
+import importlib.util
+
 import pytest
 import torch
 
@@ -216,3 +218,11 @@ def test_labels_tell_the_target_lengths():
         model(**inputs, labels=labels)
         assert taps.cross.query_lengths.tolist() == [4, 2, 1]
         assert taps.cross.key_lengths.tolist() == [7, 4, 6]
+
+
+def test_other_versions_are_refused_at_import(monkeypatch):
+    name = "fastkd.integrations.transformers"
+    monkeypatch.setattr(transformers, "__version__", "4.57.1")
+    specification = importlib.util.find_spec(name)
+    with pytest.raises(ImportError, match=r"needs Transformers 5\.0 to 5\.x, not 4\.57\.1"):
+        specification.loader.exec_module(importlib.util.module_from_spec(specification))
