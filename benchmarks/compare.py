@@ -10,6 +10,7 @@ the median over the rounds.
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -68,6 +69,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
+    # So that the checkouts are removed then, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 
     from fastkd.bench.operation import describe
     from fastkd.bench.operations import OPERATIONS
