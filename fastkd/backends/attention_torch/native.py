@@ -25,7 +25,7 @@ FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-m
          "-ffp-contract=fast", "-std=c++17", "-shared", "-fPIC")  # fmt: skip
 COMPILERS = ("c++", "g++", "clang++")
 TIMEOUT = 120  # seconds
-LARGE = 1 << 20  # cells of all maps: some milliseconds of work
+LARGE = 1 << 16  # cells of all maps
 HEAD = 16  # head sizes are multiples of this
 
 LOSSES = {"map": 0, "row": 1, "mixture": 2}
@@ -50,7 +50,13 @@ class Mix(ctypes.Structure):
 
 
 class Side(ctypes.Structure):
-    _fields_ = (("size", _integer), ("scale", _real), ("query", _pointer), ("key", _pointer))
+    _fields_ = (
+        ("size", _integer),
+        ("scale", _real),
+        ("rounds", _integer),
+        ("query", _pointer),
+        ("key", _pointer),
+    )
 
 
 class Call(ctypes.Structure):

@@ -66,9 +66,11 @@ class NativeWalk(Walk):
         layers = [*self.student.query, *self.student.key, *self.teacher.query, *self.teacher.key]
         if self.maps_learn:
             layers += [*self.student.query_gradients, *self.student.key_gradients]
-        plain = self.student.plain and self.teacher.plain
-        return plain and all(
-            layer.stride(3) == 1 and layer.shape[3] % native.HEAD == 0 for layer in layers
+        return self.student.autocast in (None, torch.bfloat16) and all(
+            layer.dtype == torch.float32
+            and layer.stride(3) == 1
+            and layer.shape[3] % native.HEAD == 0
+            for layer in layers
         )
 
     def _unchanged(self, real: list[Real]) -> None:
@@ -77,25 +79,29 @@ class NativeWalk(Walk):
         gradients = None
         if self.maps_learn:
             gradients = self.student.query_gradients, self.student.key_gradients
-        self._call(sides, gradients, [each.sentence for each in real], real, upstream, self.loss)
+        places = [each.sentence for each in real]
+        rounds = self.student.autocast is not None
+        self._call(sides, gradients, places, real, upstream, self.loss, rounds)
 
     def _groups(self, real: list[Real]) -> Iterator[list[Real]]:
         """Sentences whose copies fit the budget together."""
         maps = self.batch.student_maps + self.batch.teacher_maps
         size = max(self.student.query[0].shape[3], self.teacher.query[0].shape[3])
         group: list[Real] = []
+        rows = keys = 0
         for each in real:
-            rows, keys = most([*group, each])
+            rows, keys = max(rows, each.rows), max(keys, each.keys)
             if group and (len(group) + 1) * (rows + keys) * maps * size > self.problem.numbers:
                 yield group
-                group = []
+                group, rows, keys = [], each.rows, each.keys
             group.append(each)
         if group:
             yield group
 
     def _copied(self, group: list[Real]) -> None:
         """With copies in the kernel's dtype, and heads of a size it takes."""
-        unit = Unit(tuple(each.sentence for each in group), *most(group))
+        sentences = tuple(sorted(each.sentence for each in group))  # often a range: no gathering
+        unit = Unit(sentences, *most(group))
         for side in (self.student, self.teacher):
             side.copy(unit, native.HEAD)
         sides = [
@@ -108,8 +114,9 @@ class NativeWalk(Walk):
             gradients = self.student.unit_query, self.student.unit_key
         upstream = torch.ones_like(self.loss) if self.upstream is None else self.upstream
         loss = torch.zeros(len(group), self.batch.teacher_maps, dtype=torch.float64)
-        places = list(range(len(group)))
-        self._call(sides, gradients, places, group, pick(upstream, unit), loss)
+        place = {sentence: n for n, sentence in enumerate(sentences)}
+        places = [place[each.sentence] for each in group]
+        self._call(sides, gradients, places, group, pick(upstream, unit), loss, rounds=False)
         put(self.loss, unit, loss)
         if self.maps_learn:
             self.student.close_gradients(unit)
@@ -122,9 +129,11 @@ class NativeWalk(Walk):
         real: list[Real],
         upstream: Tensor,
         loss: Tensor,
+        rounds: bool,
     ) -> None:
-        """sides: queries and keys of student and teacher. Sentence n of `real` stands at places[n]
-        there, and in `gradients`, `upstream` and `loss`."""
+        """sides: queries and keys of student and teacher; rounds: the kernel rounds to bfloat16.
+        Sentence n of `real` stands at places[n] there, and in `gradients`, `upstream` and `loss`.
+        """
         library = native.library()
         assert library is not None
         batch, options = self.batch, self.options
@@ -141,7 +150,7 @@ class NativeWalk(Walk):
         upstream = upstream.float().contiguous()
         scales = options.student_scale, options.teacher_scale
         student, teacher = (
-            native.Side(side[0][0].shape[3], scale, *map(native.address, described))
+            native.Side(side[0][0].shape[3], scale, rounds, *map(native.address, described))
             for side, scale, described in zip(sides, scales, heads, strict=True)
         )
         call = native.Call(

@@ -127,4 +127,16 @@ inline void transpose(const float* from, int64_t from_row, int64_t height, int64
     }
 }
 
+// to (height, width): from, rounded to bfloat16 as autocast would; width is a multiple of LANES.
+inline void rounded(const float* from, int64_t from_row, int64_t height, int64_t width, float* to) {
+    for (int64_t i = 0; i < height; i++, from += from_row, to += width)
+        for (int64_t c = 0; c < width; c += LANES) {
+            const vec value = load(from + c);
+            const ivec bits = (ivec)value;
+            const ivec odd = (bits >> 16) & 1;
+            const vec near = (vec)((bits + 0x7fff + odd) & (int32_t)0xffff0000);
+            store(to + c, value == value ? near : value);
+        }
+}
+
 }  // namespace fastkd

@@ -23,6 +23,7 @@ struct Head {
 struct Side {
     int64_t size;  // of a head, a multiple of LANES
     float scale;
+    int64_t rounds;  // queries and keys enter products as bfloat16
     const Head *query, *key;  // of each map; maps that share a key repeat it
 };
 
@@ -63,10 +64,12 @@ struct Desk {
     Scratch scratch;
     float* sums;        // (SUMS, teachers) and a vector more
     float* transposed;  // a head's keys, in panels
+    float* band;        // a head's queries, rounded: (BAND, size)
 
     static int64_t size(const Call& call, int64_t stride) {
         int64_t size = 2 * SUMS * call.mix.teachers + Scratch::size(call.mix, stride) +
-                       SUMS * call.mix.teachers + LANES + longest_head(call) * (stride + PANEL);
+                       SUMS * call.mix.teachers + LANES +
+                       longest_head(call) * (stride + PANEL + BAND);
         return (size + LANES) / LANES * LANES;
     }
     Desk(float* memory, const Call& call, int64_t stride)
@@ -74,6 +77,7 @@ struct Desk {
           scratch(memory + 2 * SUMS * call.mix.teachers, call.mix, stride) {
         sums = memory + 2 * SUMS * call.mix.teachers + Scratch::size(call.mix, stride);
         transposed = sums + SUMS * call.mix.teachers + LANES;
+        band = transposed + longest_head(call) * (stride + PANEL);
     }
 };
 
@@ -127,6 +131,14 @@ struct Sentence {
 
     int64_t seen(int64_t i) const { return call.causal && i + 1 < keys ? i + 1 : keys; }
 
+    // Rows of a head's queries, as they enter products.
+    Panels queries(const Side& side, const Head& query, int64_t start, int64_t count) const {
+        const float* from = query.of(index) + start * query.row;
+        if (!side.rounds) return {from, query.row};
+        rounded(from, query.row, count, side.size, desk.band);
+        return {desk.band, side.size};
+    }
+
     // Of my share of a side's maps, for `count` query rows from `start` on.
     void scores(const Side& side, int64_t maps, float* out, int64_t start, int64_t count) const {
         const int64_t panel = side.size * PANEL, width = padded(seen(start + count - 1));
@@ -134,14 +146,18 @@ struct Sentence {
         for (int64_t h = maps * thread / threads; h < maps * (thread + 1) / threads; h++) {
             const Head& query = side.query[h];
             const float* key = side.key[h].of(index);
-            if (key != last)
+            if (key != last) {
                 transpose(key, side.key[h].row, width < keys ? width : keys, side.size,
                           desk.transposed, panel, width);
+                if (side.rounds)
+                    rounded(desk.transposed, PANEL, (width + PANEL - 1) / PANEL * side.size, PANEL,
+                            desk.transposed);
+            }
             last = key;
             for (int64_t i = 0; i < count; i += BAND) {
                 int64_t many = count - i < BAND ? count - i : BAND;
-                const float* from = query.of(index) + (start + i) * query.row;
-                multiply({from, query.row, 1}, {desk.transposed, PANEL, panel}, side.size,
+                const Panels from = queries(side, query, start + i, many);
+                multiply({from.data, from.row, 1}, {desk.transposed, PANEL, panel}, side.size,
                          out + h * step + i * stride, stride, many,
                          padded(seen(start + i + many - 1)), side.scale, false);
             }
@@ -159,15 +175,20 @@ struct Sentence {
         for (int64_t h = first * group; h < last * group; h++) {
             const Head &query = side.query[h], &key = side.key[h];
             const Head &query_out = call.query_gradient[h], &key_out = call.key_gradient[h];
+            Panels key_rows = {key.of(index), key.row};
+            if (side.rounds) {
+                rounded(key_rows.data, key.row, seen(start + count - 1), side.size,
+                        desk.transposed);
+                key_rows = {desk.transposed, side.size};
+            }
             for (int64_t i = 0; i < count; i += BAND) {
                 int64_t many = count - i < BAND ? count - i : BAND;
                 int64_t cells = seen(start + i + many - 1);
                 const float* maps = student + h * step + i * stride;
-                multiply({maps, stride, 1}, {key.of(index), key.row}, cells,
+                multiply({maps, stride, 1}, key_rows, cells,
                          query_out.of(index) + (start + i) * query_out.row, query_out.row, many,
                          side.size, side.scale, false);
-                multiply({maps, 1, stride},
-                         {query.of(index) + (start + i) * query.row, query.row}, many,
+                multiply({maps, 1, stride}, queries(side, query, start + i, many), many,
                          key_out.of(index), key_out.row, cells, side.size, side.scale, true);
             }
         }
