@@ -10,7 +10,8 @@ from fastkd_kernels.attention_merge import merge_statistics_fwd
 from fastkd_kernels.attention_mix import mix_statistics_fwd
 from fastkd_kernels.attention_mix_gradient import mix_gradient_bwd
 from fastkd_kernels.attention_pair import pair_fwd
-from fastkd_kernels.attention_pair_gradient import pair_key_bwd, pair_query_bwd
+from fastkd_kernels.attention_pair_gradient import pair_query_bwd
+from fastkd_kernels.attention_pair_key_gradient import pair_key_bwd
 from fastkd_kernels.attention_probabilities import probabilities_fwd
 from fastkd_kernels.attention_score_gradient import score_gradient_bwd
 
@@ -130,7 +131,7 @@ def mixing() -> Iterator:
                     "BLOCK_H": tile.students,
                     "BLOCK_J": tile.teachers,
                     "BLOCK_K": tile.keys,
-                    "representative": (name, students) == ("bf16", 16),
+                    "representative": (name, students, keys) == ("bf16", 16, 64),
                 }
                 label = f"{name} {tile.students}→{tile.teachers} x{tile.keys}"
                 for long in (False, True):
@@ -190,7 +191,7 @@ def _pairs(name, dtype, tensor, chosen, tile, mixture: bool) -> Iterator:
         "BLOCK_Q": tile.edge,
         "BLOCK_K": tile.edge,
         "BLOCK_D": tile.size,
-        "representative": name == "bf16" and tile.size == 64,
+        "representative": (name, tile.edge, tile.size) == ("bf16", 64, 64),
     }
     label = f"{name} {tile.edge}x{tile.edge} D{tile.size}"
     label += " mixture" * mixture
@@ -199,9 +200,9 @@ def _pairs(name, dtype, tensor, chosen, tile, mixture: bool) -> Iterator:
     backward = {"logs": "*fp32", "statistics": known, "upstream": "*fp32", "delta": known}
     constants |= {"PRODUCT_OPERAND": chosen.operand, "PRECISION": chosen.dot}
     for kernel in (pair_query_bwd, pair_key_bwd):
-        yield _case(
-            kernel, label, pointers | backward | {"gradient": tensor}, tile.launch, **constants
-        )
+        rows = tile.key_rows if kernel is pair_key_bwd else tile.edge
+        pointers |= backward | {"gradient": tensor}
+        yield _case(kernel, label, pointers, tile.launch, **constants | {"BLOCK_Q": rows})
 
 
 def reductions() -> Iterator:

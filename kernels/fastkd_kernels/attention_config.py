@@ -104,6 +104,7 @@ def mix_tile(student_maps: int, keys: int, scratch: torch.dtype) -> MixTile:
 @dataclass(frozen=True)
 class PairTile:
     edge: int  # query rows and keys of a block
+    key_rows: int  # query rows where the gradient of keys is added up: it holds more at once
     size: int  # head size of both sides
     launch: Launch
 
@@ -111,5 +112,5 @@ class PairTile:
 def pair_tile(longest: int, size: int, wide: bool) -> PairTile:
     """longest: of queries and keys; size: the larger head; wide: whether a tensor is float32."""
     block_d = block_size(size, PAIR_SIZES[0], PAIR_SIZES[-1])
-    edge = 32 if wide or block_d > 128 else _edge(longest)
-    return PairTile(edge, block_d, Launch(4))
+    edge = 32 if wide or block_d > 64 else _edge(longest)
+    return PairTile(edge, 32, block_d, Launch(4))

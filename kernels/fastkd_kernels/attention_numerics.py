@@ -14,7 +14,7 @@ import triton.language as tl
 
 FIELDS = tl.constexpr(8)
 SMALLEST = tl.constexpr(2.0**-126)
-STEEP = tl.constexpr(8.0)  # max |d| above which the plain logarithms of sums are used
+STEEP = tl.constexpr(2.0)  # max |d| above which the plain logarithms of sums are used
 
 
 @triton.jit

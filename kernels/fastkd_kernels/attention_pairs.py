@@ -8,7 +8,8 @@ from fastkd_kernels.attention_config import pair_tile, precision, score_operand
 from fastkd_kernels.attention_merge import merge_statistics_fwd
 from fastkd_kernels.attention_mixing import Settings
 from fastkd_kernels.attention_pair import pair_fwd
-from fastkd_kernels.attention_pair_gradient import pair_key_bwd, pair_query_bwd
+from fastkd_kernels.attention_pair_gradient import pair_query_bwd
+from fastkd_kernels.attention_pair_key_gradient import pair_key_bwd
 from fastkd_kernels.common import ceil_div, stride_unit
 
 
@@ -124,6 +125,6 @@ class PairAlignment:
         )  # fmt: skip
         pair_key_bwd[(self.batch * key.shape[1] * key_blocks,)](
             *self.tensors, *self.lengths, *known, delta, key_gradient,
-            *scalars, **self.constants, **products,
+            *scalars, **self.constants | products | {"BLOCK_Q": self.tile.key_rows},
         )  # fmt: skip
         return query_gradient, key_gradient

@@ -6,7 +6,13 @@ from fastkd_kernels import attention_query_key, common
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.kernels.attention_compare import assert_as_exact_as_reference, attention, maps
+from tests.kernels.attention_compare import (
+    assert_as_exact_as_reference,
+    attention,
+    distance,
+    maps,
+    run,
+)
 
 NORMALIZATIONS = ("map", "row", "mixture")
 
@@ -114,6 +120,43 @@ def test_temperature_and_scales(normalization, temperature):
         teacher_scale=0.1,
         reduction="none",
     )
+
+
+def assert_near_the_truth(inputs, **options):
+    """Exponents up to E are rounded by eps·E, alike for all of a group where it is their log-sum
+    that is rounded, and the weight's gradient is a small difference of what they lead to."""
+    double = [None if tensor is None else tensor.double() for tensor in inputs]
+    truth = run(double, "reference", **options)
+    for found, exact in zip(run(inputs, "triton", **options), truth, strict=True):
+        assert distance(found, exact) < 1e-4
+
+
+@pytest.mark.parametrize("temperature", [0.3, 0.13, 0.05])
+@pytest.mark.parametrize("form", ["row", "map", "row pairs"])
+def test_sharp_exponents(form, temperature):
+    """One cell decides Σexp(a), and student and teacher differ there: sums of d nearly cancel."""
+    pairs = form == "row pairs"
+    inputs = attention(teachers=3, queries=4, keys=20, batch=1, weighted=not pairs)
+    inputs[0] *= 0.1
+    inputs[2] *= 20
+    if not pairs:
+        inputs[4] = inputs[4].abs() / inputs[4].abs().sum(1, keepdim=True)
+    assert_near_the_truth(inputs, normalization=form[:3], temperature=temperature)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.01])
+def test_large_weights_and_small_temperatures(temperature):
+    inputs = attention(batch=1, queries=4)
+    inputs[4] *= 100 / inputs[4].abs().sum(1).max()
+    assert_near_the_truth(inputs, normalization="row", temperature=temperature)
+
+
+def test_long_maps_keep_their_digits():
+    """At τ = 1 the two softmaxes over a map are nearly uniform, and the loss about 1e-5."""
+    inputs = maps(1, 1, 1, queries=64, keys=512)
+    truth = run([tensor.double() for tensor in inputs], "reference", normalization="map")
+    found = run(inputs, "triton", normalization="map")
+    torch.testing.assert_close(found[0].double(), truth[0], rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)

@@ -1,0 +1,190 @@
+"""Head against head, backward: dK by blocks of keys, without maps."""
+
+import triton
+import triton.language as tl
+
+from fastkd_kernels.attention_pair import attended_cells, load_rows, masked_scores
+from fastkd_kernels.attention_pair_gradient import (
+    BACKWARD_RUNTIME,
+    load_statistics,
+    probability_and_gradient,
+)
+from fastkd_kernels.attention_probabilities import clamped_length
+
+
+@triton.jit(do_not_specialize=BACKWARD_RUNTIME)
+def pair_key_bwd(
+    student_query,  # (B, N, Tq, Ds)
+    student_key,  # (B, N_kv, Tk, Ds)
+    teacher_query,  # (B, N, Tq, Dt)
+    teacher_key,  # (B, N_kv, Tk, Dt)
+    query_lengths,
+    key_lengths,
+    logs,  # (B, N, 5, Tq)
+    statistics,  # (B, 2, N, statistic rows), or None
+    upstream,  # (B, N)
+    delta,  # (B, N, Tq), or None
+    gradient,  # (B, N_kv, Tk, Ds), contiguous
+    student_query_batch,
+    student_query_head,
+    student_query_row,
+    student_query_size,
+    student_key_batch,
+    student_key_head,
+    student_key_row,
+    student_key_size,
+    teacher_query_batch,
+    teacher_query_head,
+    teacher_query_row,
+    teacher_query_size,
+    teacher_key_batch,
+    teacher_key_head,
+    teacher_key_row,
+    teacher_key_size,
+    student_scale,
+    teacher_scale,
+    heads,
+    student_group,
+    teacher_group,
+    student_units,
+    teacher_units,
+    queries,
+    keys,
+    inverse_temperature,
+    statistic_rows,
+    MIXTURE: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    INCLUDE: tl.constexpr,
+    UNIT: tl.constexpr,
+    CONTIGUOUS: tl.constexpr,
+    STUDENT_OPERAND: tl.constexpr,
+    TEACHER_OPERAND: tl.constexpr,
+    PRODUCT_OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    student_size = student_units * UNIT
+    teacher_size = teacher_units * UNIT
+    key_heads = heads // student_group
+    key_blocks = tl.cdiv(keys, BLOCK_K)
+    key_block = tl.program_id(0) % key_blocks
+    key_head = (tl.program_id(0) // key_blocks) % key_heads
+    sentence = tl.program_id(0) // (key_blocks * key_heads)
+    first_key = key_block * BLOCK_K
+    key = first_key + tl.arange(0, BLOCK_K)
+    last_key = clamped_length(key_lengths, sentence, keys)
+    row_end = queries
+    if not INCLUDE:
+        row_end = clamped_length(query_lengths, sentence, queries)
+    walked = tl.where(first_key < last_key, row_end, 0)
+    low = 0
+    if CAUSAL:
+        low = first_key // BLOCK_Q * BLOCK_Q
+    mine = load_rows(
+        student_key,
+        sentence,
+        key_head,
+        key,
+        last_key,
+        student_key_batch,
+        student_key_head,
+        student_key_row,
+        student_key_size,
+        student_size,
+        UNIT,
+        CONTIGUOUS,
+        BLOCK_D,
+    )
+    total = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
+    for member in range(student_group):
+        head = key_head * student_group + member
+        factor = tl.load(upstream + sentence.to(tl.int64) * heads + head)
+        theirs = load_rows(
+            teacher_key,
+            sentence,
+            head // teacher_group,
+            key,
+            last_key,
+            teacher_key_batch,
+            teacher_key_head,
+            teacher_key_row,
+            teacher_key_size,
+            teacher_size,
+            UNIT,
+            CONTIGUOUS,
+            BLOCK_D,
+        )
+        for first in range(low, walked, BLOCK_Q):
+            row = first + tl.arange(0, BLOCK_Q)
+            attended = attended_cells(row, row_end, key, last_key, CAUSAL)
+            tile = load_rows(
+                teacher_query,
+                sentence,
+                head,
+                row,
+                row_end,
+                teacher_query_batch,
+                teacher_query_head,
+                teacher_query_row,
+                teacher_query_size,
+                teacher_size,
+                UNIT,
+                CONTIGUOUS,
+                BLOCK_D,
+            )
+            a = masked_scores(tile, theirs, teacher_scale, attended, TEACHER_OPERAND)
+            tile = load_rows(
+                student_query,
+                sentence,
+                head,
+                row,
+                row_end,
+                student_query_batch,
+                student_query_head,
+                student_query_row,
+                student_query_size,
+                student_size,
+                UNIT,
+                CONTIGUOUS,
+                BLOCK_D,
+            )
+            m = masked_scores(tile, mine, student_scale, attended, STUDENT_OPERAND)
+            student_max, student_log, teacher_max, teacher_log, above, a_log, ratio = (
+                load_statistics(
+                    logs, statistics, sentence, head, heads, row, row_end, queries, statistic_rows
+                )
+            )
+            probability, change = probability_and_gradient(
+                m,
+                a,
+                attended,
+                student_max,
+                student_log,
+                teacher_max,
+                teacher_log,
+                above,
+                a_log,
+                ratio,
+                factor,
+                inverse_temperature,
+                MIXTURE,
+            )
+            if delta is not None:
+                place = (sentence.to(tl.int64) * heads + head) * queries + row
+                known = tl.load(delta + place, mask=row < row_end, other=0.0)
+                change = change - known[:, None] * probability
+            total = tl.dot(
+                tl.trans(change.to(PRODUCT_OPERAND)),
+                tile.to(PRODUCT_OPERAND),
+                total,
+                input_precision=PRECISION,
+            )
+    place = (sentence.to(tl.int64) * key_heads + key_head) * keys + key
+    element = tl.arange(0, BLOCK_D)
+    tl.store(
+        gradient + place[:, None] * student_size + element[None, :],
+        (total * student_scale).to(gradient.dtype.element_ty),
+        mask=(key < keys)[:, None] & (element < student_size)[None, :],
+    )
