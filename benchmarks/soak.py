@@ -126,7 +126,7 @@ def _check_log(run: Path) -> None:
     """Every logged update is there once and in order, and its figures are finite."""
     records = read_log(run / "log.jsonl")
     steps = [record["step"] for record in records if "loss" in record]
-    if steps != [LOG_EVERY * (count + 1) for count in range(len(steps))]:
+    if not steps or steps != [LOG_EVERY * (count + 1) for count in range(len(steps))]:
         raise SystemExit(f"{run}: its log lacks updates, or has some twice")
     for record in records:
         if not all(math.isfinite(value) for value in record.values()):

@@ -13,7 +13,8 @@ def command(config: str, overrides: tuple[str, ...]) -> None:
 
     Goes on from the newest checkpoint of the run folder where there is one. Where CONFIG names a
     teacher and losses, the model is its student. On several devices: torchrun --nproc-per-node N -m
-    fastkd train CONFIG computes the same updates.
+    fastkd train CONFIG computes the same updates; training.sharding=fully_shard divides weights,
+    gradients and the optimizer's state over them.
     """
     from fastkd.config.load import load_config
 

@@ -1,6 +1,7 @@
 """Several processes that train together, over gloo."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -131,3 +132,20 @@ def test_a_process_that_dies_ends_the_run_which_can_go_on(config, alone, rank, s
     train(2, path)
     assert_same_log(log(folder), log(alone))
     assert_same_checkpoint(folder, alone)
+
+
+@pytest.mark.slow
+def test_terminated_processes_save_and_can_go_on(config, alone):
+    path, folder = config("terminated", save_every=1000)
+    run = start(2, path, "training.updates=100000")
+    deadline = time.monotonic() + 300
+    while not (folder / "log.jsonl").is_file() or len(log(folder)) < 1:
+        assert time.monotonic() < deadline and run.poll() is None
+        time.sleep(0.05)
+    run.terminate()
+    _, error = run.communicate(timeout=400)
+    assert "stopped; the same command goes on" in error
+    (saved,) = (int(path.name) for path in (folder / "checkpoints").glob("[0-9]*"))
+    train(2, path, f"training.updates={saved + 1}")
+    steps = [record["step"] for record in log(folder) if "loss" in record]
+    assert steps == list(range(1, saved + 2))
