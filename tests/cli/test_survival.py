@@ -93,6 +93,35 @@ def test_terminated_run_saves_and_ends_well(taught, tmp_path, straight):
     assert_equal(final_weights(folder, UPDATES), straight)
 
 
+def damage(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "meta.json"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(taught, tmp_path, straight, caplog, name):
+    folder = tmp_path / "run"
+    config = taught.config("damaged", run=str(folder), training=TRAINING)
+    assert taught.run("train", config, "training.updates=10") == 0
+    damage(folder / "checkpoints" / "00000010" / name)
+    assert taught.run("train", config) == 0
+    assert name in caplog.text and "going back to the checkpoint before" in caplog.text
+    assert_equal(final_weights(folder, UPDATES), straight)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(taught, tmp_path, capsys):
+    folder = tmp_path / "run"
+    config = taught.config("ruined", run=str(folder), training=TRAINING)
+    assert taught.run("train", config, "training.updates=10") == 0
+    log = (folder / "log.jsonl").read_bytes()
+    for file in folder.glob("checkpoints/*/state.safetensors"):
+        damage(file)
+    assert taught.run("train", config) == 2
+    assert "no checkpoint is whole" in capsys.readouterr().err.splitlines()[-1]
+    assert (folder / "log.jsonl").read_bytes() == log
+
+
 class FailingDisk:
     """Lets `count` writes through and then fails them all, as a full disk does."""
 
