@@ -1,17 +1,33 @@
-"""Mutated configs, corpora and run folders: a status and one line, never a traceback."""
+"""Mutated configs, corpora and run folders: a status and one line, never a traceback or a hang.
+
+2,000 cases in this process and 50 as processes of their own. A failure prints the seed of the
+session: FASTKD_FUZZ_SEED=SEED pytest tests/cli/test_fuzz.py meets it again. Processes are forked
+from one that has imported everything; FASTKD_FUZZ_COMMANDS=50 starts them all as a shell would.
+"""
 
 import copy
+import multiprocessing
+import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
+import hypothesis
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastkd.__main__ import main
+from fastkd.train.trainer import Trainer
+
+SEED = int(os.environ.get("FASTKD_FUZZ_SEED", random.randrange(2**32)))
+COMMANDS = int(os.environ.get("FASTKD_FUZZ_COMMANDS", 4))
+PATIENCE = 300  # seconds, of which a case takes about one
 
 JUNK = st.one_of(
     st.none(),
@@ -24,11 +40,25 @@ JUNK = st.one_of(
     st.lists(st.integers(0, 3), max_size=2),
     st.dictionaries(st.text(max_size=3), st.integers(0, 3), max_size=2),
 )
-CASES = {
-    "deadline": None,
-    "suppress_health_check": list(HealthCheck),
-    "print_blob": True,
-}
+# Where a file is changed, what comes there, and how many bytes go.
+DAMAGE = st.tuples(st.floats(0, 1), st.binary(max_size=6), st.integers(0, 60))
+
+
+@pytest.fixture(autouse=True)
+def told_seed():
+    print(f"FASTKD_FUZZ_SEED={SEED}")
+
+
+def cases(count):
+    """Runs a test on so many examples."""
+    options = settings(
+        max_examples=count,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        print_blob=True,
+        database=None,
+    )
+    return lambda test: hypothesis.seed(SEED)(options(test))
 
 
 def places(tree, path=()):
@@ -56,12 +86,40 @@ def mutate(tree, path, how, junk):
     return tree
 
 
+def damaged(content, damage):
+    where, inserted, removed = damage
+    place = int(where * len(content))
+    return content[:place] + inserted + content[place + removed :]
+
+
+class HangError(BaseException):
+    """A case that does not end; no handler of exceptions takes it for something else."""
+
+
+@contextmanager
+def ending():
+    def stop(number, frame):
+        raise HangError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(PATIENCE)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def check(capsys, *arguments):
     """Runs a verb; what it says must be for people."""
     capsys.readouterr()
-    status = main([str(argument) for argument in arguments])
-    error = capsys.readouterr().err
-    assert status in (0, 1, 2)
+    with ending():
+        status = main([str(argument) for argument in arguments])
+    judge(status, capsys.readouterr().err)
+
+
+def judge(status, error):
+    assert status in (0, 1, 2), error
     assert "Traceback" not in error
     # The last resort for what nobody foresaw; a case that gets there deserves an answer of its own.
     assert "FASTKD_TRACEBACK" not in error, error
@@ -80,11 +138,13 @@ def tree(taught):
 
 
 @pytest.mark.slow
-def test_mutated_configs(taught, tree, tmp_path, capsys):
-    path = tmp_path / "fuzz.yaml"
+def test_mutated_configs(taught, tree, tmp_path, capsys, monkeypatch):
+    path, planned = tmp_path / "fuzz.yaml", Trainer.planned_updates
+    # A config that lost its budget has the default one, which is no hang but long.
+    monkeypatch.setattr(Trainer, "planned_updates", lambda trainer: min(2, planned(trainer)))
     nodes = [node for node in places(tree) if node[0] != "run"]
 
-    @settings(max_examples=500, **CASES)
+    @cases(500)
     @given(st.sampled_from(nodes), st.sampled_from(["replace", "remove", "rename"]), JUNK)
     def run(node, how, junk):
         mutated = mutate(tree, node, how, junk)
@@ -100,7 +160,7 @@ def test_mutated_yaml_text(taught, tree, tmp_path, capsys):
     text = yaml.safe_dump(tree).encode()
     path = tmp_path / "fuzz.yaml"
 
-    @settings(max_examples=700, **CASES)
+    @cases(800)
     @given(st.integers(0, len(text) - 1), st.binary(max_size=4), st.integers(0, 6))
     def run(place, inserted, removed):
         path.write_bytes(text[:place] + inserted + text[place + removed :])
@@ -113,7 +173,7 @@ def test_mutated_overrides(taught, tree, tmp_path, capsys):
     path = tmp_path / "fuzz.yaml"
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
 
-    @settings(max_examples=400, **CASES)
+    @cases(400)
     @given(st.text(max_size=12), st.sampled_from([".".join(map(str, n)) for n in places(tree)]))
     def run(text, key):
         for override in (text, f"{key}.{text}", f"{text}={key}"):
@@ -127,23 +187,15 @@ def test_mutated_corpora(shop, capsys):
     config = shop.config("run")
     original = {path: path.read_bytes() for path in shop.folder.glob("*.d*")}
 
-    @settings(max_examples=150, **CASES)
-    @given(
-        st.sampled_from(sorted(original)),
-        st.floats(0, 1),
-        st.binary(max_size=6),
-        st.integers(0, 60),
-        st.booleans(),
-    )
-    def run(file, where, inserted, removed, packed):
+    @cases(150)
+    @given(st.sampled_from(sorted(original)), DAMAGE, st.booleans())
+    def run(file, damage, packed):
         content = original[file]
-        place = int(where * len(content))
-        mutated = content[:place] + inserted + content[place + removed :]
         if packed:
             file.unlink()
-            file.with_name(f"{file.name}.gz").write_bytes(mutated)
+            file.with_name(f"{file.name}.gz").write_bytes(damaged(content, damage))
         else:
-            file.write_bytes(mutated)
+            file.write_bytes(damaged(content, damage))
         check(capsys, "prepare", config)
         file.with_name(f"{file.name}.gz").unlink(missing_ok=True)
         file.write_bytes(content)
@@ -151,50 +203,107 @@ def test_mutated_corpora(shop, capsys):
     run()
 
 
-@pytest.mark.slow
-def test_mutated_run_folders(taught, tmp_path, capsys):
-    """Every file of a run and of a prepared corpus in turn, cut, changed or gone."""
+@pytest.fixture
+def copied(taught, tmp_path):
+    """Copies of a run and of its prepared corpus, the config of both, and what restores them."""
     run, prepared = tmp_path / "teacher", tmp_path / "prepared"
-    shutil.copytree(taught.folder / "teacher", run)
-    shutil.copytree(taught.folder / "prepared", prepared)
+
+    def restore():
+        for folder in (run, prepared):
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(taught.folder / folder.name, folder)
+
+    restore()
     config = taught.config("fuzz", run=str(run), data={"prepared": str(prepared)})
+    files = sorted(p for folder in (run, prepared) for p in folder.rglob("*") if p.is_file())
+    return run, config, files, restore
+
+
+@pytest.mark.slow
+def test_mutated_run_folders(copied, tmp_path, capsys):
+    """Every file of a run and of a prepared corpus in turn, cut, changed or gone."""
+    run, config, files, restore = copied
     source = tmp_path / "source.txt"
     source.write_text("ein hund\n", encoding="utf-8")
-    files = sorted(p for folder in (run, prepared) for p in folder.rglob("*") if p.is_file())
 
-    @settings(max_examples=150, **CASES)
-    @given(
-        st.sampled_from(files),
-        st.floats(0, 1),
-        st.binary(max_size=8),
-        st.integers(0, 40),
-        st.booleans(),
-    )
-    def case(file, where, inserted, removed, gone):
-        content = file.read_bytes()
-        place = int(where * len(content))
-        if gone:
-            file.unlink()
-        else:
-            file.write_bytes(content[:place] + inserted + content[place + removed :])
+    @cases(150)
+    @given(st.sampled_from(files), st.one_of(st.none(), DAMAGE))
+    def case(file, damage):
+        spoil(file, damage)
         check(capsys, "translate", run, "-i", source, "-o", tmp_path / "out.txt")
         check(capsys, "train", config, "training.updates=4")
-        for folder, origin in ((run, "teacher"), (prepared, "prepared")):
-            shutil.rmtree(folder)
-            shutil.copytree(taught.folder / origin, folder)
+        restore()
 
     case()
 
 
+def spoil(file, damage):
+    """Changes a file; without damage it is gone."""
+    if damage is None:
+        file.unlink()
+    else:
+        file.write_bytes(damaged(file.read_bytes(), damage))
+
+
+def command(arguments, output):
+    """What a forked process does: the command line, with its output in a file."""
+    sys.stdout.flush()
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.exit(main(arguments))
+
+
 @pytest.mark.slow
-def test_as_processes(taught, tree, tmp_path):
-    """A handful of broken inputs as a shell would give them."""
-    path = tmp_path / "fuzz.yaml"
-    nodes = sorted({str(node): node for node in places(tree)}.values(), key=str)
-    chosen = nodes[:: max(1, len(nodes) // 10)][:10]
-    for node in chosen:
-        path.write_text(yaml.safe_dump(mutate(tree, node, "replace", "junk")), encoding="utf-8")
-        command = [sys.executable, "-m", "fastkd", "train", str(path), "training.updates=0"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        assert done.returncode in (0, 1, 2)
-        assert "Traceback" not in done.stderr
+def test_as_processes(tree, copied, tmp_path):
+    """Configs, corpora and run folders, each broken in some way."""
+    run, config, files, restore = copied
+    fuzzed, source, output = (tmp_path / name for name in ("fuzz.yaml", "source.txt", "output"))
+    source.write_text("ein hund\n", encoding="utf-8")
+    text, new = yaml.safe_dump(tree).encode(), f"run={tmp_path / 'new'}"
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(["fastkd.cli.train", "fastkd.train.start"])
+    done = 0
+
+    def execute(*arguments):
+        nonlocal done
+        done += 1
+        if done <= COMMANDS:
+            words = [sys.executable, "-m", "fastkd", *arguments]
+            ended = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE)
+            return judge(ended.returncode, ended.stderr)
+        process = forks.Process(target=command, args=(arguments, output))
+        process.start()
+        process.join(PATIENCE)
+        if process.is_alive():
+            process.kill()
+            raise HangError
+        return judge(process.exitcode, output.read_text(encoding="utf-8", errors="replace"))
+
+    @cases(50)
+    @given(
+        st.sampled_from(["text", "mapping", "folder", "resume"]),
+        st.sampled_from([node for node in places(tree) if node[0] != "run"]),
+        JUNK,
+        st.sampled_from(files),
+        st.one_of(st.none(), DAMAGE),
+    )
+    def case(what, node, junk, file, damage):
+        if what == "text":
+            fuzzed.write_bytes(damaged(text, damage or (0, b"", 1)))
+            execute("train", str(fuzzed), new, "training.updates=1")
+        elif what == "mapping":
+            mutated = mutate(yaml.safe_load(text), node, "replace", junk)
+            fuzzed.write_text(yaml.safe_dump(mutated), encoding="utf-8")
+            execute("train", str(fuzzed), new, "training.updates=1")
+        else:
+            spoil(file, damage)
+            if what == "folder":
+                execute("translate", str(run), "-i", str(source), "--beam", "1")
+            else:
+                execute("train", config, "training.updates=5")
+            restore()
+        shutil.rmtree(tmp_path / "new", ignore_errors=True)
+
+    case()
+    assert done >= 50
