@@ -8,6 +8,7 @@ READY := $(VENV)/.ready
 
 test: $(READY)
 	$(RUN) -m ruff check .
+	$(RUN) -m mypy
 	$(RUN) -m pytest -n 2
 
 demo: $(READY)
