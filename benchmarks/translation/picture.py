@@ -31,8 +31,8 @@ def bootstrap(plan: Plan, results: Results, split: str, samples: int) -> dict[st
         parts = [read_translations(Trial(plan, name, seed), split) for seed in seeds]
         systems.append((name, [line for hypotheses, _ in parts for line in hypotheses]))
         references = [line for _, each in parts for line in each]
-    _, scores = PairedTest(systems, {"BLEU": BLEU()}, [references], n_samples=samples)()
-    found = scores["BLEU"]
+    test = PairedTest(systems, {"BLEU": BLEU()}, [references], test_type="bs", n_samples=samples)
+    found = test()[1]["BLEU"]
     return {
         name: {"bleu": each.score, "mean": each.mean, "interval": each.ci, "p": each.p_value}
         for name, each in zip(names, found, strict=True)

@@ -85,4 +85,5 @@ def test_bootstrap_tells_better_from_equal(plan, tmp_path):
     assert found["taught"]["bleu"] == pytest.approx(100)
     assert found["taught"]["p"] < 0.02
     assert found["planned"]["p"] > 0.2
+    assert found["alone"]["interval"] > 1
     assert (tmp_path / "picture.png").stat().st_size > 0
