@@ -162,12 +162,13 @@ def test_full_disk(taught, config, tmp_path, bytes_at_most):
 
 
 @pytest.mark.slow
-def test_no_triton(taught, config):
+def test_no_triton(taught, config, tmp_path):
     absent = "import sys; sys.modules['triton'] = None"
     losses = [{"name": "cross_entropy"}]
     status, line = as_process(absent, "train", config, f"losses={losses}")
     assert status == 0, line
-    status, line = as_process(absent, "train", config, "run=x", "training.backend=triton")
+    other = f"run={tmp_path / 'other'}"
+    status, line = as_process(absent, "train", config, other, "training.backend=triton")
     assert status == 2
     assert "triton" in line
 

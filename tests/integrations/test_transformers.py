@@ -222,7 +222,8 @@ def test_labels_tell_the_target_lengths():
 
 def test_other_versions_are_refused_at_import(monkeypatch):
     name = "fastkd.integrations.transformers"
-    monkeypatch.setattr(transformers, "__version__", "4.57.1")
+    imported = importlib.import_module("transformers")  # the one that an import finds now
+    monkeypatch.setattr(imported, "__version__", "4.57.1")
     specification = importlib.util.find_spec(name)
     with pytest.raises(ImportError, match=r"needs Transformers 5\.0 to 5\.x, not 4\.57\.1"):
         specification.loader.exec_module(importlib.util.module_from_spec(specification))
