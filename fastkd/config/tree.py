@@ -6,9 +6,12 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-_STRICT = ConfigDict(extra="forbid")
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-Positive = Annotated[int, Field(gt=0)]
+Natural = Annotated[int, Field(ge=0, strict=True)]
+Positive = Annotated[int, Field(gt=0, strict=True)]
+Size = Annotated[int, Field(gt=0, le=2**20, strict=True)]  # of what a model is made of
+Layers = Annotated[int, Field(gt=0, le=2**10, strict=True)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Temperature = Annotated[float, Field(gt=0)]
@@ -33,7 +36,7 @@ class DataConfig:
 class TokenizerConfig:
     """A sentencepiece model to train."""
 
-    vocabulary: Positive = 8000
+    vocabulary: Size = 8000
     joint: bool = True  # one model for both languages
     model: Literal["unigram", "bpe"] = "unigram"
     character_coverage: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -44,7 +47,7 @@ class TokenizerConfig:
 class CMLMConfig:
     """What only a conditional masked language model has."""
 
-    length_classes: Annotated[int, Field(gt=1)] = 256
+    length_classes: Annotated[Size, Field(gt=1)] = 256
     length: Literal["absolute", "offset"] = "absolute"  # what is predicted; offset: from the source
     causal_attention: bool = False  # causal self-attention after the full one (CMLMC)
 
@@ -54,11 +57,11 @@ class ModelConfig:
     """An encoder-decoder Transformer: autoregressive, or a conditional masked language model."""
 
     kind: Literal["transformer", "cmlm"] = "transformer"
-    encoder_layers: Positive = 6
-    decoder_layers: Positive = 6
-    width: Positive = 512
-    ffn: Positive = 2048
-    heads: Positive = 8
+    encoder_layers: Layers = 6
+    decoder_layers: Layers = 6
+    width: Size = 512
+    ffn: Size = 2048
+    heads: Size = 8
     dropout: Probability = 0.1
     attention_dropout: Probability = 0.0
     activation_dropout: Probability = 0.0
@@ -68,7 +71,7 @@ class ModelConfig:
     tie_output: bool = True  # output projection = target embedding
     output_bias: bool = False
     decoder_start: Literal["bos", "eos", "pad"] = "bos"
-    max_positions: Positive = 1024
+    max_positions: Size = 1024
     cmlm: CMLMConfig = field(default_factory=CMLMConfig)
 
 
@@ -89,11 +92,11 @@ class OptimizerConfig:
 class TrainingConfig:
     """The training loop. `batch_tokens` is one update's size over all devices and pieces."""
 
-    seed: int = 1
+    seed: Annotated[int, Field(strict=True)] = 1
     updates: Positive = 100_000  # stop after so many
     epochs: Positive | None = None  # or after so many, whichever comes first
     batch_tokens: Positive = 4096  # sentences × longest side, padding included
-    accumulation: Positive = 1  # pieces one device cuts its share of an update into
+    accumulation: Size = 1  # pieces one device cuts its share of an update into
     sharding: Literal["none", "fully_shard"] = "none"  # of weights, gradients, Adam over processes
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -103,7 +106,7 @@ class TrainingConfig:
     keep_last: Positive = 5
     early_metric: Literal["bleu", "loss"] = "bleu"
     patience: Positive | None = None  # validations without a better early_metric
-    bleu_sentences: Annotated[int, Field(ge=0)] = 1000  # of dev, for BLEU in validation; 0 = off
+    bleu_sentences: Natural = 1000  # of dev, for BLEU in validation; 0 = off
     max_skipped: Positive = 10  # updates in a row with a loss or gradient that is not finite
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of the averaged weights; 0 = off
     tensorboard: bool = False
@@ -115,12 +118,12 @@ class TrainingConfig:
 class DecodingConfig:
     """Beam search; mask-predict for a model of kind cmlm."""
 
-    beam: Positive = 5
+    beam: Size = 5
     length_penalty: float = 1.0  # score / length ** length_penalty
     max_length_ratio: Annotated[float, Field(gt=0)] = 2.0
     max_length_extra: Positive = 10  # target pieces <= ratio · source pieces + extra
-    passes: Positive = 4  # of mask-predict
-    length_window: Annotated[int, Field(ge=0)] = 2  # lengths tried: the predicted one ± so many
+    passes: Size = 4  # of mask-predict
+    length_window: Natural = 2  # lengths tried: the predicted one ± so many
     remove_duplicates: bool = True  # drop a piece that repeats the one before it
     reconsider: bool = False  # a pass may change unmasked pieces too, as CMLMC does
     batch_tokens: Positive = 8192
@@ -170,8 +173,8 @@ class TieKD:
     name: Literal["tie_kd"] = "tie_kd"
     weight: NonNegative = 0.5
     rank_weight: NonNegative = 1.0  # of the ranking, relative to the KL
-    top_k: Positive = 5
-    iterations: Positive = 3
+    top_k: Size = 5
+    iterations: Size = 3
     student_temperature: Temperature = 1.0
     teacher_temperature: Temperature = 1.0
 
@@ -228,7 +231,7 @@ class DiMS:
 
     name: Literal["dims"] = "dims"
     weight: NonNegative = 1.0
-    steps: Positive = 2  # of the teacher
+    steps: Size = 2  # of the teacher
     mask: Literal["random", "full"] = "random"
     reconsider: bool = True  # steps predict unmasked pieces anew; false for a teacher that never
     # learned to (without self-correction): such pieces keep what they were predicted with

@@ -19,6 +19,7 @@ from fastkd.errors import InputError
 from fastkd.nn.build import build_model
 from fastkd.nn.transformer import Transformer
 from fastkd.runs.checkpoint import drop_folder, read_group, read_meta, write_checkpoint
+from fastkd.runs.room import check_room
 from fastkd.runs.weights import load_weights
 
 LOGGER = logging.getLogger(__name__)
@@ -149,8 +150,13 @@ class RunFolder:
         self, selection: str = "best", device: torch.device | str = "cpu"
     ) -> Transformer:
         """The run's model in eval mode, with its `best`, `last` or `average` weights."""
-        model = build_model(self.config.model, self.tokenizers)
-        folder = self.weights_folder(selection)
+        folder, config, tokenizers = (
+            self.weights_folder(selection),
+            self.config.model,
+            self.tokenizers,
+        )
+        check_room(config, tokenizers, f"{self.config_file}: model")
+        model = build_model(config, tokenizers)
         load_weights(model, read_group(folder, MODEL), folder)
         return model.to(device).eval()
 

@@ -14,6 +14,7 @@ from fastkd.nn.transformer import Transformer
 from fastkd.runs.checkpoint import read_group
 from fastkd.runs.device import pick_device
 from fastkd.runs.folder import MODEL, RunFolder
+from fastkd.runs.room import TRAINED, check_room
 from fastkd.runs.weights import load_weights
 from fastkd.train.ranks import Ranks
 from fastkd.train.trainer import Trainer
@@ -30,6 +31,7 @@ def start(config: Config) -> Trainer:
     _check_lengths(config, prepared)
     tokenizers = prepared.tokenizers
     teacher = None if config.teacher is None else _teacher(config.teacher, prepared)
+    check_room(config.model, tokenizers, "model", TRAINED + bool(config.training.ema))
     torch.manual_seed(config.training.seed)
     model = build_model(config.model, tokenizers)
     if config.start is not None and not RunFolder(config.run).checkpoints():

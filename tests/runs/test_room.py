@@ -1,0 +1,30 @@
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from fastkd.config.tree import CMLMConfig, ModelConfig
+from fastkd.errors import InputError
+from fastkd.nn.build import build_model
+from fastkd.runs.room import check_room, weight_bytes
+
+ROLES = {"size": 50, "pad_id": 0, "bos_id": 1, "eos_id": 2, "mask_id": 4}
+TOKENIZERS = SimpleNamespace(source=SimpleNamespace(**ROLES), target=SimpleNamespace(**ROLES))
+SMALL = ModelConfig(encoder_layers=3, decoder_layers=5, width=16, ffn=24, heads=2)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [SMALL, replace(SMALL, norm="post", share_embeddings=False, tie_output=False)]
+    + [replace(SMALL, kind="cmlm", cmlm=CMLMConfig(causal_attention=causal)) for causal in (0, 1)],
+)
+def test_counts_what_is_built(config):
+    model = build_model(config, TOKENIZERS)
+    tensors = [*model.parameters(), *model.buffers()]
+    assert weight_bytes(config, TOKENIZERS) == sum(t.numel() * t.element_size() for t in tensors)
+
+
+def test_refuses_what_does_not_fit():
+    check_room(SMALL, TOKENIZERS, "model", copies=4)
+    with pytest.raises(InputError, match=r"model: expected a model that fits the .* GiB"):
+        check_room(replace(SMALL, width=2**20, ffn=2**20), TOKENIZERS, "model")
