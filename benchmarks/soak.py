@@ -1,10 +1,10 @@
 """Training on the invented language that is killed at random moments, and the memory it takes.
 
-    python -m benchmarks.soak FOLDER [--minutes 25] [--seed 1]
+    python -m benchmarks.soak FOLDER [--minutes 120] [--seed 1]
 
 A teacher and then its student each train for half of the time, by `fastkd train` on one thread. A
-process lives for 10 seconds to 5 minutes and is then killed, or asked to end by SIGTERM one time in
-four; the next one goes on. Leaves `soak.csv`, a row a second, and `soak.png` in FOLDER, and ends
+process lives for 10 seconds to half an hour and is then killed, or asked to end by SIGTERM one time in
+four; the next one goes on. Leaves `soak.csv`, a row every five seconds, and `soak.png` in FOLDER, and ends
 with an error where a process ended by itself, a run went back behind a checkpoint, or its log is
 not what an undisturbed run would have written: each logged update once, and every loss finite.
 """
@@ -46,12 +46,13 @@ SETTINGS = {
     "bleu_sentences": 100,
     "ema": 0.99,
 }
-LIVES = 10, 300  # seconds
+LIVES = 10, 1800  # seconds
+EVERY = 5  # seconds between samples
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What was seen in one second."""
+    """What was seen at one moment."""
 
     seconds: float  # since the beginning
     recipe: str
@@ -63,7 +64,7 @@ class Sample:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--minutes", type=float, default=25)
+    parser.add_argument("--minutes", type=float, default=120)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     folder: Path = arguments.folder
@@ -103,7 +104,7 @@ def _soak(
             )
         end = min(until, time.monotonic() + life)
         while time.monotonic() < end:
-            time.sleep(1)
+            time.sleep(EVERY)
             if process.poll() is not None:
                 raise SystemExit(f"{config}: ended by itself with status {process.returncode}")
             resident = psutil.Process(process.pid).memory_info().rss / 2**20
