@@ -3,10 +3,11 @@
     python -m benchmarks.soak FOLDER [--minutes 120] [--seed 1]
 
 A teacher and then its student each train for half of the time, by `fastkd train` on one thread. A
-process lives for 10 seconds to half an hour and is then killed, or asked to end by SIGTERM one time in
-four; the next one goes on. Leaves `soak.csv`, a row every five seconds, and `soak.png` in FOLDER, and ends
-with an error where a process ended by itself, a run went back behind a checkpoint, or its log is
-not what an undisturbed run would have written: each logged update once, and every loss finite.
+process lives for 10 seconds to half an hour and is then killed, or asked to end by SIGTERM one time
+in four; the next one goes on. Leaves `soak.csv`, a row every five seconds, and `soak.png` in
+FOLDER, and ends with an error where a process ended by itself, a run went back behind a checkpoint,
+or its log is not what an undisturbed run would have written: each logged update once, and every
+loss finite.
 """
 
 import argparse

@@ -2,12 +2,10 @@
 
 2,000 cases in this process and 50 as processes of their own, the same ones each time;
 FASTKD_FUZZ_SEED=random draws others. A failure prints the seed: FASTKD_FUZZ_SEED=SEED meets it
-again. Processes are forked from one that has imported everything; FASTKD_FUZZ_COMMANDS=50 starts
-them all as a shell would.
+again.
 """
 
 import copy
-import multiprocessing
 import os
 import random
 import shutil
@@ -28,7 +26,6 @@ from fastkd.train.trainer import Trainer
 
 CHOSEN = os.environ.get("FASTKD_FUZZ_SEED", "1")
 SEED = random.randrange(2**32) if CHOSEN == "random" else int(CHOSEN)
-COMMANDS = int(os.environ.get("FASTKD_FUZZ_COMMANDS", 4))
 PATIENCE = 300  # seconds, of which a case takes about one
 
 JUNK = st.one_of(
@@ -248,40 +245,21 @@ def spoil(file, damage):
         file.write_bytes(damaged(file.read_bytes(), damage))
 
 
-def command(arguments, output):
-    """What a forked process does: the command line, with its output in a file."""
-    sys.stdout.flush()
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    sys.exit(main(arguments))
-
-
 @pytest.mark.slow
 def test_as_processes(tree, copied, tmp_path):
     """Configs, corpora and run folders, each broken in some way."""
     run, config, files, restore = copied
-    fuzzed, source, output = (tmp_path / name for name in ("fuzz.yaml", "source.txt", "output"))
+    fuzzed, source = tmp_path / "fuzz.yaml", tmp_path / "source.txt"
     source.write_text("ein hund\n", encoding="utf-8")
     text, new = yaml.safe_dump(tree).encode(), f"run={tmp_path / 'new'}"
-    forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(["fastkd.cli.train", "fastkd.train.start"])
     done = 0
 
     def execute(*arguments):
         nonlocal done
         done += 1
-        if done <= COMMANDS:
-            words = [sys.executable, "-m", "fastkd", *arguments]
-            ended = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE)
-            return judge(ended.returncode, ended.stderr)
-        process = forks.Process(target=command, args=(arguments, output))
-        process.start()
-        process.join(PATIENCE)
-        if process.is_alive():
-            process.kill()
-            raise HangError
-        return judge(process.exitcode, output.read_text(encoding="utf-8", errors="replace"))
+        words = [sys.executable, "-m", "fastkd", *arguments]
+        ended = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE)
+        judge(ended.returncode, ended.stderr)
 
     @cases(50)
     @given(

@@ -12,6 +12,7 @@ transformers = pytest.importorskip("transformers", minversion="5.0")
 from fastkd.integrations.transformers import attention_taps  # noqa: E402
 from tests.integrations.families import (  # noqa: E402
     FAMILIES,
+    ONE_STACK,
     TS,
     VOCABULARY,
     B,
@@ -173,29 +174,40 @@ def test_compiled_model():
             torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize(
-    ("change", "complaint"),
-    [
-        ("left padding", "left padding"),
-        ("packed", "packed sequences"),
-        ("window", "sliding window"),
-        ("no pass", "no forward pass"),
-    ],
-)
-def test_what_queries_and_keys_do_not_determine_is_refused(change, complaint):
+@pytest.mark.parametrize("what", ["left padding", "packed sequences", "a sliding window"])
+def test_what_queries_and_keys_do_not_determine_is_refused(what):
     inputs = inputs_of("qwen2")
     window = {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 0}
-    model = build("qwen2", **(window if change == "window" else {}))
-    if change == "left padding":
+    model = build("qwen2", **(window if what == "a sliding window" else {}))
+    if what == "left padding":
         inputs["attention_mask"] = inputs["attention_mask"].flip(1)
-    if change == "packed":
+    if what == "packed sequences":
         inputs = {"input_ids": inputs["input_ids"]}
         inputs["position_ids"] = torch.tensor([[0, 1, 2, 0, 1, 2, 3]]).expand(B, -1)
+    _assert_refused(model, inputs, what)
+
+
+def test_soft_caps_are_refused():
+    config = transformers.Gemma2Config(
+        **{**ONE_STACK, "num_key_value_heads": 2, "head_dim": 4},
+        layer_types=["full_attention"] * 2,
+        attn_logit_softcapping=30.0,
+    )
+    model = transformers.Gemma2ForCausalLM(config).eval()
+    _assert_refused(model, inputs_of("llama"), "a soft cap")
+
+
+def _assert_refused(model, inputs, what):
     with attention_taps(model) as taps:
-        if change != "no pass":
-            model(**inputs)
-        with pytest.raises(fastkd.InputError, match=complaint):
+        model(**inputs)
+        with pytest.raises(fastkd.InputError, match=f"{what}.*alignment_loss_from_maps"):
             _ = taps.decoder
+
+
+def test_taps_before_any_pass_are_refused():
+    complaint = pytest.raises(fastkd.InputError, match="no forward pass")
+    with attention_taps(build("qwen2")) as taps, complaint:
+        _ = taps.decoder
 
 
 def test_position_bias_is_refused():
@@ -206,7 +218,7 @@ def test_position_bias_is_refused():
     ids, mask = padded((7, 4, 6), TS, 1)
     with attention_taps(model) as taps:
         model(input_ids=ids, attention_mask=mask, decoder_input_ids=ids)
-        with pytest.raises(fastkd.InputError, match="alignment_loss_from_maps"):
+        with pytest.raises(fastkd.InputError, match=r"position bias.*alignment_loss_from_maps"):
             _ = taps.encoder
 
 
