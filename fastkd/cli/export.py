@@ -26,7 +26,8 @@ from fastkd.cli.arguments import CHECKPOINT, RUN
 def command(run: str, layout: str, folder: Path, quantization: str | None, checkpoint: str) -> None:
     """Write RUN's model and tokenizer to FOLDER in another library's layout.
 
-    transformers: Marian for a post-norm model, M2M100 for a pre-norm one.
+    transformers: Marian for a post-norm model, M2M100 for a pre-norm one. Marian with two
+    vocabularies needs Transformers 5.18 to translate.
     """
     from fastkd.runs.folder import RunFolder
 

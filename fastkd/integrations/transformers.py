@@ -42,6 +42,7 @@ if int(transformers.__version__.split(".")[0]) != 5:
 KINDS = ("encoder", "decoder", "cross")
 _CROSS = ("encoder_attn", "crossattention", "cross_attn", "EncDecAttention")
 _TAP = "_fastkd_tap"  # attribute of a tapped model's attention modules
+_POSITION_BIAS = "has_relative_attention_bias"  # attribute of T5's attention modules
 _INSTEAD = "expected alignment_loss_from_maps with the model's eager attention maps"
 
 
@@ -163,6 +164,8 @@ class ModelTaps:
         modules = [module for module in self._order if self._kinds[module] == kind]
         if not modules:
             return None
+        if any(hasattr(module, _POSITION_BIAS) for module in modules):
+            raise InputError(f"taps.{kind}: cannot serve a position bias; {_INSTEAD}")
         missing = [module for module in modules if module not in self._layers]
         if missing:
             raise InputError(f"taps.{kind}: no forward pass of the model within attention_taps yet")
@@ -222,7 +225,7 @@ def _kind(name: str, module: nn.Module) -> str | None:
 def _is_attention(module: nn.Module) -> bool:
     """Modules that call the attention function hold its scale or, as T5's, a position bias."""
     return "Attention" in type(module).__name__ and (
-        hasattr(module, "scaling") or hasattr(module, "has_relative_attention_bias")
+        hasattr(module, "scaling") or hasattr(module, _POSITION_BIAS)
     )
 
 

@@ -14,6 +14,8 @@ from fastkd.runs.folder import RunFolder
 
 transformers = pytest.importorskip("transformers", minversion="5.0")
 
+from tests.export.versions import two_vocabularies  # noqa: E402
+
 LINES = ["ein hund sieht den mann", "kein mann", "der hund", "ja ja ja nein", "qqq hund"]
 LINES += ["mann der hund ja", "den den", "nein", "sieht ein hund den hund", "hund ja mann"]
 LIMIT = 30
@@ -122,7 +124,7 @@ def translations(model, tokenizer):
         return model.generate(**batch).tolist()
 
 
-@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("separate", [False, pytest.param(True, marks=two_vocabularies)])
 def test_same_pieces_and_same_beam_output(tmp_path, separate):
     model, tokenizer = write_checkpoint(tmp_path / "opus", separate)
     expected = translations(model, tokenizer)

@@ -19,6 +19,8 @@ from fastkd.runs.weights import weights_of
 
 transformers = pytest.importorskip("transformers", minversion="5.0")
 
+from tests.export.versions import two_vocabularies  # noqa: E402
+
 LINES = ["ein hund sieht den mann", "kein mann", "der hund", "ja ja ja nein", "x"]
 LINES += ["mann der hund ja", "den den", "nein", "sieht ein hund den hund", "hund ja mann", "der"]
 LIMIT = 40
@@ -70,7 +72,9 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=two_vocabularies if "two" in n else ()) for n in LAYOUTS]
+)
 def test_same_states_and_same_translations(tmp_path, name):
     run = a_run(tmp_path, **LAYOUTS[name])
     export_transformers(run, tmp_path / "out")
