@@ -19,6 +19,7 @@ class Row:
     recipe: str  # of the plan's recipes
     set: tuple[str, ...] = ()  # key.path=value
     distilled: bool = False  # trained on the teacher's translations
+    cached: Annotated[int, Field(ge=0)] = 0  # pieces a position of a cache in the teacher's place
     teacher: bool = False  # of all other rows; trained with the first seed alone
 
 
@@ -71,10 +72,16 @@ class Trial:
     def distilled_corpus(self) -> Path:
         return Path(self.plan.runs) / "distilled"
 
+    @property
+    def cache(self) -> Path:
+        return Path(self.plan.runs) / f"cache-{self.row.cached}"
+
     def overrides(self, has_teacher: bool) -> list[str]:
         """Of the recipe; `has_teacher`: its config names one."""
         found = [f"run={self.folder}", f"training.seed={self.seed}", *self.row.set]
-        if has_teacher:
+        if self.row.cached:
+            found += ["teacher.run=null", f"teacher.cache={self.cache}"]
+        elif has_teacher:
             found.append(f"teacher.run={self.plan.teacher.folder}")
         if self.row.distilled:
             corpus = self.distilled_corpus

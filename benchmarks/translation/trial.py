@@ -30,6 +30,9 @@ def train(trial: Trial) -> None:
     overrides = trial.overrides(load_config(trial.recipe).teacher is not None)
     if trial.row.distilled:
         distil_corpus(trial, overrides)
+    if trial.row.cached and not trial.cache.exists():
+        options = "--top-k", str(trial.row.cached), "--output", str(trial.cache)
+        fastkd("cache-teacher", str(trial.plan.teacher.folder), "train", *options)
     fastkd("train", trial.recipe, *overrides)
 
 

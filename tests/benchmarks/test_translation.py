@@ -22,7 +22,9 @@ def test_rows_are_trained_by_their_recipes(file):
         config = load_config(trial.recipe, trial.overrides(has_teacher))
         assert config.run == str(trial.folder)
         assert config.training.seed == trial.seed
-        if has_teacher:
+        if trial.row.cached:
+            assert (config.teacher.run, config.teacher.cache) == (None, str(trial.cache))
+        elif has_teacher:
             assert config.teacher.run == str(plan.teacher.folder)
 
 
