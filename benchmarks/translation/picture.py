@@ -17,7 +17,8 @@ from benchmarks.translation.trial import read_translations
 def bootstrap(plan: Plan, results: Results, split: str, samples: int) -> dict[str, dict]:
     """By method, its BLEU and confidence interval, and the p-value against the baseline.
 
-    The seeds that all methods have in common are taken together as one long test set.
+    The seeds that all methods have in common are taken together as one long test set. Empty where
+    there is no baseline yet, nothing to compare with it, or no seed in common.
     """
     done = {
         name: {seed for seed in plan.seeds if results.of(Trial(plan, name, seed), split)}
@@ -25,7 +26,11 @@ def bootstrap(plan: Plan, results: Results, split: str, samples: int) -> dict[st
     }
     names = [name for name, row in plan.rows.items() if done[name] and not row.teacher]
     names.sort(key=lambda name: name != plan.baseline)  # the first one is the baseline
+    if not done[plan.baseline] or len(names) < 2:
+        return {}
     seeds = sorted(set.intersection(*(done[name] for name in names)))
+    if not seeds:
+        return {}
     systems, references = [], []
     for name in names:
         parts = [read_translations(Trial(plan, name, seed), split) for seed in seeds]
@@ -40,8 +45,10 @@ def bootstrap(plan: Plan, results: Results, split: str, samples: int) -> dict[st
 
 
 def draw(plan: Plan, results: Results, split: str, samples: int, file: Path) -> dict[str, dict]:
-    """Points are runs, bars 95 % intervals."""
+    """Points are runs, bars 95 % intervals; no picture where there is nothing to compare."""
     found = bootstrap(plan, results, split, samples)
+    if not found:
+        return found
     figure, axis = plt.subplots(figsize=(8, 0.6 * len(found) + 1.6), layout="constrained")
     for height, (name, each) in enumerate(reversed(found.items())):
         axis.errorbar(each["bleu"], height, xerr=each["interval"], fmt="o", capsize=4)

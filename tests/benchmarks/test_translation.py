@@ -89,3 +89,10 @@ def test_bootstrap_tells_better_from_equal(plan, tmp_path):
     assert found["planned"]["p"] > 0.2
     assert found["alone"]["interval"] > 1
     assert (tmp_path / "picture.png").stat().st_size > 0
+
+
+def test_nothing_to_compare_yet(plan, tmp_path):
+    results = Results(tmp_path / "table.csv")
+    results.add(line(Trial(plan, "taught", 1), "dev", 1.0))
+    assert draw(plan, results, "dev", 10, tmp_path / "picture.png") == {}
+    assert not (tmp_path / "picture.png").exists()
