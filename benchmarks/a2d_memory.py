@@ -1,13 +1,15 @@
 """Peak memory of A2D's alignment loss over the length of sentences, as one picture.
 
-    python -m benchmarks.a2d_memory
+    python -m benchmarks.a2d_memory [--measure [PROVIDER …]]
 
-What a CPU took is read from `results/cpu.csv`, where `fastkd bench --op alignment-row` put it; what
-a GPU takes from `results/cuda.csv`, and as long as no GPU was measured it is predicted: by running
-the loss on tensors without data, with the kernels' workspaces and PyTorch's allocator by formulas.
-Batches hold the same number of tokens at every length.
+On a CPU of one sentence, in float32: `--measure` adds to `results/a2d_memory/cpu.csv`. Where eager
+PyTorch would take more than 4 GB it is predicted, by running the loss on tensors without data. On
+a GPU of batches of 16,384 tokens, in bfloat16: what `fastkd bench --op alignment-row` left in
+`results/cuda.csv`, and as long as no GPU was measured a prediction, with the kernels' workspaces
+and PyTorch's allocator by formulas.
 """
 
+import argparse
 import csv
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,18 +17,51 @@ from pathlib import Path
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastkd.bench.operation import Shape
+from fastkd.bench.operation import Shape, describe
 from fastkd.bench.operations import OPERATIONS
-from fastkd.bench.record import Machine, Row, latest, read
+from fastkd.bench.peak import peak_in_own_process
+from fastkd.bench.record import Machine, Row, append, latest, read, this_machine
+from fastkd.bench.tables import size
 from fastkd.memory.cuda_formulas import CUBLAS_WORKSPACE, CudaPredictor, kernels_offered, replay
 from fastkd.memory.predictor import Predictor
+from fastkd.memory.report import running_total
 
 RESULTS = Path(__file__).resolve().parent / "results"
-FOLDER = RESULTS / "a2d_memory"
 OPERATION = OPERATIONS["alignment-row"]
-NAMES = {"reference": "eager", "compile": "torch.compile", "torch": "fastkd", "triton": "fastkd"}
-COLOURS = {"reference": "C7", "compile": "C1", "torch": "C0", "triton": "C0"}
-Curve = list[tuple[int, float]]  # length, bytes
+LENGTHS = tuple(128 << power for power in range(7))  # to 8192
+LONGEST = {"reference": 1024, "compile": 2048, "torch-uncompiled": 8192, "torch": 8192}
+GPU_TOKENS = 16384
+NAMES = {
+    "reference": "eager PyTorch",
+    "compile": "torch.compile of it",
+    "torch-uncompiled": "fastkd without a C++ compiler",
+    "torch": "fastkd",
+    "triton": "fastkd",
+}
+COLOURS = {
+    "reference": "C7", "compile": "C1", "torch-uncompiled": "C9", "torch": "C0", "triton": "C0"
+}  # fmt: skip
+CPU = torch.device("cpu")
+Curves = dict[str, dict[int, float]]  # by provider: bytes by length
+
+
+def of_length(length: int, tokens: int | None = None) -> Shape:
+    """Of one sentence, or of a batch of so many tokens."""
+    return {**OPERATION.sizes, "B": tokens // length if tokens else 1, "T": length}
+
+
+def measure(provider: str, file: Path) -> None:
+    for length in LENGTHS:
+        if length > LONGEST[provider]:
+            break
+        shape = of_length(length)
+        found = peak_in_own_process(OPERATION.name, shape, torch.float32, provider)
+        row = Row(
+            OPERATION.name, describe(shape), "float32", provider, "", "both", "ok",
+            peak_bytes=found.peak, allocated_bytes=found.allocated,
+        )  # fmt: skip
+        append(file, this_machine(CPU), [row])
+        print(f"{provider}, T={length}: {size(found.peak)}", flush=True)
 
 
 def predict(
@@ -36,101 +71,128 @@ def predict(
     predictor: type[Predictor] = CudaPredictor,
 ) -> int:
     """Bytes above the inputs that a forward and a backward pass take, on CUDA or on a CPU."""
-    mode, cpu = FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu")
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
     with kernels_offered():
         with mode:
-            inputs = OPERATION.inputs(shape, dtype, cpu, seed=0)
+            inputs = OPERATION.inputs(shape, dtype, CPU, seed=0)
         tracker = predictor(mode)
         with tracker.scopes.watching(), tracker:
             OPERATION.loss(backend)(inputs).backward()
-    return replay(tracker.blocks)["peak allocated"] - CUBLAS_WORKSPACE
+    if predictor is CudaPredictor:
+        return replay(tracker.blocks)["peak allocated"] - CUBLAS_WORKSPACE
+    return int(running_total(tracker.blocks, tracker.time).max())
 
 
-def sizes(row: Row) -> dict[str, int]:
-    return OPERATION.shape(row.shape)
-
-
-def swept(rows: Sequence[tuple[Machine, Row]]) -> list[Row]:
-    """Those of the loss that have the usual maps, and the tokens of most."""
-    found = [
-        row
-        for _, row in rows
-        if row.operation == OPERATION.name and row.direction == "both" and row.peak_bytes
-    ]
-    usual = {**OPERATION.sizes, "B": 0, "T": 0}
-    found = [row for row in found if {**sizes(row), "B": 0, "T": 0} == usual]
-    tokens = [sizes(row)["B"] * sizes(row)["T"] for row in found]
-    most = max(tokens, key=tokens.count, default=0)
-    return [row for row, count in zip(found, tokens, strict=True) if count == most]
-
-
-def curves(rows: Sequence[Row]) -> dict[str, Curve]:
-    found: dict[str, Curve] = {}
-    for row in rows:
-        found.setdefault(row.provider, []).append((sizes(row)["T"], float(row.peak_bytes or 0)))
-    return {name: sorted(curve) for name, curve in found.items() if name in NAMES}
-
-
-def predicted(rows: Sequence[Row]) -> dict[str, Curve]:
-    """For the shapes of `rows`; kept beside the picture."""
-    shapes = list({row.shape: sizes(row) for row in rows}.values())
-    found: dict[str, Curve] = {
-        backend: sorted((shape["T"], float(predict(shape, backend))) for shape in shapes)
-        for backend in ("reference", "triton")
-    }
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    with open(FOLDER / "predicted.csv", "w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(("backend", "length", "peak_bytes"))
-        writer.writerows((name, t, int(peak)) for name, curve in found.items() for t, peak in curve)
+def curves(results: Sequence[tuple[Machine, Row]], tokens: int | None = None) -> Curves:
+    """Of the results with the usual maps, of one sentence or of batches of so many tokens."""
+    found: Curves = {}
+    for _, row in results:
+        if row.operation != OPERATION.name or row.direction != "both" or not row.peak_bytes:
+            continue
+        shape = OPERATION.shape(row.shape)
+        if row.provider in NAMES and shape == of_length(shape["T"], tokens):
+            found.setdefault(row.provider, {})[shape["T"]] = float(row.peak_bytes)
     return found
 
 
-def plot(groups: dict[str, dict[str, Curve]], file: Path) -> None:
-    """groups: by where the figures come from; those not measured here are dashed."""
+def panels() -> dict[str, tuple[Curves, Curves]] | None:
+    """By title: what was measured and what is predicted. None where no CPU was measured."""
+    file = RESULTS / "a2d_memory" / "cpu.csv"
+    if not file.exists():
+        return None
+    gpu = RESULTS / "cuda.csv"
+    on_gpu = curves(latest(read(gpu)), GPU_TOKENS) if gpu.exists() else {}
+    on_cpu: Curves = {
+        "reference": {
+            t: predict(of_length(t), "reference", torch.float32, Predictor) for t in LENGTHS
+        }
+    }
+    predicted: Curves = {}
+    if not on_gpu:
+        predicted = {
+            name: {t: predict(of_length(t, GPU_TOKENS), name) for t in LENGTHS}
+            for name in ("reference", "triton")
+        }
+    return {
+        "CPU: one sentence, float32": (curves(latest(read(file))), on_cpu),
+        f"GPU: {GPU_TOKENS:,} tokens, bfloat16": (on_gpu, predicted),
+    }
+
+
+def write(found: dict[str, tuple[Curves, Curves]], file: Path) -> None:
+    """The predictions, beside what was measured."""
+    with open(file, "w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(("panel", "backend", "length", "predicted_bytes", "measured_bytes"))
+        for title, (measured, predicted) in found.items():
+            for name, curve in predicted.items():
+                for t, peak in curve.items():
+                    beside = measured.get(name, {}).get(t)
+                    writer.writerow(
+                        (title, name, t, int(peak), "" if beside is None else int(beside))
+                    )
+
+
+def plot(found: dict[str, tuple[Curves, Curves]], file: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
-    for place, (source, found) in enumerate(groups.items()):
-        for name, curve in found.items():
-            lengths, peaks = zip(*curve, strict=True)
-            axis.plot(
-                lengths,
-                [peak / 2**20 for peak in peaks],
-                "--x" if place else "-o",
-                color=COLOURS[name],
-                label=f"{NAMES[name]}, {source}",
-            )
-            axis.set_xticks(lengths, [str(length) for length in lengths])
-    axis.set(xscale="log", yscale="log", xlabel="T, pieces a sentence", ylabel="peak MiB")
-    axis.set_xticks(lengths, [str(length) for length in lengths])
-    axis.minorticks_off()
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize="small")
-    axis.set_title("A2D's loss, forward and backward, above its inputs", fontsize="medium")
-    file.parent.mkdir(parents=True, exist_ok=True)
+    figure, axes = plt.subplots(1, len(found), figsize=(10, 4.2), layout="constrained")
+    for axis, (title, (measured, predicted)) in zip(axes, found.items(), strict=True):
+        for name in NAMES:
+            known, guessed = measured.get(name, {}), predicted.get(name, {})
+            # A prediction goes on from where measuring ended.
+            last = max(known, default=0)
+            guessed = {t: known.get(t, peak) for t, peak in sorted(guessed.items()) if t >= last}
+            for curve, line, source in ((known, "-o", ""), (guessed, "--", ", predicted")):
+                if len(curve) > 1:
+                    lengths, peaks = zip(*sorted(curve.items()), strict=True)
+                    sizes = [peak / 2**20 for peak in peaks]
+                    label = NAMES[name] + source
+                    axis.plot(lengths, sizes, line, color=COLOURS[name], label=label, markersize=4)
+        axis.set(xscale="log", yscale="log", title=title, xlabel="T, pieces a sentence")
+        axis.set_xticks(LENGTHS, [str(length) for length in LENGTHS])
+        axis.set_yticks(*_mebibytes(axis.get_ylim()))
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+    axes[0].set_ylabel("peak above the inputs")
+    maps = f"{OPERATION.sizes['Ns']} student and {OPERATION.sizes['Nt']} teacher maps"
+    figure.suptitle(f"Memory of A2D's loss, forward and backward: {maps}")
     figure.savefig(file, dpi=110, metadata={"Software": None})
     plt.close(figure)
 
 
+def _mebibytes(limits: tuple[float, float]) -> tuple[list[float], list[str]]:
+    """Ticks at powers of ten, in MiB, with what people call them."""
+    names = {1: "1 MiB", 10: "10 MiB", 100: "100 MiB", 1024: "1 GiB", 10240: "10 GiB",
+             102400: "100 GiB"}  # fmt: skip
+    inside = [place for place in names if limits[0] <= place <= limits[1]]
+    return [float(place) for place in inside], [names[place] for place in inside]
+
+
 def draw() -> Path | None:
     """The picture's file; None where no CPU was measured."""
-    cpu, cuda = RESULTS / "cpu.csv", RESULTS / "cuda.csv"
-    rows = swept(latest(read(cpu))) if cpu.exists() else []
-    if not rows:
+    found = panels()
+    if found is None:
         return None
-    groups = {"CPU, measured in float32": curves(rows)}
-    gpu = swept(latest(read(cuda))) if cuda.exists() else []
-    if gpu:
-        groups["GPU, measured in bfloat16"] = curves(gpu)
-    else:
-        groups["GPU, predicted in bfloat16"] = predicted(rows)
-    plot(groups, FOLDER / "memory.png")
-    return FOLDER / "memory.png"
+    folder = RESULTS / "a2d_memory"
+    write(found, folder / "predicted.csv")
+    plot(found, folder / "memory.png")
+    return folder / "memory.png"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--measure", nargs="*", metavar="PROVIDER", choices=list(LONGEST))
+    options = parser.parse_args()
+    if options.measure is not None:
+        for provider in options.measure or LONGEST:
+            measure(provider, RESULTS / "a2d_memory" / "cpu.csv")
+    print(draw() or "nothing is measured yet")
 
 
 if __name__ == "__main__":
-    print(draw() or "nothing is measured yet")
+    main()

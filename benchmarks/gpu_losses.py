@@ -20,11 +20,11 @@ import torch
 from fastkd.bench.command import TRAINING, Question, answer
 from fastkd.bench.record import Row
 from fastkd.bench.run import Effort
-from fastkd.bench.tables import Line, milliseconds, ratio, size, tables, text_table
+from fastkd.bench.tables import Line, fastest, milliseconds, ratio, size, tables, text_table
 
 _COMPILE = ("compile",)
-_OTHERS = ("reference", "torch", "triton", "liger", "cce", "pytorch")
-_ALL = ("reference", "compile", "torch", "triton", "liger", "cce", "pytorch")
+_OTHERS = ("reference", "torch", "triton", "liger", "cce", "pytorch", "pytorch-chunked")
+_ALL = ("reference", "compile", "torch", "triton", "liger", "cce", "pytorch", "pytorch-chunked")
 _EFFORT = Effort(seconds=0.5, least=7)
 _TINY_EFFORT = Effort(seconds=0.0, least=2, memory=False)
 CASE_SECONDS = 90.0  # compiling for a new shape included
@@ -119,8 +119,8 @@ def short_table(rows: Sequence[Row]) -> str:
     both = [row for row in rows if row.direction == "both" and row.status == "ok"]
     for case in dict.fromkeys((row.operation, row.shape) for row in both):
         own = {row.provider: row for row in both if (row.operation, row.shape) == case}
-        ours = _fastest(own, ("torch", "triton"))
-        others = _fastest(own, ("compile", "liger", "cce", "pytorch"))
+        ours = fastest(own, ("torch", "triton"))
+        others = fastest(own, ("compile", "liger", "cce", "pytorch", "pytorch-chunked"))
         eager = own.get("reference")
         if ours is None:
             continue
@@ -138,11 +138,6 @@ def short_table(rows: Sequence[Row]) -> str:
         )
     header = ("case", "ours", "ms", "bound", "peak", "x eager", "its peak", "x best other")
     return text_table(header, lines)
-
-
-def _fastest(found: dict[str, Row], names: tuple[str, ...]) -> Row | None:
-    present = [found[name] for name in names if name in found]
-    return min(present, key=lambda row: row.median_ms or 0.0, default=None)
 
 
 def main() -> int:

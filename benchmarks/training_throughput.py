@@ -1,24 +1,29 @@
 """Target tokens a second of a training step, against a bare loop over torch.nn.Transformer.
 
-    python -m benchmarks.training_throughput PREPARED [--rounds N] [--threads N]
+    python -m benchmarks.training_throughput PREPARED [--rounds N] [--out FOLDER]
 
 Ours trains on real batches of the corpus that `fastkd prepare` wrote to PREPARED, padding and
 all: model, linear cross-entropy with label smoothing, gradient and AdamW. The bare loop is fed
 with full batches without any padding, of one length for all sentences: torch.nn.Transformer
 with its defaults and the same sizes, an embedding, an output projection, F.cross_entropy with
-label smoothing and the same AdamW. Both take turns step by step, so that whatever else the
-machine does falls on both; the ratio is the median over the rounds.
+label smoothing and the same AdamW. All take turns step by step; the ratio of tokens a second is
+the median over the rounds. The rows also go to `cpu.csv` in FOLDER.
 """
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastkd.bench.command import results_file
+from fastkd.bench.record import Row, append, this_machine
+from fastkd.bench.run import figures
+from fastkd.bench.tables import THROUGHPUT, tables
+from fastkd.bench.turns import host_clock, in_turns
 from fastkd.config.tree import ModelConfig
 from fastkd.data.batches import Batch, BatchPlan, collate
 from fastkd.data.corpus import Corpus
@@ -26,10 +31,12 @@ from fastkd.data.tokenizer import Tokenizers
 from fastkd.functional import linear_token_distillation_loss
 from fastkd.nn import Transformer
 
+CPU = torch.device("cpu")
 TOKENS = 4096
 SMOOTHING = 0.1
 LENGTH = 32  # of each sentence in the bare loop's batches
 SIZES = {"encoder_layers": 3, "decoder_layers": 3, "width": 256, "ffn": 1024, "heads": 4}
+Step = Callable[[int], int]  # of a round's number; the target tokens trained on
 
 
 class BareModel(nn.Module):
@@ -62,7 +69,7 @@ class BareModel(nn.Module):
         return self.output(hidden)
 
 
-def bare_step(vocabulary: int, norm: str, dtype: torch.dtype) -> Callable[[int], int]:
+def bare_step(vocabulary: int, norm: str, dtype: torch.dtype) -> Step:
     model = BareModel(vocabulary, norm)
     optimizer = adamw(model)
     ids = torch.randint(5, vocabulary, (3, TOKENS // LENGTH, LENGTH))
@@ -82,7 +89,7 @@ def bare_step(vocabulary: int, norm: str, dtype: torch.dtype) -> Callable[[int],
     return step
 
 
-def our_step(batches: list[Batch], size: int, norm: str, dtype: torch.dtype) -> Callable:
+def our_step(batches: list[Batch], size: int, norm: str, dtype: torch.dtype) -> Step:
     model = Transformer(ModelConfig(**SIZES, norm=norm), size, size, pad_id=0)
     optimizer = adamw(model)
 
@@ -113,42 +120,66 @@ def adamw(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
 
-def rate(step: Callable[[int], int], number: int) -> float:
-    start = time.perf_counter()
-    tokens = step(number)
-    return tokens / (time.perf_counter() - start)
+def rows(prepared: str, rounds: int, norm: str) -> list[Row]:
+    torch.manual_seed(1)
+    tokenizers = Tokenizers.load(prepared)
+    size = tokenizers.target.size
+    corpus = Corpus(f"{prepared}/train")
+    plan = BatchPlan(corpus.source_lengths, corpus.target_lengths, TOKENS)
+    batches = [collate(corpus, ids, tokenizers) for ids in plan.epoch(1)[: rounds + 1]]
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):
+        steps = {
+            "fastkd": our_step(batches, size, norm, dtype),
+            "torch.nn.Transformer": bare_step(size, norm, dtype),
+        }
+        tokens = {name: [0] * (rounds + 1) for name in steps}
+        times = in_turns(
+            {name: _counted(step, tokens[name]) for name, step in steps.items()}, rounds, CPU
+        )
+        # Seconds a token: steps differ in their tokens.
+        costs = {
+            name: [own / count for own, count in zip(seconds, tokens[name][1:], strict=True)]
+            for name, seconds in times.items()
+        }
+        for name, seconds in times.items():
+            relative = figures(costs[name], costs["torch.nn.Transformer"])["relative"]
+            found.append(
+                Row(
+                    operation=THROUGHPUT,
+                    shape=f"width={SIZES['width']},V={size},tokens={TOKENS}",
+                    dtype=str(dtype).removeprefix("torch."),
+                    provider=name,
+                    version="",
+                    direction="step",
+                    status="ok",
+                    clock=host_clock(CPU).__name__,
+                    tokens_per_second=1 / statistics.median(costs[name]),
+                    **figures(seconds, ()) | {"relative": relative},
+                )
+            )
+    return found
+
+
+def _counted(step: Step, tokens: list[int]) -> Callable[[int], None]:
+    def counted(number: int) -> None:
+        tokens[number] = step(number)
+
+    return counted
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("prepared", help="folder that `fastkd prepare` wrote")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--norm", choices=["pre", "post"], default="pre")
-    parser.add_argument("--precision", choices=["float32", "bfloat16", "both"], default="both")
+    parser.add_argument("--out", type=Path, help="folder of results; none: only the table")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(1)
-    tokenizers = Tokenizers.load(options.prepared)
-    size = tokenizers.target.size
-    corpus = Corpus(f"{options.prepared}/train")
-    plan = BatchPlan(corpus.source_lengths, corpus.target_lengths, TOKENS)
-    chosen = plan.epoch(1)[: options.rounds + 1]
-    batches = [collate(corpus, ids, tokenizers) for ids in chosen]
-    print(f"{options.threads} threads, {size} pieces, padding {plan.padding_share():.1%}")
-    for precision in ("float32", "bfloat16"):
-        if options.precision not in (precision, "both"):
-            continue
-        dtype = getattr(torch, precision)
-        ours = our_step(batches, size, options.norm, dtype)
-        bare = bare_step(size, options.norm, dtype)
-        rates = [(rate(ours, n), rate(bare, n)) for n in range(options.rounds + 1)][1:]
-        ratio = statistics.median(our / other for our, other in rates)
-        medians = [statistics.median(column) for column in zip(*rates, strict=True)]
-        print(
-            f"{precision:9} ours {medians[0]:6.0f}  bare {medians[1]:6.0f} target tokens/s"
-            f"  ratio {ratio:.2f}"
-        )
+    found = rows(options.prepared, options.rounds, options.norm)
+    for table in tables(found):
+        print(table.text())
+    if options.out:
+        append(results_file(options.out, CPU), this_machine(CPU), found)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Times of one forward and one backward pass, on a CPU and on a GPU."""
 
-import time
 from dataclasses import dataclass
 
 import torch
 
 from fastkd.bench.operation import Inputs, Loss, learned
+from fastkd.bench.turns import host_clock
 
 _FLUSH_BYTES = 256 << 20  # more than any last-level cache
 _QUEUE_CYCLES = 2_000_000  # about a millisecond: time for the host to queue what follows
@@ -28,12 +28,13 @@ class Clock:
 
     On CUDA the times are between events, after the last cache was overwritten, and with a queue
     that the host has had time to fill, so they are the device's own; synchronising code waits
-    inside them.
+    inside them. On a CPU with one thread they are processor time, which other work hardly touches.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.name = "cuda events" if device.type == "cuda" else "perf_counter"
+        self._now = host_clock(device)
+        self.name = "cuda events" if device.type == "cuda" else self._now.__name__
         self._flush = None
         if device.type == "cuda":
             self._flush = torch.empty(_FLUSH_BYTES, dtype=torch.int8, device=device)
@@ -41,7 +42,9 @@ class Clock:
     def once(self, loss: Loss, inputs: Inputs) -> Times:
         for tensor in learned(inputs):
             tensor.grad = None
-        return self._on_cuda(loss, inputs) if self._flush is not None else _on_cpu(loss, inputs)
+        return (
+            self._on_cuda(loss, inputs) if self._flush is not None else self._on_cpu(loss, inputs)
+        )
 
     def _on_cuda(self, loss: Loss, inputs: Inputs) -> Times:
         assert self._flush is not None
@@ -57,10 +60,9 @@ class Clock:
         torch.cuda.synchronize(self.device)
         return Times(start.elapsed_time(middle) / 1e3, middle.elapsed_time(end) / 1e3)
 
-
-def _on_cpu(loss: Loss, inputs: Inputs) -> Times:
-    start = time.perf_counter()
-    value = loss(inputs)
-    middle = time.perf_counter()
-    value.backward()
-    return Times(middle - start, time.perf_counter() - middle)
+    def _on_cpu(self, loss: Loss, inputs: Inputs) -> Times:
+        start = self._now()
+        value = loss(inputs)
+        middle = self._now()
+        value.backward()
+        return Times(middle - start, self._now() - middle)

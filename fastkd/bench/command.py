@@ -12,10 +12,10 @@ from fastkd.bench.operations import OPERATIONS
 from fastkd.bench.record import Row, append, this_machine
 from fastkd.bench.roofline import measured_rates
 from fastkd.bench.run import Effort, run_case
+from fastkd.bench.tables import TRAINING
 from fastkd.errors import InputError
 from fastkd.functional.dispatch import BACKENDS
 
-TRAINING = "training"
 NAMES = (*OPERATIONS, TRAINING)
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 

@@ -10,20 +10,26 @@ import matplotlib.pyplot as plt
 
 from fastkd.bench.operations import OPERATIONS
 from fastkd.bench.record import Machine, Row
+from fastkd.bench.section import newest
 
 _NAMES = {
     "reference": "eager PyTorch",
     "compile": "torch.compile of it",
+    "by-hand": "by hand in PyTorch",
     "torch": "fastkd, torch",
+    "torch-uncompiled": "fastkd without a C++ compiler",
     "triton": "fastkd, triton",
     "liger": "Liger-Kernel",
     "cce": "Apple CCE",
     "pytorch": "F.linear_cross_entropy",
+    "pytorch-chunked": "the same, chunked",
 }
-_COLOURS = dict(zip(_NAMES, ("C7", "C1", "C0", "C2", "C4", "C5", "C6"), strict=True))
+_COLOURS = dict(
+    zip(_NAMES, ("C7", "C1", "C3", "C0", "C9", "C2", "C4", "C5", "C6", "C8"), strict=True)
+)
 
 
-def plot_operation(results: Sequence[tuple[Machine, Row]], file: Path) -> None:
+def plot_operation(results: Sequence[tuple[Machine, Row]], file: Path, kind: str) -> None:
     """One operation on one machine, of several shapes: forward and backward together."""
     rows = [row for _, row in results if row.direction == "both" and row.status == "ok"]
     machine, operation = results[0][0], OPERATIONS[results[0][1].operation]
@@ -53,22 +59,21 @@ def plot_operation(results: Sequence[tuple[Machine, Row]], file: Path) -> None:
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize="small")
-    figure.suptitle(f"{operation.name} in {rows[0].dtype}, measured on {_where(machine)}")
+    figure.suptitle(f"{operation.name} in {rows[0].dtype}, {machine.where(kind)}")
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110, metadata={"Software": None})
     plt.close(figure)
 
 
-def plot_all(results: Sequence[tuple[Machine, Row]], folder: Path, suffix: str) -> list[Path]:
-    """One picture for each operation that has several sizes: `<operation>-<suffix>.png`."""
+def plot_all(results: Sequence[tuple[Machine, Row]], folder: Path, kind: str) -> list[Path]:
+    """One picture for each operation that has several sizes: `<operation>-<kind>.png`."""
     files = []
     for name in dict.fromkeys(row.operation for _, row in results):
         own = [(machine, row) for machine, row in results if row.operation == name]
-        newest = own[-1][0]
-        own = [result for result in own if result[0].device == newest.device]
+        own = newest(own)
         if plottable(own):
-            files.append(folder / f"{name}-{suffix}.png")
-            plot_operation(own, files[-1])
+            files.append(folder / f"{name}-{kind}.png")
+            plot_operation(own, files[-1], kind)
     return files
 
 
@@ -80,12 +85,3 @@ def plottable(results: Sequence[tuple[Machine, Row]]) -> bool:
 
 def _size(row: Row, axis: str) -> int:
     return int(dict(part.split("=") for part in row.shape.split(","))[axis])
-
-
-def _where(machine: Machine) -> str:
-    threads = f", {machine.threads} threads" if machine.driver == "" or _is_cpu(machine) else ""
-    return f"{machine.device}{threads}"
-
-
-def _is_cpu(machine: Machine) -> bool:
-    return "NVIDIA" not in machine.device and "Instinct" not in machine.device

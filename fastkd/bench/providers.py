@@ -4,12 +4,15 @@ import importlib
 import importlib.metadata
 import os
 from collections.abc import Callable
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastkd.bench.by_hand import token_losses
 from fastkd.bench.operation import Inputs, Loss, Operation
+from fastkd.bench.tokens import Tokens
 
 
 class Absent(Exception):  # noqa: N818 - nothing went wrong
@@ -50,15 +53,40 @@ def _compiled(operation: Operation, device: torch.device) -> Loss:
     return torch.compile(operation.plain(), dynamic=False, fullgraph=True)
 
 
-def _pytorch(operation: Operation, device: torch.device) -> Loss:
+def _uncompiled(operation: Operation, device: torch.device) -> Loss:
+    """As the torch backend runs where no C++ compiler is found."""
+    if device.type != "cpu" or not operation.name.startswith("alignment"):
+        raise Absent("has no compiled kernel")
+    loss = operation.loss("torch")
+
+    def without_kernel(inputs: Inputs) -> Tensor:
+        with mock.patch.dict(os.environ, FASTKD_NATIVE="never"):
+            return loss(inputs)
+
+    return without_kernel
+
+
+def _by_hand(operation: Operation, device: torch.device) -> Loss:
+    if not isinstance(operation, Tokens):
+        raise Absent("has no such loss")
+    return lambda inputs: token_losses(inputs, operation.options)
+
+
+def _cross_entropy(chunked: bool) -> Loss:
     if not hasattr(F, "linear_cross_entropy"):
         raise Absent("PyTorch before 2.13 has none")
-    options = torch.nn.LinearCrossEntropyOptions()
+    options = torch.nn.LinearCrossEntropyOptions() if chunked else None
+    return lambda inputs: F.linear_cross_entropy(
+        inputs["student_hidden"], inputs["student_weight"], inputs["target"], options=options
+    )
 
-    def cross_entropy(inputs: Inputs) -> Tensor:
-        return F.linear_cross_entropy(
-            inputs["student_hidden"], inputs["student_weight"], inputs["target"], options=options
-        )
+
+def _pytorch_chunked(operation: Operation, device: torch.device) -> Loss:
+    return _only(operation, {"linear-ce": _cross_entropy(chunked=True)})
+
+
+def _pytorch(operation: Operation, device: torch.device) -> Loss:
+    cross_entropy = _cross_entropy(chunked=False)
 
     def distillation(inputs: Inputs) -> Tensor:
         """Class probabilities as targets, for which it has no chunks.
@@ -134,10 +162,13 @@ def _only(operation: Operation, losses: dict[str, Loss]) -> Loss:
 _PROVIDERS: dict[str, Callable[[Operation, torch.device], Loss]] = {
     "reference": _backend("reference"),
     "compile": _compiled,
+    "by-hand": _by_hand,
     "torch": _backend("torch"),
+    "torch-uncompiled": _uncompiled,
     "triton": _backend("triton"),
     "liger": _liger,
     "cce": _cce,
     "pytorch": _pytorch,
+    "pytorch-chunked": _pytorch_chunked,
 }
 NAMES = tuple(_PROVIDERS)

@@ -28,6 +28,12 @@ class Machine:
     torch: str
     triton: str
 
+    def where(self, kind: str) -> str:
+        """In one line, without the date; kind: "cpu" or "cuda"."""
+        threads = "one thread" if self.threads == 1 else f"{self.threads} threads"
+        inside = threads if kind == "cpu" else f"driver {self.driver}"
+        return f"{self.device}, {inside}, PyTorch {self.torch}, commit {self.commit}"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -45,6 +51,7 @@ class Row:
     median_ms: float | None = None
     lower_ms: float | None = None  # quartiles
     upper_ms: float | None = None
+    relative: float | None = None  # to the base it took turns with: median of the rounds' ratios
     bound_ms: float | None = None  # the roofline's
     bound_by: str = ""
     peak_bytes: int | None = None  # above the inputs, forward and backward

@@ -86,7 +86,8 @@ def run_case(
         else:
             statuses[name] = complaint
     del truth, inputs
-    times = _rounds(operation, shape, dtype, device, losses, effort)
+    clock = Clock(device)
+    times = _rounds(operation, shape, dtype, clock, losses, effort)
     rows = []
     for name in providers:
         common: dict[str, Any] = {
@@ -102,12 +103,47 @@ def run_case(
         peak = None
         if effort.memory:
             peak = _peak(operation, shape, dtype, device, name, losses[name])
-        common |= {"loss_difference": differences[name].loss}
-        common |= {"gradient_difference": differences[name].gradient}
+        common |= {
+            "loss_difference": differences[name].loss,
+            "gradient_difference": differences[name].gradient,
+            "clock": clock.name,
+            "peak_bytes": peak.peak if peak else None,
+            "allocated_bytes": peak.allocated if peak else None,
+        }
         for direction in DIRECTIONS:
-            bound = rates.bound(operation.work(direction, shape, dtype))
-            rows.append(_row(common, direction, times[name], bound, peak, device))
+            own, base = (
+                [getattr(measured, direction) for measured in times.get(who, ())]
+                for who in (name, "reference")
+            )
+            seconds, limit = rates.bound(operation.work(direction, shape, dtype))
+            rows.append(
+                Row(
+                    **common,
+                    **figures(own, base),
+                    direction=direction,
+                    status="ok",
+                    bound_ms=1e3 * seconds,
+                    bound_by=limit,
+                )
+            )
     return rows
+
+
+def figures(seconds: Sequence[float], base: Sequence[float]) -> dict[str, Any]:
+    """A row's figures of times, one a round, beside those of the base in the same rounds."""
+    lower, median, upper = (
+        1e3 * quartile for quartile in statistics.quantiles(seconds, n=4, method="inclusive")
+    )
+    relative = None
+    if base:
+        relative = statistics.median(a / b for a, b in zip(seconds, base, strict=True))
+    return {
+        "repeats": len(seconds),
+        "median_ms": median,
+        "lower_ms": lower,
+        "upper_ms": upper,
+        "relative": relative,
+    }
 
 
 def _peak(
@@ -136,16 +172,15 @@ def _rounds(
     operation: Operation,
     shape: Shape,
     dtype: torch.dtype,
-    device: torch.device,
+    clock: Clock,
     losses: dict[str, Loss],
     effort: Effort,
 ) -> dict[str, list[Times]]:
-    clock = Clock(device)
     times: dict[str, list[Times]] = {name: [] for name in losses}
     order = list(losses)
     end = time.perf_counter() + effort.seconds
     for turn in range(effort.most + 1):
-        inputs = operation.inputs(shape, dtype, device, seed=turn + 1)
+        inputs = operation.inputs(shape, dtype, clock.device, seed=turn + 1)
         for name in order:
             measured = clock.once(losses[name], inputs)
             if turn:  # the first round warms up
@@ -179,29 +214,3 @@ def _difference(
         for mine, his in zip(found[1], truth[1], strict=True)
     )
     return _Difference(abs(found[0] - truth[0]) / max(abs(truth[0]), 1e-30), gradient)
-
-
-def _row(
-    common: dict,
-    direction: str,
-    times: list[Times],
-    bound: tuple[float, str],
-    peak: PeakMemory | None,
-    device: torch.device,
-) -> Row:
-    milliseconds = sorted(1e3 * getattr(measured, direction) for measured in times)
-    lower, median, upper = statistics.quantiles(milliseconds, n=4, method="inclusive")
-    return Row(
-        **common,
-        direction=direction,
-        status="ok",
-        clock="cuda events" if device.type == "cuda" else "perf_counter",
-        repeats=len(times),
-        median_ms=median,
-        lower_ms=lower,
-        upper_ms=upper,
-        bound_ms=1e3 * bound[0],
-        bound_by=bound[1],
-        peak_bytes=peak.peak if peak else None,
-        allocated_bytes=peak.allocated if peak else None,
-    )

@@ -1,54 +1,85 @@
-"""Results as a section of Markdown."""
+"""Results as Markdown: in short for a README, and everything beside it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fastkd.bench.record import Machine, Row
-from fastkd.bench.tables import tables
-
-_LEGEND = (
-    "Times are medians of one forward and one backward pass; spread is half the distance of the"
-    " quartiles; speed is relative to eager PyTorch (`reference`); peak is memory above the"
-    " inputs, gradients included, and of a training step all memory; bound is the share of the"
-    " roofline's speed, by rates measured on the machine itself. Cost is relative to a step"
-    " without a teacher on the same backend."
+from fastkd.bench.tables import (
+    SUMMARY,
+    markdown_table,
+    summary,
+    tables,
+    throughput_summary,
+    training_summary,
 )
 
+Results = Sequence[tuple[Machine, Row]]
+
 _DEMONSTRATION = "Peak memory of A2D's loss over the length of sentences: eager, compiled, fastkd"
+_SHORT_LEGEND = (
+    "One forward and one backward pass; medians of providers that took turns. Memory is the peak"
+    " above the inputs, gradients included, and of a training step all memory; floor is the share"
+    " of the speed that the machine's own rates allow at most."
+)
+_LEGEND = (
+    "Times are medians; spread is half the distance of the quartiles; speed is that of eager"
+    " PyTorch (`reference`) in the same round, median over the rounds; peak is memory above the"
+    " inputs, gradients included, and of a training step all memory; bound is the share of the"
+    " roofline's speed, by rates measured on the machine itself. Cost is a step's time over that"
+    " of the first one of its kind: the student alone, the masked student alone, or word KD on"
+    " real batches."
+)
+_NO_GPU = "On a GPU nothing is measured yet: `make gpu` does it in one call."
+_FAMILIES = {
+    "alignment": "attention alignment",
+    "linear": "from hidden states",
+    "logits": "from logits",
+}
 
 
-def section(
-    results: Mapping[str, Sequence[tuple[Machine, Row]]],
-    pictures: Mapping[str, Sequence[Path]],
-    demonstration: Path | None = None,
+def short(
+    results: Mapping[str, Results], demonstration: Path | None = None, details: str = ""
 ) -> str:
-    """One part for each device of `results`; says so where a kind of device was not measured."""
+    """The newest machine of each device; a table a family of losses, and one of training steps."""
     parts = [f"![{_DEMONSTRATION}]({demonstration})"] if demonstration else []
-    parts.append(_LEGEND)
-    for device, found in results.items():
-        parts += _device(device, found, pictures.get(device, ()))
+    for device, measured in results.items():
+        found = newest(measured)
+        machine, rows = found[-1][0], [row for _, row in found]
+        parts += [f"**{machine.where(device)}**. {_SHORT_LEGEND}"]
+        for family, title in _FAMILIES.items():
+            lines = summary(row for row in rows if row.operation.startswith(f"{family}-"))
+            if lines:
+                parts.append(markdown_table((title, *SUMMARY[1:]), lines))
+        parts += filter(None, (training_summary(rows), throughput_summary(rows)))
     if "cuda" not in results:
-        parts.append("On a GPU nothing is measured yet: `make gpu` does it in one call.")
+        parts.append(_NO_GPU)
+    return "\n\n".join([*parts, details] if details else parts)
+
+
+def full(results: Mapping[str, Results], pictures: Mapping[str, Sequence[Path]]) -> str:
+    """Every machine, provider and shape."""
+    parts = [_LEGEND]
+    for device, found in results.items():
+        for machine, rows in by_machine(found).values():
+            parts.append(f"## {machine.where(device)}")
+            parts += [table.markdown() for table in tables(rows)]
+        parts += [f"![{file.stem}: time and memory over size]({file})" for file in pictures[device]]
+    if "cuda" not in results:
+        parts.append(_NO_GPU)
     return "\n\n".join(parts)
 
 
-def _device(
-    device: str, found: Sequence[tuple[Machine, Row]], pictures: Sequence[Path]
-) -> list[str]:
-    parts = []
-    machine = found[-1][0]
-    threads = f", {machine.threads} threads" if device == "cpu" else f", driver {machine.driver}"
-    parts.append(
-        f"**{machine.device}**{threads}, PyTorch {machine.torch},"
-        f" Triton {machine.triton or 'none'}, Python {machine.python},"
-        f" commit {machine.commit}, {machine.date} UTC."
-    )
-    parts += [f"![{picture.stem}: time and memory over size]({picture})" for picture in pictures]
-    by_operation: dict[str, list[Row]] = {}
-    for _, row in found:
-        by_operation.setdefault(row.operation, []).append(row)
-    for operation, rows in by_operation.items():
-        body = "\n\n".join(table.markdown() for table in tables(rows))
-        summary = f"<summary>{operation}, {device}</summary>"
-        parts.append(f"<details>{summary}\n\n{body}\n\n</details>")
-    return parts
+def newest(found: Results) -> Results:
+    """What the machine measured that measured last."""
+    last = found[-1][0]
+    return [(m, row) for m, row in found if (m.device, m.threads) == (last.device, last.threads)]
+
+
+def by_machine(found: Results) -> dict[tuple[str, int], tuple[Machine, list[Row]]]:
+    """By device and threads; the machine as it was at its last result."""
+    grouped: dict[tuple[str, int], tuple[Machine, list[Row]]] = {}
+    for machine, row in found:
+        key = machine.device, machine.threads
+        rows = grouped[key][1] if key in grouped else []
+        grouped[key] = (machine, [*rows, row])
+    return grouped

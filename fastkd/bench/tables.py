@@ -1,14 +1,18 @@
 """Results as tables of text; a GPU machine may have nothing else to show them with."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fastkd.bench.record import Row
 
 Line = Sequence[str]
 
+TRAINING, THROUGHPUT = "training", "throughput"  # operations whose rows are of whole steps
+
 CASE = ("provider", "forward", "backward", "both, ms", "spread", "speed", "peak", "bound")
+SUMMARY = ("", "ms", "× eager", "× compiled", "memory", "eager", "compiled", "floor")
 STEP = ("method, backend", "ms", "spread", "tokens/s", "cost", "peak")
+SPEED = ("training loop", "ms", "spread", "tokens/s", "speed")
 
 
 @dataclass(frozen=True)
@@ -33,18 +37,17 @@ def tables(rows: Iterable[Row]) -> list[Table]:
 
     spread: half the distance of the quartiles; speed: times the reference's; peak: bytes above
     the inputs, of a step all of them; bound: the share of the roofline's speed that is
-    achieved; cost: times a step without a teacher on the same backend
+    achieved; cost: times the step that the method adds to
     """
     by_case: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        step = row.direction == "step"
-        case = (row.shape.split()[0],) if step else (row.shape, row.dtype)
-        by_case.setdefault((row.operation, *case), []).append(row)
-    return [_steps(own) if own[0].direction == "step" else _case(own) for own in by_case.values()]
+        shape = row.shape.split()[0] if row.operation == TRAINING else row.shape
+        by_case.setdefault((row.operation, shape, row.dtype), []).append(row)
+    kinds = {TRAINING: _steps, THROUGHPUT: _throughput}
+    return [kinds.get(own[0].operation, _case)(own) for own in by_case.values()]
 
 
 def _case(rows: list[Row]) -> Table:
-    base = next((r for r in rows if r.provider == "reference" and r.direction == "both"), None)
     lines: list[Line] = []
     remarks = []
     for provider in dict.fromkeys(row.provider for row in rows):
@@ -60,7 +63,7 @@ def _case(rows: list[Row]) -> Table:
                 milliseconds(found["backward"].median_ms),
                 milliseconds(both.median_ms),
                 spread(both),
-                ratio(base.median_ms if base else None, both.median_ms),
+                "" if not both.relative else f"{1 / both.relative:.2f}",
                 size(both.peak_bytes),
                 "" if both.share is None else f"{both.share:.1%}",
             )
@@ -76,27 +79,117 @@ def _steps(rows: list[Row]) -> Table:
         if row.status != "ok":
             remarks.append(f"{method}, {row.provider}: {row.status}")
             continue
-        base = "masked, alone" if method in ("DiMS", "masked, alone") else "alone"
-        alone = next(
-            (
-                other.median_ms
-                for other in rows
-                if other.provider == row.provider and other.shape.partition(" ")[2] == base
-            ),
-            None,
-        )
         lines.append(
             (
                 f"{method}, {row.provider}",
                 milliseconds(row.median_ms),
                 spread(row),
                 "" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}",
-                ratio(row.median_ms, alone),
+                "" if row.relative is None else f"{row.relative:.2f}",
                 size(row.peak_bytes),
             )
         )
     scale = rows[0].shape.partition(" ")[0]
-    return Table(f"training step, {scale} sizes, {rows[0].dtype}", STEP, lines, remarks)
+    return Table(f"training step, {scale}, {rows[0].dtype}", STEP, lines, remarks)
+
+
+def _throughput(rows: list[Row]) -> Table:
+    lines = [
+        (
+            row.provider,
+            milliseconds(row.median_ms),
+            spread(row),
+            f"{row.tokens_per_second:,.0f}",
+            "" if not row.relative else f"{1 / row.relative:.2f}",
+        )
+        for row in rows
+    ]
+    return Table(f"target tokens a second, {rows[0].shape}, {rows[0].dtype}", SPEED, lines, [])
+
+
+def summary(rows: Iterable[Row]) -> list[Line]:
+    """One line a case, as in `SUMMARY`: our fastest backend beside eager and compiled PyTorch."""
+    both = [row for row in rows if row.direction == "both" and row.status == "ok"]
+    lines: list[Line] = []
+    for case in dict.fromkeys((row.operation, row.shape) for row in both):
+        own = {row.provider: row for row in both if (row.operation, row.shape) == case}
+        ours = fastest(own, ("torch", "triton"))
+        if ours is None:
+            continue
+        eager, compiled = own.get("reference"), own.get("compile")
+        lines.append(
+            (
+                f"{case[0].partition('-')[2]}, {short_shape(case[1])}",
+                milliseconds(ours.median_ms),
+                times(eager, ours),
+                times(compiled, ours),
+                size(ours.peak_bytes),
+                size(eager.peak_bytes if eager else None),
+                size(compiled.peak_bytes if compiled else None),
+                "" if ours.share is None else f"{ours.share:.0%}",
+            )
+        )
+    return lines
+
+
+def fastest(found: Mapping[str, Row], names: Iterable[str]) -> Row | None:
+    present = [found[name] for name in names if name in found]
+    return min(present, key=lambda row: row.median_ms or 0.0, default=None)
+
+
+def times(slow: Row | None, fast: Row) -> str:
+    """How many times faster; of providers that took turns with the reference by those turns."""
+    if slow is None:
+        return ""
+    if slow.relative and fast.relative:
+        return f"{slow.relative / fast.relative:.2f}"
+    return ratio(slow.median_ms, fast.median_ms)
+
+
+def training_summary(rows: Iterable[Row]) -> str:
+    """Methods by backends: milliseconds a step, and what it costs over its base; Markdown."""
+    steps = [row for row in rows if row.operation == TRAINING and row.status == "ok"]
+    parts = []
+    for scale in dict.fromkeys(row.shape.split()[0] for row in steps):
+        own = [row for row in steps if row.shape.split()[0] == scale]
+        backends = list(dict.fromkeys(row.provider for row in own))
+        lines: list[Line] = []
+        for method in dict.fromkeys(row.shape.partition(" ")[2] for row in own):
+            found = {r.provider: r for r in own if r.shape.partition(" ")[2] == method}
+            cells = [step_cells(found.get(backend)) for backend in backends]
+            lines.append((method, *(cell for pair in cells for cell in pair)))
+        header = [f"training step, {scale}"]
+        for backend in backends:
+            header += [f"{backend}, ms (cost)", "memory"]
+        if not any(row.peak_bytes for row in own):
+            header, lines = header[:1] + header[1::2], [line[:1] + line[1::2] for line in lines]
+        parts.append(markdown_table(header, lines))
+    return "\n\n".join(parts)
+
+
+def throughput_summary(rows: Iterable[Row]) -> str:
+    """A sentence; empty where nothing was measured."""
+    told = [
+        f"{row.tokens_per_second:,.0f} target tokens a second in {row.dtype},"
+        f" {1 / row.relative:.1f} times a bare loop over `torch.nn.Transformer`"
+        for row in rows
+        if row.operation == THROUGHPUT and row.provider == "fastkd" and row.relative
+    ]
+    return f"Training speed on real batches: {'; '.join(told)}." if told else ""
+
+
+def step_cells(row: Row | None) -> tuple[str, str]:
+    if row is None:
+        return "", ""
+    cost = "" if row.relative is None else f" ({row.relative - 1:+.0%})"
+    return milliseconds(row.median_ms) + cost, size(row.peak_bytes)
+
+
+def short_shape(shape: str) -> str:
+    """What differs between the shapes of a sweep comes first; the widths are left to details."""
+    sizes = dict(part.split("=") for part in shape.split(","))
+    kept = [letter for letter in ("B", "T", "N", "V") if letter in sizes]
+    return " ".join(f"{letter} {sizes[letter]}" for letter in kept)
 
 
 def spread(row: Row) -> str:

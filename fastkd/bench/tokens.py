@@ -28,7 +28,7 @@ class Tokens(Operation):
     sizes: ClassVar = {"N": 1024, "V": 32000, "Ds": 512, "Dt": 1024}
     sweeps: ClassVar = {
         "smoke": ({"N": 16, "V": 64, "Ds": 8, "Dt": 16}, {"N": 32, "V": 64, "Ds": 8, "Dt": 16}),
-        "cpu": tuple({"N": n, "V": 8000, "Ds": 256, "Dt": 512} for n in (128, 512, 2048)),
+        "cpu": tuple({"N": n, "V": 16000, "Ds": 256, "Dt": 256} for n in (32, 256, 1024, 3072)),
         "cuda": (
             *({"N": n} for n in (256, 1024, 4096, 16384)),
             {"N": 8192, "V": 128256, "Ds": 2048, "Dt": 4096},

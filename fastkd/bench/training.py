@@ -3,22 +3,24 @@
 import dataclasses
 import gc
 import statistics
-import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from fastkd.bench.record import Row
+from fastkd.bench.run import figures
+from fastkd.bench.tables import TRAINING
+from fastkd.bench.turns import host_clock, in_turns
 from fastkd.config.load import validate
 from fastkd.config.tree import Config, ModelConfig
+from fastkd.data.batches import Batch
 from fastkd.errors import BackendUnavailable, InputError
 from fastkd.memory.measure import measure_in_own_process, measure_step
 from fastkd.memory.step import TrainingStep
 from fastkd.memory.workload import Update, Vocabulary
-
-NAME = "training"
 
 _CE = {"name": "cross_entropy"}
 # A method's losses; "alone" and "masked alone" are what the methods below them are compared with.
@@ -65,7 +67,7 @@ def run_training(
 ) -> list[Row]:
     """Rows of methods × backends; `tokens_per_second` counts target tokens.
 
-    All steps take turns, round by round, each beginning a round in turn.
+    All steps take turns.
     """
     update = update_of(scale)
     vocabulary = Vocabulary.of_sizes(scale.vocabulary, scale.vocabulary)
@@ -81,11 +83,15 @@ def run_training(
                 steps[method, backend] = step
             except (InputError, BackendUnavailable, torch.OutOfMemoryError) as reason:
                 absent[method, backend] = f"absent: {str(reason).splitlines()[0]}"
-    times = _rounds(steps, update, pieces, device, rounds)
+    calls = {key: partial(_again, step, update, pieces) for key, step in steps.items()}
+    times = in_turns(calls, rounds, device)
+    calls.clear()
+    steps.clear()
+    gc.collect()
     rows = []
     for method, backend in [(method, backend) for method in methods for backend in backends]:
         common: dict[str, Any] = {
-            "operation": NAME,
+            "operation": TRAINING,
             "shape": f"{scale.name} {method}",
             "dtype": "float32" if device.type == "cpu" else "bfloat16",
             "provider": backend,
@@ -95,28 +101,26 @@ def run_training(
         if (method, backend) in absent:
             rows.append(Row(**common, status=absent[method, backend]))
             continue
-        steps.pop((method, backend))
-        gc.collect()
-        own = times[method, backend]
+        own, base = times[method, backend], times.get((BASES[method], backend), [])
         peak = None
         if memory:
             config, teacher = configure(scale, method, backend)
             peak = _peak(config, vocabulary, teacher, update, device)
-        lower, median, upper = statistics.quantiles(own, n=4, method="inclusive")
         rows.append(
             Row(
                 **common,
+                **figures(own, base),
                 status="ok",
-                clock="perf_counter",
-                repeats=len(own),
-                median_ms=1e3 * median,
-                lower_ms=1e3 * lower,
-                upper_ms=1e3 * upper,
+                clock=host_clock(device).__name__,
                 peak_bytes=peak,
-                tokens_per_second=int(update.target_lengths.sum()) / median,
+                tokens_per_second=int(update.target_lengths.sum()) / statistics.median(own),
             )
         )
     return rows
+
+
+def _again(step: TrainingStep, update: Update, pieces: list[Batch], number: int) -> None:
+    step(update, pieces)
 
 
 def configure(scale: Scale, method: str, backend: str) -> tuple[Config, ModelConfig | None]:
@@ -156,32 +160,6 @@ def configure(scale: Scale, method: str, backend: str) -> tuple[Config, ModelCon
 def update_of(scale: Scale) -> Update:
     lengths = np.full(scale.batch_tokens // scale.length, scale.length, np.int64)
     return Update(lengths, lengths)
-
-
-def _rounds(
-    steps: dict[tuple[str, str], TrainingStep],
-    update: Update,
-    pieces: list,
-    device: torch.device,
-    rounds: int,
-) -> dict[tuple[str, str], list[float]]:
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
-    order = list(steps)
-    for turn in range(rounds + 1):
-        for key in order:
-            _wait(device)
-            start = time.perf_counter()
-            steps[key](update, pieces)
-            _wait(device)
-            if turn:  # the first round warms up
-                times[key].append(time.perf_counter() - start)
-        order = order[1:] + order[:1]
-    return times
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _peak(

@@ -40,6 +40,12 @@ def test_the_bound_is_set_by_the_slowest():
     assert rates.bound(Work(flops=100.0, bytes=10.0, exponentials=2.0)) == (2.0, "exponentials")
 
 
+def test_a_cpu_does_products_and_exponentials_one_after_the_other():
+    rates = Rates(flops=100.0, bytes=10.0, exponentials=1.0, one_unit=True)
+    assert rates.bound(Work(flops=100.0, bytes=10.0, exponentials=2.0)) == (3.0, "arithmetic")
+    assert rates.bound(Work(flops=100.0, bytes=40.0, exponentials=2.0)) == (4.0, "bytes")
+
+
 def test_shapes_are_read_with_what_is_not_given():
     operation = OPERATIONS["alignment-row"]
     assert operation.shape("T=7, B=3") == {"B": 3, "Ns": 12, "Nt": 24, "T": 7, "D": 64}

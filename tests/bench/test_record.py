@@ -8,8 +8,8 @@ import pytest
 from benchmarks import a2d_memory, readme
 from fastkd.bench.plots import plot_all
 from fastkd.bench.record import Machine, Row, append, latest, read, this_machine
-from fastkd.bench.section import section
-from fastkd.bench.tables import tables
+from fastkd.bench.section import full, short
+from fastkd.bench.tables import summary, tables, throughput_summary, training_summary
 from fastkd.errors import InputError
 
 MACHINE = Machine("2026-01-01 00:00", "abc", "A CPU", "6.1", 2, "3.11", "2.13", "3.9")
@@ -27,6 +27,7 @@ def row(provider="torch", direction="both", shape="N=16,V=64", **changes):
         "median_ms": 2.0,
         "lower_ms": 1.5,
         "upper_ms": 2.5,
+        "relative": 0.5,
         "bound_ms": 0.5,
         "bound_by": "bytes",
         "peak_bytes": 1_500_000,
@@ -75,9 +76,25 @@ def test_this_machine_says_what_it_is():
 
 
 def test_tables_compare_with_the_reference():
-    (table,) = tables([*case("reference", median_ms=4.0), *case("torch")])
+    (table,) = tables([*case("reference", median_ms=4.0, relative=1.0), *case("torch")])
     assert [line[0] for line in table.lines] == ["reference", "torch"]
     assert table.lines[1][-4:] == ("±25%", "2.00", "1.5 MB", "25.0%")
+
+
+def test_in_short_our_fastest_is_beside_eager_and_compiled():
+    rows = [
+        *case("reference", median_ms=9.0, relative=1.0, peak_bytes=9_000_000),
+        *case("compile", relative=0.75),
+        *case("torch", relative=0.25),
+        *case("triton", median_ms=5.0),
+        row("cce", status="absent: not installed", median_ms=None),
+    ]
+    (line,) = summary(rows)
+    assert line == ("kd, N 16 V 64", "2", "4.00", "3.00", "1.5 MB", "9 MB", "1.5 MB", "25%")
+
+
+def test_cases_without_ours_are_not_told_in_short():
+    assert summary(case("reference")) == []
 
 
 def test_absent_providers_are_remarks():
@@ -87,16 +104,32 @@ def test_absent_providers_are_remarks():
     assert "cce: absent" in table.markdown()
 
 
-def test_steps_cost_what_training_alone_does_not():
-    def step(method, milliseconds):
-        return row(
-            direction="step", operation="training", shape=f"cpu {method}", median_ms=milliseconds
-        )
-
-    (table,) = tables(
-        [step("alone", 2.0), step("A2D", 3.0), step("masked, alone", 5.0), step("DiMS", 6.0)]
+def step(method, backend, milliseconds, **changes):
+    return row(
+        backend, "step", f"cpu {method}", operation="training", median_ms=milliseconds, **changes
     )
-    assert [line[4] for line in table.lines] == ["1.00", "1.50", "1.00", "1.20"]
+
+
+def test_steps_say_what_a_method_costs():
+    rows = [step("alone", "torch", 2.0, relative=1.0), step("A2D", "torch", 3.0, relative=1.5)]
+    (table,) = tables(rows)
+    assert [line[4] for line in table.lines] == ["1.00", "1.50"]
+
+
+def test_in_short_backends_of_a_step_are_side_by_side():
+    rows = [
+        step("alone", "reference", 4.0, relative=1.0),
+        step("alone", "torch", 2.0, relative=1.0),
+        step("A2D", "torch", 3.0, relative=1.5),
+        step("A2D", "triton", None, status="absent: needs a GPU"),
+    ]
+    header, _, *lines = training_summary(rows).splitlines()
+    assert header == (
+        "| training step, cpu | reference, ms (cost) | memory | torch, ms (cost) | memory |"
+    )
+    assert lines == [
+        "| alone | 4 (+0%) | 1.5 MB | 2 (+0%) | 1.5 MB |", "| A2D |  |  | 3 (+50%) | 1.5 MB |"
+    ]  # fmt: skip
 
 
 def test_pictures_of_operations_with_several_sizes(tmp_path):
@@ -112,61 +145,111 @@ def test_pictures_of_operations_with_several_sizes(tmp_path):
     assert file.stat().st_size > 5000
 
 
-def test_the_readme_is_replaced_between_its_markers(tmp_path, monkeypatch):
-    file, folder = tmp_path / "README.md", tmp_path / "results"
-    append(folder / "cpu.csv", MACHINE, [*case("reference"), *case("torch")])
-    file.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
-    monkeypatch.setattr(readme, "RESULTS", folder)
-    monkeypatch.setattr(readme, "HERE", tmp_path / "x")
-    monkeypatch.setattr(readme, "draw", lambda: tmp_path / "memory.png")
-    monkeypatch.setattr(sys, "argv", ["readme", str(file)])
-    assert readme.main() == 0
-    text = file.read_text()
-    assert text.startswith("before\n")
-    assert text.endswith("\nafter\n")
-    assert "old" not in text
-    assert "| torch |" in text
-    assert "fastkd](memory.png)" in text
-    assert "nothing is measured yet" in text
-    assert readme.main() == 0
-    assert file.read_text() == text
+def test_training_speed_is_told_in_a_sentence():
+    def loop(provider, **changes):
+        return row(provider, "step", "V=9", operation="throughput", **changes)
 
-
-def test_memory_over_length_is_drawn_with_a_prediction_until_a_gpu_is_measured(
-    tmp_path, monkeypatch
-):
-    monkeypatch.setattr(a2d_memory, "RESULTS", tmp_path)
-    monkeypatch.setattr(a2d_memory, "FOLDER", tmp_path / "memory")
-    assert a2d_memory.draw() is None
-    sizes = ("B=4,Ns=12,Nt=24,T=8,D=64", "B=2,Ns=12,Nt=24,T=16,D=64", "B=1,Ns=2,Nt=2,T=4,D=8")
     rows = [
-        row("torch", shape=shape, operation="alignment-row", peak_bytes=1000) for shape in sizes
+        loop("fastkd", tokens_per_second=5000.4, relative=0.5),
+        loop("torch.nn.Transformer", tokens_per_second=2500.0, relative=1.0),
     ]
-    append(tmp_path / "cpu.csv", MACHINE, rows)
-    drawn = {}
-    monkeypatch.setattr(a2d_memory, "plot", lambda groups, file: drawn.update(groups))
-    a2d_memory.draw()
-    assert list(drawn) == ["CPU, measured in float32", "GPU, predicted in bfloat16"]
-    assert drawn["CPU, measured in float32"] == {"torch": [(8, 1000.0), (16, 1000.0)]}
-    assert set(drawn["GPU, predicted in bfloat16"]) == {"reference", "triton"}
-    assert "triton,16," in (tmp_path / "memory" / "predicted.csv").read_text()
-    append(tmp_path / "cuda.csv", MACHINE, [dataclasses.replace(rows[0], provider="triton")])
-    drawn.clear()
-    a2d_memory.draw()
-    assert drawn["GPU, measured in bfloat16"] == {"triton": [(8, 1000.0)]}
+    assert "5,000 target tokens a second in float32, 2.0 times" in throughput_summary(rows)
+    assert tables(rows)[0].lines[0][-2:] == ("5,000", "2.00")
+    assert throughput_summary(case("torch")) == ""
 
 
-def test_a_readme_without_markers_is_left_alone(tmp_path, monkeypatch, capsys):
-    file = tmp_path / "README.md"
-    file.write_text("no markers\n")
-    monkeypatch.setattr(sys, "argv", ["readme", str(file)])
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """With results of a CPU, and the two pages that show them."""
+    results = tmp_path / "benchmarks" / "results"
+    append(results / "cpu.csv", MACHINE, [*case("reference"), *case("torch"), *case("by-hand")])
+    for page in (tmp_path / "README.md", tmp_path / "benchmarks" / "README.md"):
+        page.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
+    monkeypatch.setattr(readme, "RESULTS", results)
+    monkeypatch.setattr(readme, "HERE", tmp_path / "benchmarks")
+    monkeypatch.setattr(readme, "draw", lambda: results / "memory.png")
+    monkeypatch.setattr(sys, "argv", ["readme"])
+    return tmp_path
+
+
+def test_both_pages_are_replaced_between_their_markers(repository):
+    assert readme.main() == 0
+    pages = [(repository / name).read_text() for name in ("README.md", "benchmarks/README.md")]
+    for text in pages:
+        assert text.startswith("before\n")
+        assert text.endswith("\nafter\n")
+        assert "old" not in text
+        assert "nothing is measured yet" in text
+        assert "A CPU, 2 threads" in text
+    assert "fastkd](benchmarks/results/memory.png)" in pages[0]
+    assert "| kd, N 16 V 64 |" in pages[0]
+    assert "by-hand" not in pages[0]
+    assert "| by-hand |" in pages[1]
+    assert readme.main() == 0
+    assert (repository / "README.md").read_text() == pages[0]
+
+
+def test_a_page_without_markers_is_left_alone(repository, capsys):
+    (repository / "README.md").write_text("no markers\n")
     assert readme.main() == 2
     assert "markers" in capsys.readouterr().err
-    assert file.read_text() == "no markers\n"
+    assert (repository / "README.md").read_text() == "no markers\n"
 
 
 def test_a_measured_gpu_is_not_called_missing():
     gpu = dataclasses.replace(MACHINE, device="NVIDIA H200", driver="570")
-    text = section({"cuda": [(gpu, found) for found in case("triton")]}, {})
-    assert "NVIDIA H200" in text
-    assert "nothing is measured" not in text
+    results = {"cuda": [(gpu, found) for found in case("triton")]}
+    for text in (short(results), full(results, {"cuda": ()})):
+        assert "NVIDIA H200, driver 570" in text
+        assert "nothing is measured" not in text
+
+
+def test_machines_are_not_mixed():
+    other = dataclasses.replace(MACHINE, threads=1)
+    results = {
+        "cpu": [*((MACHINE, r) for r in case("torch")), *((other, r) for r in case("torch"))]
+    }
+    told = short(results)
+    assert "one thread" in told and "2 threads" not in told
+    everything = full(results, {"cpu": ()})
+    assert everything.index("2 threads") < everything.index("one thread")
+
+
+@pytest.fixture
+def memory_over_length(tmp_path, monkeypatch):
+    """Results of one sentence, and of others that do not belong to the picture."""
+    monkeypatch.setattr(a2d_memory, "RESULTS", tmp_path)
+    monkeypatch.setattr(a2d_memory, "LENGTHS", (16, 32))
+    sizes = (
+        "B=1,Ns=12,Nt=24,T=16,D=64", "B=1,Ns=12,Nt=24,T=32,D=64", "B=2,Ns=12,Nt=24,T=8,D=64",
+        "B=1,Ns=2,Nt=2,T=4,D=8",
+    )  # fmt: skip
+    rows = [row(shape=shape, operation="alignment-row", peak_bytes=1000) for shape in sizes]
+    (tmp_path / "a2d_memory").mkdir()
+    append(tmp_path / "a2d_memory" / "cpu.csv", MACHINE, rows)
+    return tmp_path
+
+
+def test_nothing_is_drawn_of_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(a2d_memory, "RESULTS", tmp_path)
+    assert a2d_memory.draw() is None
+
+
+def test_memory_over_length_is_predicted_until_a_gpu_is_measured(memory_over_length):
+    (cpu, gpu) = a2d_memory.panels().values()
+    assert cpu[0] == {"torch": {16: 1000.0, 32: 1000.0}}
+    assert list(cpu[1]) == ["reference"]
+    assert gpu[0] == {}
+    assert list(gpu[1]) == ["reference", "triton"]
+    measured = row("triton", shape="B=512,Ns=12,Nt=24,T=32,D=64", operation="alignment-row")
+    append(memory_over_length / "cuda.csv", MACHINE, [measured])
+    gpu = list(a2d_memory.panels().values())[1]
+    assert gpu == ({"triton": {32: 1_500_000.0}}, {})
+
+
+def test_the_picture_and_its_predictions(memory_over_length):
+    picture = a2d_memory.draw()
+    assert picture.stat().st_size > 5000
+    lines = (picture.parent / "predicted.csv").read_text().splitlines()
+    assert lines[0] == "panel,backend,length,predicted_bytes,measured_bytes"
+    assert len(lines) == 1 + 2 + 4

@@ -1,5 +1,7 @@
 """Measuring: who takes part, who is refused, and what the figures are."""
 
+import os
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from fastkd.bench import providers, run
 from fastkd.bench.operations import OPERATIONS
 from fastkd.bench.peak import peak_in_own_process
 from fastkd.bench.roofline import Rates
-from fastkd.bench.run import DIRECTIONS, Effort, run_case
+from fastkd.bench.run import DIRECTIONS, Effort, figures, run_case
 
 CPU = torch.device("cpu")
 RATES = Rates(1e9, 1e9, 1e9)
@@ -21,15 +23,49 @@ def measure(name, against, **effort):
     return run_case(operation, shape, torch.float32, CPU, against, RATES, chosen)
 
 
+def serves(provider, name):
+    if provider == "by-hand":
+        return not name.startswith("alignment")
+    if provider == "torch-uncompiled":
+        return name.startswith("alignment")
+    return {
+        "pytorch": name in ("linear-ce", "linear-kd"),
+        "pytorch-chunked": name == "linear-ce",
+    }.get(provider, True)
+
+
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_our_backends_and_pytorch_compute_the_reference_loss(name):
-    rows = measure(name, ["reference", "torch", "pytorch"])
-    found = {row.provider: row for row in rows if row.direction == "both"}
-    assert found["reference"].status == "ok"
+def test_who_is_there_computes_the_reference_loss(name):
+    against = ["reference", "by-hand", "torch", "torch-uncompiled", "pytorch", "pytorch-chunked"]
+    found = {row.provider: row for row in measure(name, against) if row.direction == "both"}
     assert found["reference"].loss_difference == 0
-    assert found["torch"].status == "ok"
-    expected = "ok" if name in ("linear-ce", "linear-kd") else "absent: has no such loss"
-    assert found["pytorch"].status == expected
+    assert found["reference"].relative == 1
+    for provider in against:
+        if serves(provider, name):
+            assert found[provider].status == "ok"
+            assert found[provider].relative > 0
+        else:
+            assert found[provider].status.startswith("absent: has no")
+
+
+def test_the_compiled_kernel_is_left_out_where_that_is_asked_for(monkeypatch):
+    """And only then: what was set before stays set."""
+    monkeypatch.setenv("FASTKD_NATIVE", "always")
+    operation, seen = OPERATIONS["alignment-row"], []
+    monkeypatch.setattr(
+        type(operation), "loss", lambda *_: lambda _: seen.append(os.environ["FASTKD_NATIVE"])
+    )
+    providers.build("torch-uncompiled", operation, CPU)({})
+    assert seen == ["never"]
+    assert os.environ["FASTKD_NATIVE"] == "always"
+
+
+def test_ratios_are_taken_within_rounds():
+    """Whoever else slowed the machine down in a round slowed both."""
+    found = figures([2.0, 20.0, 2.0], [1.0, 10.0, 4.0])
+    assert found["relative"] == 2.0
+    assert found["median_ms"] == 2000.0
+    assert figures([1.0, 2.0], [])["relative"] is None
 
 
 def test_kernels_need_a_gpu(monkeypatch):
