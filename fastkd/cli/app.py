@@ -25,6 +25,9 @@ VERBS = (
 )
 
 
+_LESS = "a smaller model, training.batch_tokens, decoding.batch_tokens or decoding.beam"
+
+
 class Verbs(click.Group):
     """Each verb is the `command` of a module of its name, imported when it is asked for."""
 
@@ -70,10 +73,18 @@ def app(arguments: list[str]) -> int:
     except ModuleNotFoundError:
         raise  # told by `main`, which also meets those that this module needs
     except Exception as error:
+        if _out_of_memory(error):
+            return _fail(f"out of memory; less is taken by {_LESS} ({error})", 1)
         if os.environ.get("FASTKD_TRACEBACK"):
             raise
         return _fail(f"{type(error).__name__}: {error} (FASTKD_TRACEBACK=1 shows where)", 1)
     return 0
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether Python, a GPU or PyTorch's allocator on the CPU could not have the memory."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or "allocate memory" in str(error)
 
 
 def _drop_unwritten() -> None:

@@ -17,14 +17,17 @@ def command(config: str, overrides: tuple[str, ...]) -> None:
     gradients and the optimizer's state over them.
     """
     from fastkd.config.load import load_config
+    from fastkd.data.prepare import open_prepared
 
     resolved = load_config(config, overrides)
+    prepared = open_prepared(resolved)
 
+    # Whoever is refused by now need not wait for PyTorch to be imported.
     from fastkd.train.ranks import noticing_loss
     from fastkd.train.start import start
 
     with noticing_loss():
-        trainer = start(resolved)
+        trainer = start(resolved, prepared)
         if not trainer.finished:
             trainer.train()
     how = "finished" if trainer.finished else "stopped; the same command goes on;"

@@ -2,11 +2,13 @@
 
 import dataclasses
 import difflib
+import re
+import reprlib
 import typing
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -14,7 +16,17 @@ from pydantic import TypeAdapter, ValidationError
 from fastkd.config.tree import Config
 from fastkd.errors import InputError
 
+Part = TypeVar("Part")
 UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")  # pydantic's names for it
+
+
+class _Loader(yaml.SafeLoader):
+    """Takes 1e-4 for a number, as YAML 1.2 does."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+\Z"), list("-+0123456789")
+)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -38,10 +50,26 @@ def validate(tree: dict[str, Any], name: str) -> Config:
         raise InputError(f"{name}: {_complaint(error, tree)}") from None
 
 
+def revised(part: Part, name: str, **changes: Any) -> Part:
+    """A part of a configuration with other values, checked; `name` is what a complaint calls it."""
+    try:
+        return dataclasses.replace(part, **changes)  # type: ignore[type-var]
+    except ValidationError as error:
+        raise InputError(f"{name}: {_complaint(error, changes)}") from None
+
+
 def dump_config(config: Config) -> str:
     """The resolved configuration as YAML."""
     tree = TypeAdapter(Config).dump_python(config, mode="json")
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+def parse(text: str) -> Any:
+    """What a text in YAML says; YAMLError where it is none, or has a date that does not exist."""
+    try:
+        return yaml.load(text, _Loader)
+    except (ValueError, RecursionError) as error:
+        raise yaml.YAMLError(str(error)) from None
 
 
 def find_config(path: str | Path) -> Path:
@@ -58,12 +86,12 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in seen:
         raise InputError(f"{path}: extends: files extend each other in a circle")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
@@ -93,7 +121,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
     if not equals or not path:
         raise InputError(f"{override!r}: expected key.path=value")
     try:
-        value = yaml.safe_load(text)
+        value = parse(text)
     except yaml.YAMLError:
         raise InputError(f"{override!r}: the value is not valid YAML") from None
     *parents, leaf = path.split(".")
@@ -138,7 +166,8 @@ def _complaint(error: ValidationError, tree: Any) -> str:
     if problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{key}: required, but missing"
     message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    shown = repr(problem["input"])
+    # Bounded in depth: a few lines of YAML that refer to each other may stand for gigabytes.
+    shown = reprlib.repr(problem["input"])
     return f"{key}: expected {message}, not {shown if len(shown) < 60 else shown[:57] + '...'}"
 
 
@@ -147,7 +176,8 @@ def _other_alternative(problem, tree: Any) -> bool:
     location = problem["loc"]
     if location[:1] != ("tokenizer",) or not isinstance(tree, dict) or len(location) < 2:
         return False
-    return (location[1] == "str") == isinstance(tree.get("tokenizer"), dict)
+    meant = isinstance(tree.get("tokenizer"), dict)
+    return (location[1] == "TokenizerConfig") != meant
 
 
 def _tree_path(location: tuple, tree: Any) -> list:

@@ -3,18 +3,32 @@
 from dataclasses import field
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-Natural = Annotated[int, Field(ge=0, strict=True)]
-Positive = Annotated[int, Field(gt=0, strict=True)]
-Size = Annotated[int, Field(gt=0, le=2**20, strict=True)]  # of what a model is made of
-Layers = Annotated[int, Field(gt=0, le=2**10, strict=True)]
-Probability = Annotated[float, Field(ge=0, lt=1)]
-NonNegative = Annotated[float, Field(ge=0)]
-Temperature = Annotated[float, Field(gt=0)]
+
+def _path(text: str) -> str:
+    if not text or "\0" in text:
+        raise ValueError("a path")
+    return text
+
+
+# Strict: true is no number, 1e3 no whole one, and "5" neither. Bounds keep what is far outside of
+# any use from ending in NaN, in an overflow or in a process that the system kills.
+PathText = Annotated[str, AfterValidator(_path)]
+Flag = Annotated[bool, Field(strict=True)]
+Natural = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
+Positive = Annotated[Natural, Field(gt=0)]
+Size = Annotated[Positive, Field(le=2**20)]
+Width = Annotated[Positive, Field(le=2**16)]
+Repeats = Annotated[Positive, Field(le=2**10)]
+NonNegative = Annotated[float, Field(ge=0, le=1e6, strict=True)]
+Proportion = Annotated[NonNegative, Field(le=1)]
+Probability = Annotated[NonNegative, Field(lt=1)]
+Temperature = Annotated[NonNegative, Field(ge=1e-3, le=1e3)]
+Exponent = Annotated[float, Field(ge=-10, le=10, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -23,13 +37,11 @@ class DataConfig:
 
     source: str
     target: str
-    train: str
-    dev: str
-    test: str | None = None
-    prepared: str  # folder that `prepare` writes and `train` reads
-    max_length: Positive = (
-        256  # pieces, end-of-sentence included; longer training pairs are dropped
-    )
+    train: PathText
+    dev: PathText
+    test: PathText | None = None
+    prepared: PathText  # folder that `prepare` writes and `train` reads
+    max_length: Size = 256  # pieces, end-of-sentence included; longer training pairs are dropped
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -37,9 +49,9 @@ class TokenizerConfig:
     """A sentencepiece model to train."""
 
     vocabulary: Size = 8000
-    joint: bool = True  # one model for both languages
+    joint: Flag = True  # one model for both languages
     model: Literal["unigram", "bpe"] = "unigram"
-    character_coverage: Annotated[float, Field(gt=0, le=1)] = 1.0
+    character_coverage: Annotated[Proportion, Field(gt=0)] = 1.0
     sample: Positive = 1_000_000  # lines a side that the model is trained on, at most
 
 
@@ -49,7 +61,7 @@ class CMLMConfig:
 
     length_classes: Annotated[Size, Field(gt=1)] = 256
     length: Literal["absolute", "offset"] = "absolute"  # what is predicted; offset: from the source
-    causal_attention: bool = False  # causal self-attention after the full one (CMLMC)
+    causal_attention: Flag = False  # causal self-attention after the full one (CMLMC)
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -57,19 +69,19 @@ class ModelConfig:
     """An encoder-decoder Transformer: autoregressive, or a conditional masked language model."""
 
     kind: Literal["transformer", "cmlm"] = "transformer"
-    encoder_layers: Layers = 6
-    decoder_layers: Layers = 6
-    width: Size = 512
-    ffn: Size = 2048
-    heads: Size = 8
+    encoder_layers: Repeats = 6
+    decoder_layers: Repeats = 6
+    width: Width = 512
+    ffn: Width = 2048
+    heads: Width = 8
     dropout: Probability = 0.1
     attention_dropout: Probability = 0.0
     activation_dropout: Probability = 0.0
     activation: Literal["relu", "swish"] = "relu"  # within the feed-forward parts
     norm: Literal["pre", "post"] = "pre"
-    share_embeddings: bool = True  # source and target; needs a joint tokenizer
-    tie_output: bool = True  # output projection = target embedding
-    output_bias: bool = False
+    share_embeddings: Flag = True  # source and target; needs a joint tokenizer
+    tie_output: Flag = True  # output projection = target embedding
+    output_bias: Flag = False
     decoder_start: Literal["bos", "eos", "pad"] = "bos"
     max_positions: Size = 1024
     cmlm: CMLMConfig = field(default_factory=CMLMConfig)
@@ -79,9 +91,9 @@ class ModelConfig:
 class OptimizerConfig:
     """AdamW and its schedule."""
 
-    lr: Annotated[float, Field(gt=0)] = 5e-4
+    lr: Annotated[NonNegative, Field(gt=0)] = 5e-4
     betas: tuple[Probability, Probability] = (0.9, 0.98)
-    eps: Annotated[float, Field(gt=0)] = 1e-8
+    eps: Annotated[NonNegative, Field(gt=0)] = 1e-8
     weight_decay: NonNegative = 1e-4
     schedule: Literal["inverse_sqrt", "cosine", "constant"] = "inverse_sqrt"
     warmup: Positive = 4000  # updates
@@ -92,11 +104,11 @@ class OptimizerConfig:
 class TrainingConfig:
     """The training loop. `batch_tokens` is one update's size over all devices and pieces."""
 
-    seed: Annotated[int, Field(strict=True)] = 1
+    seed: Natural = 1
     updates: Positive = 100_000  # stop after so many
     epochs: Positive | None = None  # or after so many, whichever comes first
     batch_tokens: Positive = 4096  # sentences × longest side, padding included
-    accumulation: Size = 1  # pieces one device cuts its share of an update into
+    accumulation: Repeats = 1  # pieces one device cuts its share of an update into
     sharding: Literal["none", "fully_shard"] = "none"  # of weights, gradients, Adam over processes
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -108,8 +120,8 @@ class TrainingConfig:
     patience: Positive | None = None  # validations without a better early_metric
     bleu_sentences: Natural = 1000  # of dev, for BLEU in validation; 0 = off
     max_skipped: Positive = 10  # updates in a row with a loss or gradient that is not finite
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of the averaged weights; 0 = off
-    tensorboard: bool = False
+    ema: Probability = 0.0  # decay of the averaged weights; 0 = off
+    tensorboard: Flag = False
     backend: Literal["auto", "reference", "torch", "triton"] = "auto"  # of every fastkd loss
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
@@ -118,14 +130,16 @@ class TrainingConfig:
 class DecodingConfig:
     """Beam search; mask-predict for a model of kind cmlm."""
 
-    beam: Size = 5
-    length_penalty: float = 1.0  # score / length ** length_penalty
-    max_length_ratio: Annotated[float, Field(gt=0)] = 2.0
-    max_length_extra: Positive = 10  # target pieces <= ratio · source pieces + extra
-    passes: Size = 4  # of mask-predict
-    length_window: Natural = 2  # lengths tried: the predicted one ± so many
-    remove_duplicates: bool = True  # drop a piece that repeats the one before it
-    reconsider: bool = False  # a pass may change unmasked pieces too, as CMLMC does
+    beam: Repeats = 5
+    length_penalty: Exponent = 1.0  # score / length ** length_penalty
+    max_length_ratio: Annotated[NonNegative, Field(gt=0)] = 2.0
+    max_length_extra: Size = 10  # target pieces <= ratio · source pieces + extra
+    passes: Repeats = 4  # of mask-predict
+    length_window: Annotated[Natural, Field(le=2**10)] = (
+        2  # lengths tried: the predicted one ± so many
+    )
+    remove_duplicates: Flag = True  # drop a piece that repeats the one before it
+    reconsider: Flag = False  # a pass may change unmasked pieces too, as CMLMC does
     batch_tokens: Positive = 8192
 
 
@@ -133,7 +147,7 @@ class DecodingConfig:
 class StartConfig:
     """A trained run whose weights a new one begins with; what that run lacks begins at random."""
 
-    run: str
+    run: PathText
     checkpoint: Literal["best", "last", "average"] = "best"
 
 
@@ -141,9 +155,9 @@ class StartConfig:
 class TeacherConfig:
     """A trained run, or what `fastkd cache-teacher` wrote of one: `run` or `cache`."""
 
-    run: str | None = None
+    run: PathText | None = None
     checkpoint: Literal["best", "last", "average"] = "best"  # of the run
-    cache: str | None = None  # folder; for word_kd, and tie_kd with 1 iteration
+    cache: PathText | None = None  # folder; for word_kd, and tie_kd with 1 iteration
     rest: Literal["drop", "spread", "renormalize"] = "renormalize"  # the mass a cache leaves out
 
 
@@ -174,7 +188,7 @@ class TieKD:
     weight: NonNegative = 0.5
     rank_weight: NonNegative = 1.0  # of the ranking, relative to the KL
     top_k: Size = 5
-    iterations: Size = 3
+    iterations: Repeats = 3
     student_temperature: Temperature = 1.0
     teacher_temperature: Temperature = 1.0
 
@@ -188,7 +202,7 @@ class A2D:
     encoder: NonNegative = 1.0
     decoder: NonNegative = 0.5
     cross: NonNegative = 0.5
-    decay: Annotated[float, Field(gt=0, le=1)] = 0.9  # weight · decay^(epoch-1)
+    decay: Annotated[Proportion, Field(gt=0)] = 0.9  # weight · decay^(epoch-1)
     normalization: Literal["map", "row", "mixture"] = "mixture"  # "map": as published
     temperature: Temperature = 1.0
     padding: Literal["exclude", "include"] = "exclude"
@@ -200,8 +214,8 @@ class HiddenStates:
 
     name: Literal["hidden"] = "hidden"
     weight: NonNegative = 1.0
-    encoder: bool = True
-    decoder: bool = True
+    encoder: Flag = True
+    decoder: Flag = True
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -231,16 +245,16 @@ class DiMS:
 
     name: Literal["dims"] = "dims"
     weight: NonNegative = 1.0
-    steps: Size = 2  # of the teacher
+    steps: Repeats = 2  # of the teacher
     mask: Literal["random", "full"] = "random"
-    reconsider: bool = True  # steps predict unmasked pieces anew; false for a teacher that never
+    reconsider: Flag = True  # steps predict unmasked pieces anew; false for a teacher that never
     # learned to (without self-correction): such pieces keep what they were predicted with
     ema: Probability = 0.9992  # decay of the teacher that follows the student; 0 = it stays fixed
     teacher_temperature: Temperature = 0.5
     student_temperature: Temperature = 1.0
     labels: Literal["soft", "hard"] = "soft"  # hard: the teacher's best piece
     hidden_weight: NonNegative = 0.4  # of the distance of the last states, relative to the KL
-    dropout: bool = False  # whether the student has dropout
+    dropout: Flag = False  # whether the student has dropout
 
 
 LossConfig = Annotated[
@@ -253,9 +267,9 @@ LossConfig = Annotated[
 class Config:
     """Everything that one run needs."""
 
-    run: str  # run folder
+    run: PathText  # run folder
     data: DataConfig
-    tokenizer: TokenizerConfig | str = field(default_factory=TokenizerConfig)  # or another's folder
+    tokenizer: TokenizerConfig | PathText = field(default_factory=TokenizerConfig)  # or a folder's
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)

@@ -117,13 +117,22 @@ class _Translator:
         return encoded
 
     def _batches(self, longest_first: list[int], pieces: list[list[int]]) -> Iterator[list[int]]:
-        """Sentences of like length, up to batch_tokens source tokens with their padding."""
+        """Sentences of like length, up to batch_tokens source tokens with their padding.
+
+        There are no more hypotheses at once either, however many a sentence has.
+        """
         start = 0
         while start < len(longest_first):
             longest = len(pieces[longest_first[start]])
-            stop = start + max(1, self.config.batch_tokens // longest)
+            stop = start + max(1, self.config.batch_tokens // max(longest, self._hypotheses))
             yield longest_first[start:stop]
             start = stop
+
+    @property
+    def _hypotheses(self) -> int:
+        """Of a sentence, at the same time."""
+        masked = isinstance(self.model, CMLM)
+        return 2 * self.config.length_window + 1 if masked else self.config.beam
 
     def _search(self, batch: list[list[int]]) -> list[list[int]]:
         lengths = torch.tensor([len(ids) for ids in batch])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fastkd.config.load import load_config
 from fastkd.config.tree import Config
-from fastkd.data.prepare import prepare
+from fastkd.data.prepare import open_prepared, prepare
 from fastkd.demo.language import write_corpus
 from fastkd.demo.table import Row, measure, show
 from fastkd.plots import plot_head_alignment, plot_learning_curves
@@ -53,7 +53,8 @@ def write_demo_corpus(folder: Path, say: Callable[[str], None]) -> None:
 def trained(folder: Path, recipe: str, title: str, say: Callable[[str], None]) -> RunFolder | None:
     """The run of a `demo/*` recipe, trained to its end; None where a signal stopped it."""
     say(f"training: {title}")
-    trainer = start(demo_config(folder, recipe))
+    config = demo_config(folder, recipe)
+    trainer = start(config, open_prepared(config))
     trainer.train()
     if not trainer.finished:
         say("stopped; the same command goes on")

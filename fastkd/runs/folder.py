@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from fastkd.config.load import dump_config, validate
+from fastkd.config.load import dump_config, parse, validate
 from fastkd.config.tree import Config
 from fastkd.data.files import write_file
 from fastkd.data.tokenizer import Tokenizers
@@ -79,7 +79,7 @@ class RunFolder:
     @property
     def config(self) -> Config:
         try:
-            tree = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+            tree = parse(self.config_file.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError):
             raise InputError(f"{self.config_file}: not valid YAML") from None
         return validate(tree, str(self.config_file))

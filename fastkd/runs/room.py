@@ -1,6 +1,8 @@
 """Whether a model fits this machine, told before it is built."""
 
+import contextlib
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import torch
@@ -12,16 +14,39 @@ from fastkd.nn.build import build_model
 
 # The weights, their gradients and Adam's two averages.
 TRAINED = 4
+# Of a container, where a process that takes more is killed.
+_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 
 
-def check_room(config: ModelConfig, tokenizers: Tokenizers, name: str, copies: int = 1) -> None:
+def check_room(
+    config: ModelConfig,
+    tokenizers: Tokenizers,
+    name: str,
+    copies: float = 1,
+    device: torch.device | str = "cpu",
+) -> None:
     """Raises InputError, naming the key `name`, where `copies` of the weights exceed the memory."""
-    needed, there = copies * weight_bytes(config, tokenizers), psutil.virtual_memory().total
+    needed, there = copies * weight_bytes(config, tokenizers), _free(torch.device(device))
     if needed > there:
         raise InputError(
-            f"{name}: expected a model that fits the {there / 2**30:,.0f} GiB of this machine, not"
-            f" one that takes {needed / 2**30:,.0f} GiB in {copies} copies of its weights"
+            f"{name}: expected a model that fits the {there / 2**30:,.1f} GiB of memory that are"
+            f" free, not one that takes {needed / 2**30:,.1f} GiB for {copies:g} copies of its"
+            " weights (gradients and what the optimizer keeps included)"
         )
+
+
+def _free(device: torch.device) -> int:
+    """Bytes that a process may still take there."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = psutil.virtual_memory().available
+    for limit in _LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # no such group, or one without a limit
+            free = min(free, int(limit.read_text()))
+    return free
 
 
 def weight_bytes(config: ModelConfig, tokenizers: Tokenizers) -> int:

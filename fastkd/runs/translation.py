@@ -1,10 +1,10 @@
 """Translation with a run's model: its weights, its tokenizers, its decoding settings."""
 
-import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from fastkd.config.load import revised
 from fastkd.config.tree import DecodingConfig
 from fastkd.data.text import read_pairs, text_file
 from fastkd.decode.translate import translate, translate_stream
@@ -72,4 +72,4 @@ def decoding_settings(run: RunFolder, **search: Any) -> DecodingConfig:
                 f"{key}: no setting of {run.path}, whose model.kind is {config.model.kind}; "
                 f"expected {' or '.join(SEARCH[config.model.kind])}"
             )
-    return dataclasses.replace(config.decoding, **given)
+    return revised(config.decoding, str(run.path), **given)

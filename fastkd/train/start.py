@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from fastkd.config.tree import Config, ModelConfig, TeacherConfig
-from fastkd.data.prepare import Prepared, open_prepared
+from fastkd.data.prepare import Prepared
 from fastkd.data.teacher_cache import TeacherCache
 from fastkd.errors import InputError
 from fastkd.methods.cached_teacher import CachedTeacher
@@ -20,18 +20,19 @@ from fastkd.train.ranks import Ranks
 from fastkd.train.trainer import Trainer
 
 
-def start(config: Config) -> Trainer:
-    """A trainer at the place where the run stands: its beginning, or its newest checkpoint.
+def start(config: Config, prepared: Prepared) -> Trainer:
+    """A trainer on the prepared corpus, where the run stands: at its beginning or last checkpoint.
 
     Under `torchrun` it is one of several processes that train together.
     """
     device = pick_device(config.training.device)
     ranks = Ranks.join(device)
-    prepared = open_prepared(config)
     _check_lengths(config, prepared)
     tokenizers = prepared.tokenizers
     teacher = None if config.teacher is None else _teacher(config.teacher, prepared)
-    check_room(config.model, tokenizers, "model", TRAINED + bool(config.training.ema))
+    shares = 1 if config.training.sharding == "none" else ranks.size
+    copies = (TRAINED + bool(config.training.ema)) / shares
+    check_room(config.model, tokenizers, "model", max(1, copies), device)
     torch.manual_seed(config.training.seed)
     model = build_model(config.model, tokenizers)
     if config.start is not None and not RunFolder(config.run).checkpoints():

@@ -10,6 +10,7 @@ from fastkd.__main__ import main
 
 WORDS = {"ein": "jeden", "hund": "pjas", "katze": "kocka", "sieht": "wizi", "den": "togo"}
 MODEL = {"encoder_layers": 1, "decoder_layers": 1, "width": 16, "ffn": 32, "heads": 2}
+CMLM = {"kind": "cmlm", "cmlm": {"causal_attention": True, "length_classes": 16}}
 TRAINING = {
     "updates": 4,
     "batch_tokens": 128,
@@ -70,6 +71,19 @@ def taught(tmp_path_factory) -> Workshop:
     assert shop.run("prepare", config) == 0
     assert shop.run("train", config) == 0
     return shop
+
+
+@pytest.fixture(scope="session")
+def masked(taught) -> Workshop:
+    """The same one, with a masked model trained beside the autoregressive one."""
+    config = taught.config(
+        "masked",
+        model={**MODEL, **CMLM},
+        losses=[{"name": "masked_cross_entropy", "self_correction": 0.3}, {"name": "length"}],
+        decoding={"passes": 3},
+    )
+    assert taught.run("train", config) == 0
+    return taught
 
 
 @pytest.fixture

@@ -4,6 +4,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from fastkd.train.trainer import Trainer
 
 
 def complaint(capsys) -> str:
@@ -93,6 +96,35 @@ def test_batch_smaller_than_a_sentence(taught, tmp_path, capsys):
     config = taught.config("small", run=str(tmp_path / "small"))
     assert taught.run("train", config, "training.batch_tokens=2") == 2
     assert "batch_tokens" in complaint(capsys)
+
+
+@pytest.mark.parametrize(
+    "option", ["--length-penalty=nan", "--length-penalty=1e300", "--beam=9999"]
+)
+def test_search_that_cannot_be(taught, capsys, option):
+    run = str(taught.folder / "teacher")
+    assert taught.run("translate", run, option) == 2
+    line = complaint(capsys)
+    assert option[2:].partition("=")[0].replace("-", "_") in line and "expected" in line
+
+
+def test_model_larger_than_the_memory(taught, tmp_path, capsys):
+    config = taught.config("large", run=str(tmp_path / "large"))
+    large = ["model.width=65536", "model.ffn=65536", "model.decoder_layers=1024"]
+    assert taught.run("train", config, *large) == 2
+    assert "model: expected a model that fits" in complaint(capsys)
+    assert not (tmp_path / "large").exists()
+
+
+def test_memory_that_runs_out(taught, tmp_path, capsys, monkeypatch):
+    def grow(*arguments):
+        torch.empty(2**60, dtype=torch.uint8)
+
+    monkeypatch.setattr(Trainer, "_update", grow)
+    config = taught.config("grown", run=str(tmp_path / "grown"))
+    assert taught.run("train", config) == 1
+    line = complaint(capsys)
+    assert "out of memory" in line and "training.batch_tokens" in line
 
 
 def test_unknown_verb_and_option(shop, capsys):

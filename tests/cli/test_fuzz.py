@@ -8,24 +8,28 @@ again.
 import copy
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 
 import hypothesis
+import psutil
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastkd.__main__ import main
+from fastkd.config.load import dump_config, load_config
 from fastkd.train.trainer import Trainer
+from tests.cli.conftest import CMLM
 
 CHOSEN = os.environ.get("FASTKD_FUZZ_SEED", "1")
 SEED = random.randrange(2**32) if CHOSEN == "random" else int(CHOSEN)
+ROOM = 4 << 30
 PATIENCE = 300  # seconds, of which a case takes about one
 
 JUNK = st.one_of(
@@ -34,7 +38,7 @@ JUNK = st.one_of(
     st.integers(-2, 3),
     st.integers(1, 62).map(lambda power: 2**power),
     st.floats(allow_nan=True, allow_infinity=True),
-    st.text(max_size=5),
+    st.text(st.characters(exclude_characters="/"), max_size=5),
     st.just([]),
     st.just({}),
     st.lists(st.integers(0, 3), max_size=2),
@@ -47,6 +51,16 @@ DAMAGE = st.tuples(st.floats(0, 1), st.binary(max_size=6), st.integers(0, 60))
 @pytest.fixture(autouse=True)
 def told_seed():
     print(f"FASTKD_FUZZ_SEED={SEED}")
+
+
+@pytest.fixture(autouse=True)
+def limited_memory():
+    """A case that wants more than a few GiB does not get them, instead of the whole machine's."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    most = psutil.Process().memory_info().vms + ROOM
+    resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def cases(count):
@@ -126,34 +140,65 @@ def judge(status, error):
 
 
 @pytest.fixture(scope="module")
-def tree(taught):
-    path = taught.config(
+def trees(masked):
+    """Configs of two students that between them have every key, each with its value."""
+    training = {"updates": 1, "bleu_sentences": 1}
+    autoregressive = masked.config(
         "fuzz",
         model={"max_positions": 40},
-        training={"updates": 1, "bleu_sentences": 1},
-        teacher={"run": str(taught.folder / "teacher")},
-        losses=[{"name": "cross_entropy"}, {"name": "tie_kd"}, {"name": "a2d"}],
+        training=training,
+        teacher={"run": str(masked.folder / "teacher")},
+        losses=[{"name": n} for n in ("cross_entropy", "word_kd", "tie_kd", "a2d", "hidden")],
     )
-    return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    one = yaml.safe_load(dump_config(load_config(autoregressive)))
+    other = masked.config(
+        "fuzz",
+        model=CMLM,
+        training=training,
+        start={"run": str(masked.folder / "masked")},
+        teacher={"run": str(masked.folder / "masked"), "checkpoint": "last"},
+        losses=[{"name": n} for n in ("masked_cross_entropy", "length", "dims", "a2d")],
+    )
+    return one, yaml.safe_load(dump_config(load_config(other)))
+
+
+@pytest.fixture(scope="module")
+def tree(trees):
+    return trees[0]
 
 
 @pytest.mark.slow
-def test_mutated_configs(taught, tree, tmp_path, capsys, monkeypatch):
+def test_mutated_configs(masked, trees, tmp_path, capsys, monkeypatch):
+    """Each is trained; what makes a corpus is also prepared, what decoding needs translated."""
     path, planned = tmp_path / "fuzz.yaml", Trainer.planned_updates
     # A config that lost its budget has the default one, which is no hang but long.
     monkeypatch.setattr(Trainer, "planned_updates", lambda trainer: min(2, planned(trainer)))
-    nodes = [node for node in places(tree) if node[0] != "run"]
+    monkeypatch.chdir(tmp_path)  # for what is written to a mutated path
+    source, run = tmp_path / "source.txt", tmp_path / "run"
+    source.write_text("ein hund\n", encoding="utf-8")
+    nodes = [(tree, node) for tree in trees for node in places(tree) if node[0] != "run"]
 
     @cases(500)
     @given(st.sampled_from(nodes), st.sampled_from(["replace", "remove", "rename"]), JUNK)
-    def run(node, how, junk):
-        mutated = mutate(tree, node, how, junk)
-        mutated["run"] = str(tmp_path / "run")
+    def case(chosen, how, junk):
+        tree, node = chosen
+        mutated = {**mutate(tree, node, how, junk), "run": str(run)}
         path.write_text(yaml.safe_dump(mutated), encoding="utf-8")
         check(capsys, "train", path)
-        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        shutil.rmtree(run, ignore_errors=True)
+        if node[0] in ("data", "tokenizer"):
+            if node != ("data", "prepared") and isinstance(mutated.get("data"), dict):
+                mutated["data"]["prepared"] = str(run)
+            path.write_text(yaml.safe_dump(mutated), encoding="utf-8")
+            check(capsys, "prepare", path)
+        elif node[0] in ("decoding", "model"):
+            name = "teacher" if tree is trees[0] else "masked"
+            shutil.copytree(masked.folder / name, run)
+            (run / "config.yaml").write_text(yaml.safe_dump(mutated), encoding="utf-8")
+            check(capsys, "translate", run, "-i", source, "-o", tmp_path / "out.txt")
+        shutil.rmtree(run, ignore_errors=True)
 
-    run()
+    case()
 
 
 def test_mutated_yaml_text(taught, tree, tmp_path, capsys):

@@ -6,34 +6,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.cli.conftest import CMLM
 from tests.cli.torchrun import train
 
-CMLM = {"kind": "cmlm", "cmlm": {"causal_attention": True, "length_classes": 16}}
 DIMS = [
     {"name": "dims", "ema": 0.9},
     {"name": "length"},
     {"name": "a2d", "normalization": "mixture"},
 ]
-
-
-@pytest.fixture(scope="module")
-def masked(taught):
-    """The workshop, with a masked model trained beside its autoregressive one."""
-    config = taught.config(
-        "masked",
-        model={
-            "encoder_layers": 1,
-            "decoder_layers": 1,
-            "width": 16,
-            "ffn": 32,
-            "heads": 2,
-            **CMLM,
-        },
-        losses=[{"name": "masked_cross_entropy", "self_correction": 0.3}, {"name": "length"}],
-        decoding={"passes": 3},
-    )
-    assert taught.run("train", config) == 0
-    return taught
 
 
 def student(shop, tmp_path, name="student", **changes):

@@ -66,9 +66,61 @@ def test_complaint_is_one_line_that_names_the_key(tmp_path, tree, complaint):
     assert complaint in message and str(path) in message and "\n" not in message
 
 
+TRAINING, OPTIMIZER = ("training",), ("training", "optimizer")
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "expected"),
+    [
+        (("model", "width"), 2**17, "less than or equal to 65536"),
+        (("model", "encoder_layers"), 100_000, "less than or equal to 1024"),
+        (("model", "tie_output"), 1, "a valid boolean"),
+        ((*TRAINING, "updates"), True, "a valid integer"),
+        ((*TRAINING, "updates"), 1e3, "a valid integer"),
+        ((*TRAINING, "updates"), "5", "a valid integer"),
+        ((*TRAINING, "seed"), -1, "greater than or equal to 0"),
+        ((*TRAINING, "seed"), 2**63, "less than"),
+        ((*OPTIMIZER, "lr"), True, "a valid number"),
+        ((*OPTIMIZER, "lr"), "1e-3", "a valid number"),
+        ((*OPTIMIZER, "lr"), float("inf"), "a finite number"),
+        ((*OPTIMIZER, "lr"), float("nan"), "a finite number"),
+        ((*OPTIMIZER, "lr"), 1e300, "less than or equal to"),
+        (("data", "prepared"), "", "a path"),
+        (("data", "prepared"), "a\0b", "a path"),
+        (("tokenizer",), "", "a path"),
+        (("tokenizer", "vocabulary"), 1e3, "a valid integer"),
+    ],
+)
+def test_values_are_what_they_should_be(where, value, expected):
+    tree = {**BASE, "data": dict(BASE["data"])}
+    *parents, leaf = where
+    node = tree
+    for key in parents:
+        node = node.setdefault(key, {})
+    node[leaf] = value
+    with pytest.raises(InputError) as raised:
+        validate(tree, "name")
+    assert str(raised.value).startswith(f"name: {'.'.join(where)}: expected {expected}")
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E-4", "0.1e-3", "0.0001"])
+def test_numbers_with_an_exponent_need_no_point(tmp_path, text):
+    path = written(tmp_path, BASE)
+    assert load_config(path, [f"training.optimizer.lr={text}"]).training.optimizer.lr == 1e-4
+
+
+def test_references_are_not_written_out(tmp_path):
+    """Twenty levels of ten references each, which stand for 10^20 values."""
+    levels = [f"&l{n} [{', '.join([f'*l{n - 1}'] * 10)}]" for n in range(1, 21)]
+    path = written(tmp_path, f"run: [&l0 [x], {', '.join(levels)}]\ndata: {BASE['data']}")
+    with pytest.raises(InputError, match="run: expected a valid string"):
+        load_config(path)
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
+        ("run: 2001-99-99", "not valid YAML"),
         ("", "empty"),
         ("a: [1", "not valid YAML in line 1"),
         ("- a\n- b", "expected a mapping"),
@@ -86,7 +138,9 @@ def test_missing_file():
         load_config("nowhere.yaml")
 
 
-@pytest.mark.parametrize("override", ["nonsense", "=3", "run.deep.er=3", "losses.7.weight=1"])
+@pytest.mark.parametrize(
+    "override", ["nonsense", "=3", "run.deep.er=3", "losses.7.weight=1", "run=2001-99-99"]
+)
 def test_bad_overrides(tmp_path, override):
     path = written(tmp_path, {**BASE, "losses": [{"name": "a2d"}]})
     with pytest.raises(InputError):

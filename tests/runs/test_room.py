@@ -27,4 +27,14 @@ def test_counts_what_is_built(config):
 def test_refuses_what_does_not_fit():
     check_room(SMALL, TOKENIZERS, "model", copies=4)
     with pytest.raises(InputError, match=r"model: expected a model that fits the .* GiB"):
-        check_room(replace(SMALL, width=2**20, ffn=2**20), TOKENIZERS, "model")
+        check_room(replace(SMALL, width=2**16, ffn=2**16, encoder_layers=9), TOKENIZERS, "model", 4)
+
+
+def test_knows_the_limit_of_a_container(tmp_path, monkeypatch):
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr("fastkd.runs.room._LIMITS", (tmp_path / "none", limit))
+    limit.write_text("max\n")
+    check_room(SMALL, TOKENIZERS, "model")
+    limit.write_text(f"{weight_bytes(SMALL, TOKENIZERS) - 1}\n")
+    with pytest.raises(InputError, match="model: expected a model that fits"):
+        check_room(SMALL, TOKENIZERS, "model")
