@@ -1,13 +1,18 @@
 """Training on the invented language that is killed at random moments, and the memory it takes.
 
     python -m benchmarks.soak FOLDER [--minutes 120] [--seed 1]
+    python -m benchmarks.soak FOLDER --draw
 
 A teacher and then its student each train for half of the time, by `fastkd train` on one thread. A
 process lives for 10 seconds to half an hour and is then killed, or asked to end by SIGTERM one time
 in four; the next one goes on. Leaves `soak.csv`, a row every five seconds, and `soak.png` in
 FOLDER, and ends with an error where a process ended by itself, a run went back behind a checkpoint,
 or its log is not what an undisturbed run would have written: each logged update once, and every
-loss finite.
+loss finite. `--draw` draws what there is of a soak so far.
+
+The table gives the slope of each process's memory over its updates, by least squares with its
+standard error, from update 1,000 of the process on. Until then the allocator still meets batches
+of new shapes, and keeps what it had for the ones before.
 """
 
 import argparse
@@ -28,6 +33,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 import psutil
 
 from fastkd.config.load import dump_config
@@ -49,6 +55,7 @@ SETTINGS = {
 }
 LIVES = 10, 1800  # seconds
 EVERY = 5  # seconds between samples
+SETTLED = 1000  # updates of a process, before its slope is taken over at least half as many
 
 
 @dataclass(frozen=True)
@@ -67,8 +74,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--minutes", type=float, default=120)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--draw", action="store_true", help="draw a soak that is there")
     arguments = parser.parse_args()
     folder: Path = arguments.folder
+    if arguments.draw:
+        samples = _read(folder / "soak.csv")
+        _draw(samples, folder / "soak.png")
+        _report(samples)
+        return
     write_demo_corpus(folder, print)
     moments, begin, samples = random.Random(arguments.seed), time.monotonic(), list[Sample]()
     share = arguments.minutes * 60 / len(RECIPES)
@@ -135,33 +148,70 @@ def _check_log(run: Path) -> None:
             raise SystemExit(f"{run}: not finite: {record}")
 
 
+def _read(file: Path) -> list[Sample]:
+    with open(file, newline="", encoding="utf-8") as rows:
+        return [
+            Sample(
+                float(row["seconds"]),
+                row["recipe"],
+                int(row["process"]),
+                float(row["resident_mib"]),
+                int(row["update"]),
+            )
+            for row in csv.DictReader(rows)
+        ]
+
+
 def _draw(samples: list[Sample], file: Path) -> None:
-    """Resident memory over time, one line a process, and how far the runs came."""
-    figure, (above, below) = plt.subplots(2, 1, figsize=(11, 6), sharex=True, layout="constrained")
+    """Resident memory of each process, over time and over its updates, and how far runs came."""
+    figure, axes = plt.subplot_mosaic(
+        [["time", "life"], ["update", "life"]], figsize=(14, 6), layout="constrained"
+    )
     for color, recipe in enumerate(RECIPES):
         label: str | None = recipe
         for life in _lives([sample for sample in samples if sample.recipe == recipe]):
             minutes = [sample.seconds / 60 for sample in life]
-            above.plot(minutes, [s.resident_mib for s in life], color=f"C{color}", label=label)
-            below.plot(minutes, [s.update for s in life], color=f"C{color}")
-            for axis in (above, below):
-                axis.axvline(minutes[-1], color="0.8", linewidth=0.8, zorder=0)
+            resident = [sample.resident_mib for sample in life]
+            axes["time"].plot(minutes, resident, color=f"C{color}", label=label)
+            axes["update"].plot(minutes, [s.update for s in life], color=f"C{color}")
+            axes["life"].plot(_updates(life), resident, color=f"C{color}", alpha=0.7)
+            for name in ("time", "update"):
+                axes[name].axvline(minutes[-1], color="0.8", linewidth=0.8, zorder=0)
             label = None
-    above.set(ylabel="resident memory (MiB)", ylim=(0, None))
-    above.legend(loc="lower right")
-    below.set(xlabel="minutes; a grey line ends a process", ylabel="newest checkpoint (update)")
+    axes["time"].set(ylabel="resident memory (MiB)", ylim=(0, None))
+    axes["time"].legend(loc="lower right")
+    axes["time"].sharex(axes["update"])
+    axes["update"].set(xlabel="minutes; a grey line ends a process", ylabel="newest checkpoint")
+    axes["life"].set(xlabel="updates of the process", ylabel="resident memory (MiB)")
+    axes["life"].set_ylim(0, None)
     figure.savefig(file, dpi=120)
     plt.close(figure)
 
 
 def _report(samples: list[Sample]) -> None:
-    print(f"{'run':10}{'process':>8}{'seconds':>9}{'MiB half-way':>14}{'at the end':>12}")
+    print(f"{'run':10}{'process':>8}{'seconds':>9}{'updates':>9}{'MiB':>8}  MiB per 1,000 updates")
     for life in _lives(samples):
-        first, half, last = life[0], life[len(life) // 2], life[-1]
+        last, updates = life[-1], _updates(life)
         print(
-            f"{last.recipe:10}{last.process:8}{last.seconds - first.seconds:9.0f}"
-            f"{half.resident_mib:14.0f}{last.resident_mib:12.0f}"
+            f"{last.recipe:10}{last.process:8}{last.seconds - life[0].seconds:9.0f}"
+            f"{updates[-1]:9}{last.resident_mib:8.0f}  {_slope(life)}"
         )
+
+
+def _slope(life: list[Sample]) -> str:
+    """How much memory grows with updates, and the standard error, where a process lived on."""
+    settled = [(u, s.resident_mib) for u, s in zip(_updates(life), life, strict=True)]
+    settled = [(update, mib) for update, mib in settled if update >= SETTLED]
+    if not settled or settled[-1][0] < 1.5 * SETTLED:
+        return "-"
+    updates, resident = np.array(settled).T
+    (slope, _), covariance = np.polyfit(updates / 1000, resident, 1, cov=True)
+    return f"{slope:+.1f} ± {math.sqrt(covariance[0, 0]):.1f}"
+
+
+def _updates(life: list[Sample]) -> list[int]:
+    """Updates since the checkpoint that a process began with."""
+    return [sample.update - life[0].update for sample in life]
 
 
 def _lives(samples: list[Sample]) -> list[list[Sample]]:

@@ -20,14 +20,15 @@ def _path(text: str) -> str:
 PathText = Annotated[str, AfterValidator(_path)]
 Flag = Annotated[bool, Field(strict=True)]
 Natural = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
-Positive = Annotated[Natural, Field(gt=0)]
-Size = Annotated[Positive, Field(le=2**20)]
-Width = Annotated[Positive, Field(le=2**16)]
-Repeats = Annotated[Positive, Field(le=2**10)]
+Positive = Annotated[int, Field(gt=0, lt=2**63, strict=True)]
+Size = Annotated[int, Field(gt=0, le=2**20, strict=True)]
+Width = Annotated[int, Field(gt=0, le=2**16, strict=True)]
+Repeats = Annotated[int, Field(gt=0, le=2**10, strict=True)]
 NonNegative = Annotated[float, Field(ge=0, le=1e6, strict=True)]
-Proportion = Annotated[NonNegative, Field(le=1)]
-Probability = Annotated[NonNegative, Field(lt=1)]
-Temperature = Annotated[NonNegative, Field(ge=1e-3, le=1e3)]
+AboveZero = Annotated[float, Field(gt=0, le=1e6, strict=True)]
+Share = Annotated[float, Field(gt=0, le=1, strict=True)]
+Probability = Annotated[float, Field(ge=0, lt=1, strict=True)]
+Temperature = Annotated[float, Field(ge=1e-3, le=1e3, strict=True)]
 Exponent = Annotated[float, Field(ge=-10, le=10, strict=True)]
 
 
@@ -51,7 +52,7 @@ class TokenizerConfig:
     vocabulary: Size = 8000
     joint: Flag = True  # one model for both languages
     model: Literal["unigram", "bpe"] = "unigram"
-    character_coverage: Annotated[Proportion, Field(gt=0)] = 1.0
+    character_coverage: Share = 1.0
     sample: Positive = 1_000_000  # lines a side that the model is trained on, at most
 
 
@@ -91,9 +92,9 @@ class ModelConfig:
 class OptimizerConfig:
     """AdamW and its schedule."""
 
-    lr: Annotated[NonNegative, Field(gt=0)] = 5e-4
+    lr: AboveZero = 5e-4
     betas: tuple[Probability, Probability] = (0.9, 0.98)
-    eps: Annotated[NonNegative, Field(gt=0)] = 1e-8
+    eps: AboveZero = 1e-8
     weight_decay: NonNegative = 1e-4
     schedule: Literal["inverse_sqrt", "cosine", "constant"] = "inverse_sqrt"
     warmup: Positive = 4000  # updates
@@ -132,12 +133,10 @@ class DecodingConfig:
 
     beam: Repeats = 5
     length_penalty: Exponent = 1.0  # score / length ** length_penalty
-    max_length_ratio: Annotated[NonNegative, Field(gt=0)] = 2.0
+    max_length_ratio: AboveZero = 2.0
     max_length_extra: Size = 10  # target pieces <= ratio · source pieces + extra
     passes: Repeats = 4  # of mask-predict
-    length_window: Annotated[Natural, Field(le=2**10)] = (
-        2  # lengths tried: the predicted one ± so many
-    )
+    length_window: Annotated[Natural, Field(le=2**10)] = 2  # lengths tried: predicted ± so many
     remove_duplicates: Flag = True  # drop a piece that repeats the one before it
     reconsider: Flag = False  # a pass may change unmasked pieces too, as CMLMC does
     batch_tokens: Positive = 8192
@@ -202,7 +201,7 @@ class A2D:
     encoder: NonNegative = 1.0
     decoder: NonNegative = 0.5
     cross: NonNegative = 0.5
-    decay: Annotated[Proportion, Field(gt=0)] = 0.9  # weight · decay^(epoch-1)
+    decay: Share = 0.9  # weight · decay^(epoch-1)
     normalization: Literal["map", "row", "mixture"] = "mixture"  # "map": as published
     temperature: Temperature = 1.0
     padding: Literal["exclude", "include"] = "exclude"

@@ -85,9 +85,9 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 records.append(json.loads(line))
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
-    return [record for record in records if isinstance(record, dict) and "step" in record]
+    return [r for r in records if isinstance(r, dict) and isinstance(r.get("step"), int)]
 
 
 def _keep_until(path: Path, step: int) -> None:

@@ -1,10 +1,13 @@
 """A tiny corpus and configs over it; commands run in this process through `main`."""
 
+import json
 import random
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from fastkd.__main__ import main
 
@@ -61,6 +64,20 @@ class Workshop:
 
     def run(self, *arguments: str) -> int:
         return main(list(arguments))
+
+
+def checkpoint(folder: Path, update: int) -> dict[str, torch.Tensor]:
+    """Every tensor of a run's checkpoint: weights, averages, the optimizer's and methods' state."""
+    files = sorted((folder / "checkpoints" / f"{update:08d}").glob("*.safetensors"))
+    assert files
+    return {f"{file.stem} {name}": t for file in files for name, t in load_file(file).items()}
+
+
+def position(folder: Path, update: int) -> dict:
+    """Where a checkpoint stands: place in the data, best result, patience; without its times."""
+    path = folder / "checkpoints" / f"{update:08d}" / "meta.json"
+    meta = json.loads(path.read_text(encoding="utf-8"))
+    return {key: value for key, value in meta.items() if key not in ("seconds", "sha256")}
 
 
 @pytest.fixture(scope="session")

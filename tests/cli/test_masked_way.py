@@ -151,12 +151,16 @@ def test_a_teacher_that_cannot_be_loaded_ends_the_run(masked, tmp_path, capsys, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharding", ["none", "fully_shard"])
-def test_two_processes_compute_what_one_does(masked, tmp_path, sharding):
+@pytest.mark.parametrize(
+    ("processes", "accumulation", "sharding"), [(4, 1, "none"), (2, 2, "fully_shard")]
+)
+def test_processes_compute_what_one_does(masked, tmp_path, processes, accumulation, sharding):
     """Masks depend on their place alone, and the teacher follows in each process alike."""
-    config = student(masked, tmp_path, "alone", model={"dropout": 0.0})
+    losses = [*DIMS, {"name": "masked_cross_entropy", "self_correction": 0.3}]
+    config = student(masked, tmp_path, "alone", model={"dropout": 0.0}, losses=losses)
     assert masked.run("train", config) == 0
-    train(2, config, f"run={tmp_path / 'together'}", f"training.sharding={sharding}")
+    other = [f"training.accumulation={accumulation}", f"training.sharding={sharding}"]
+    train(processes, config, f"run={tmp_path / 'together'}", *other)
     for one, other in zip(records(tmp_path / "together"), records(tmp_path / "alone"), strict=True):
         for key in one.keys() - {"tokens_per_second"}:
             assert one[key] == pytest.approx(other[key], rel=2e-4, abs=1e-5), key

@@ -5,9 +5,8 @@ import time
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from tests.cli.conftest import TRAINING
+from tests.cli.conftest import TRAINING, checkpoint, position
 from tests.cli.torchrun import start, train
 
 LOSSES = [
@@ -21,11 +20,6 @@ LOSSES = [
 def log(folder):
     lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
-
-
-def checkpoint(folder, update):
-    files = sorted((folder / "checkpoints" / f"{update:08d}").glob("*.safetensors"))
-    return {f"{file.stem} {name}": t for file in files for name, t in load_file(file).items()}
 
 
 def assert_same_log(one, other):
@@ -97,6 +91,20 @@ def test_stopped_with_two_goes_on_with_one(taught, config, alone, sharding):
     assert taught.run("train", path) == 0
     assert_same_log(log(folder), log(alone))
     assert_same_checkpoint(folder, alone)
+
+
+@pytest.mark.slow
+def test_with_dropout_as_many_processes_compute_the_same_bits(config):
+    dropout = "model.dropout=0.3"
+    path, whole = config("whole")
+    train(2, path, dropout)
+    path, halves = config("halves")
+    train(2, path, dropout, "training.updates=2")
+    train(2, path, dropout)
+    one, other = checkpoint(whole, 4), checkpoint(halves, 4)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    assert position(whole, 4) == position(halves, 4)
 
 
 @pytest.mark.slow

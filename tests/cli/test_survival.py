@@ -7,13 +7,17 @@ import random
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
+import fastkd.runs.checkpoint
 from fastkd.__main__ import main
+from fastkd.data import files
+from fastkd.train.log import read_log
+from tests.cli.conftest import checkpoint, position
 
 UPDATES = 40
 TRAINING = {
@@ -23,16 +27,30 @@ TRAINING = {
     "ema": 0.9,
     "keep_last": 3,
     "bleu_sentences": 2,
+    "patience": 100,
 }
 
 
-def final_weights(folder, updates):
-    return load_file(folder / "checkpoints" / f"{updates:08d}" / "model.safetensors")
+def final(folder, updates=UPDATES):
+    """All that a run ends with: its state, the weights it found best, and what it logged."""
+    place = position(folder, updates)
+    best = checkpoint(folder, place["best_update"])
+    log = [{**r, "tokens_per_second": 0} for r in read_log(folder / "log.jsonl")]
+    return checkpoint(folder, updates), best, place, log
 
 
 def assert_equal(one, other):
-    assert one.keys() == other.keys()
-    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    for tensors, others in zip(one[:2], other[:2], strict=True):
+        assert tensors.keys() == others.keys()
+        assert all(torch.equal(tensor, others[name]) for name, tensor in tensors.items())
+    assert one[2:] == other[2:]
+
+
+def forks():
+    """Starts processes that have everything imported."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["fastkd.cli.train", "fastkd.train.start"])
+    return processes
 
 
 def train(config):
@@ -42,19 +60,18 @@ def train(config):
 
 @pytest.fixture(scope="module")
 def straight(taught, tmp_path_factory):
-    """The final weights of a run that nothing disturbed."""
+    """How a run ends that nothing disturbed."""
     folder = tmp_path_factory.mktemp("straight")
     config = taught.config("straight", run=str(folder), training=TRAINING)
     assert taught.run("train", config) == 0
-    return final_weights(folder, UPDATES)
+    return final(folder)
 
 
 @pytest.mark.slow
 def test_killed_at_twenty_random_moments(taught, tmp_path, straight):
     folder = tmp_path / "run"
     config = taught.config("killed", run=str(folder), training=TRAINING)
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["fastkd.cli.train", "fastkd.train.start"])
+    processes = forks()
     seed = random.randrange(10**6)
     print("seed", seed)
     moments = random.Random(seed)
@@ -69,17 +86,16 @@ def test_killed_at_twenty_random_moments(taught, tmp_path, straight):
             kills += 1
             continue
         assert process.exitcode == 0
-        assert_equal(final_weights(folder, UPDATES), straight)
+        assert_equal(final(folder), straight)
         shutil.rmtree(folder)
     assert main(["train", config]) == 0
-    assert_equal(final_weights(folder, UPDATES), straight)
+    assert_equal(final(folder), straight)
 
 
 def test_terminated_run_saves_and_ends_well(taught, tmp_path, straight):
     folder = tmp_path / "run"
     config = taught.config("terminated", run=str(folder), training={**TRAINING, "save_every": 1000})
-    processes = multiprocessing.get_context("forkserver")
-    process = processes.Process(target=train, args=(config,))
+    process = forks().Process(target=train, args=(config,))
     process.start()
     deadline = time.monotonic() + 60
     while not (folder / "log.jsonl").is_file() or not (folder / "log.jsonl").stat().st_size:
@@ -90,7 +106,7 @@ def test_terminated_run_saves_and_ends_well(taught, tmp_path, straight):
     assert process.exitcode == 0
     assert list((folder / "checkpoints").glob("[0-9]*"))
     assert main(["train", config]) == 0
-    assert_equal(final_weights(folder, UPDATES), straight)
+    assert_equal(final(folder), straight)
 
 
 def damage(file):
@@ -107,7 +123,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(taught, tmp_path, stra
     damage(folder / "checkpoints" / "00000010" / name)
     assert taught.run("train", config) == 0
     assert name in caplog.text and "going back to the checkpoint before" in caplog.text
-    assert_equal(final_weights(folder, UPDATES), straight)
+    assert_equal(final(folder), straight)
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(taught, tmp_path, capsys):
@@ -123,50 +139,67 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(taught, tmp
 
 
 class FailingDisk:
-    """Lets `count` writes through and then fails them all, as a full disk does."""
+    """Lets `count` calls that write through; after that each fails half-way, as on a full disk."""
 
     CALLS = (
-        ("pathlib.Path", "write_text"),
-        ("pathlib.Path", "mkdir"),
-        ("pathlib.Path", "rename"),
-        ("pathlib.Path", "unlink"),
-        ("os", "fsync"),
-        ("fastkd.runs.checkpoint", "save_file"),
+        (Path, "mkdir"),
+        (Path, "rename"),
+        (Path, "unlink"),
+        (os, "fsync"),
+        (files, "open"),
+        (fastkd.runs.checkpoint, "save_file"),
     )
 
-    def __init__(self, monkeypatch, count):
+    def __init__(self, patch, count):
         self.left, self.failed = count, False
-        for place, name in self.CALLS:
-            self._wrap(monkeypatch, f"{place}.{name}")
+        for holder, name in self.CALLS:
+            patch.setattr(holder, name, self._failing(getattr(holder, name, open)), raising=False)
 
-    def _wrap(self, monkeypatch, target):
-        place, name = target.rsplit(".", 1)
-        module = __import__(place.removesuffix(".Path"), fromlist=["x"])
-        holder = module.Path if place.endswith(".Path") else module
-        real = getattr(holder, name)
-
-        def failing(*arguments, **options):
-            if self.left <= 0:
-                self.failed = True
-                if name == "save_file":  # as safetensors tells it
-                    raise SafetensorError("I/O error: No space left on device (os error 28)")
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def _failing(self, real):
+        def call(*arguments, **options):
             self.left -= 1
-            return real(*arguments, **options)
+            if self.left >= 0:
+                return real(*arguments, **options)
+            self.failed = True
+            if real is open:
+                real(*arguments, **options).write(b"{")
+            if real.__name__ == "save_file":
+                real(*arguments, **options)
+                os.truncate(arguments[1], os.path.getsize(arguments[1]) // 2)
+            return self.fail(real.__name__)
 
-        monkeypatch.setattr(holder, name, failing)
+        return call
+
+    def fail(self, name):
+        if name == "save_file":  # as safetensors tells it
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class KillingDisk(FailingDisk):
+    """One where the process is killed half-way."""
+
+    def fail(self, name):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+SHORT = {**TRAINING, "updates": 6, "validate_every": 3}
+
+
+@pytest.fixture(scope="module")
+def short(taught, tmp_path_factory):
+    """How a shorter run ends that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("short")
+    assert taught.run("train", taught.config("short", run=str(folder), training=SHORT)) == 0
+    return final(folder, 6)
 
 
 @pytest.mark.slow
-def test_disk_that_fills_up_at_any_write(taught, tmp_path, capsys):
-    training = {**TRAINING, "updates": 6, "validate_every": 3}
-    calm = taught.config("calm", run=str(tmp_path / "calm"), training=training)
-    assert taught.run("train", calm) == 0
-    expected = final_weights(tmp_path / "calm", 6)
+def test_disk_that_fills_up_at_any_write(taught, tmp_path, capsys, short):
     count, failed = 0, True
     while failed:
         folder = tmp_path / f"run{count}"
-        config = taught.config(f"full{count}", run=str(folder), training=training)
+        config = taught.config(f"full{count}", run=str(folder), training=SHORT)
         with pytest.MonkeyPatch.context() as patch:
             disk = FailingDisk(patch, count)
             status = taught.run("train", config)
@@ -178,6 +211,30 @@ def test_disk_that_fills_up_at_any_write(taught, tmp_path, capsys):
             *_, line = error.splitlines()
             assert "FASTKD_TRACEBACK" not in line and "No space left" in line
         assert taught.run("train", config) == 0
-        assert_equal(final_weights(folder, 6), expected)
+        assert_equal(final(folder, 6), short)
         count += 1
-    assert count > 20
+    assert count > 40
+
+
+def train_until_killed(config, count):
+    with pytest.MonkeyPatch.context() as patch:
+        KillingDisk(patch, count)
+        train(config)
+
+
+@pytest.mark.slow
+def test_killed_in_any_write(taught, tmp_path, short):
+    processes = forks()
+    count, killed = 0, True
+    while killed:
+        folder = tmp_path / f"run{count}"
+        config = taught.config(f"killed{count}", run=str(folder), training=SHORT)
+        process = processes.Process(target=train_until_killed, args=(config, count))
+        process.start()
+        process.join()
+        killed = process.exitcode == -signal.SIGKILL
+        assert killed or process.exitcode == 0
+        assert taught.run("train", config) == 0
+        assert_equal(final(folder, 6), short)
+        count += 1
+    assert count > 40

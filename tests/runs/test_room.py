@@ -16,7 +16,10 @@ SMALL = ModelConfig(encoder_layers=3, decoder_layers=5, width=16, ffn=24, heads=
 @pytest.mark.parametrize(
     "config",
     [SMALL, replace(SMALL, norm="post", share_embeddings=False, tie_output=False)]
-    + [replace(SMALL, kind="cmlm", cmlm=CMLMConfig(causal_attention=causal)) for causal in (0, 1)],
+    + [
+        replace(SMALL, kind="cmlm", cmlm=CMLMConfig(causal_attention=causal))
+        for causal in (False, True)
+    ],
 )
 def test_counts_what_is_built(config):
     model = build_model(config, TOKENIZERS)
