@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastkd_kernels.attention_maps import MapAlignment
 from fastkd_kernels.attention_mixing import Settings
+from fastkd_kernels.attention_numerics import STATISTICS
 from fastkd_kernels.attention_pairs import PairAlignment
 from fastkd_kernels.attention_query_key import QueryKeyAlignment
 
@@ -187,7 +188,7 @@ def _align_pairs_fake(student_query, *inputs):
     return (
         student_query.new_empty((batch, heads), dtype=torch.float32),
         student_query.new_empty((batch, heads, 5, queries), dtype=torch.float32),
-        student_query.new_empty((batch, 2, heads, groups), dtype=torch.float32),
+        student_query.new_empty((batch, STATISTICS.value, heads, groups), dtype=torch.float32),
     )
 
 
@@ -226,10 +227,11 @@ def _align_maps(student, teacher, weight, query_lengths, key_lengths, *options):
 
 def _align_maps_fake(student, teacher, weight, query_lengths, key_lengths, *options):
     batch, maps, queries, _ = teacher.shape
-    shape = {"mixture": (0,), "row": (batch, 2, maps, queries), "map": (batch, 2, maps, 1)}
+    rows = {"row": queries, "map": 1}.get(options[3])
+    shape = (batch, STATISTICS.value, maps, rows) if rows else (0,)
     return (
         teacher.new_empty((batch, maps), dtype=torch.float32),
-        teacher.new_empty(shape[options[3]], dtype=torch.float32),
+        teacher.new_empty(shape, dtype=torch.float32),
     )
 
 

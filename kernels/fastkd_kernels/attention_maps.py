@@ -6,6 +6,7 @@ from torch import Tensor
 from fastkd_kernels import common
 from fastkd_kernels.attention_config import mix_tile, precision
 from fastkd_kernels.attention_mixing import MapView, Mixing, Settings
+from fastkd_kernels.attention_numerics import STATISTICS
 from fastkd_kernels.attention_plan import SEGMENTS, SLOTS, Chunk
 from fastkd_kernels.common import ceil_div
 
@@ -66,7 +67,7 @@ class MapAlignment:
             return loss, None
         rows = chunk.rows if normalization == "row" else 1
         loss = self._empty(batch, teacher_maps, rows)
-        statistics = self._empty(batch, 2, teacher_maps, rows)
+        statistics = self._empty(batch, STATISTICS.value, teacher_maps, rows)
         if normalization == "row" and mixing.segments == 1:
             mixing.statistics(chunk, *self.views, None, statistics, loss, 1, 0)
             return loss, statistics

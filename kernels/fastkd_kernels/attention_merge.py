@@ -12,7 +12,7 @@ RUNTIME = "parts teacher_maps groups_a_sentence first_sentence first_row queries
 @triton.jit(do_not_specialize=RUNTIME)
 def merge_statistics_fwd(
     partials,  # (groups, parts, FIELDS, Nt)
-    statistics,  # (sentences, 2, Nt, groups a sentence)
+    statistics,  # (sentences, STATISTICS, Nt, groups a sentence)
     loss,  # (B, Nt, queries)
     parts,
     teacher_maps,
@@ -82,11 +82,16 @@ def merge_statistics_fwd(
         bent = tl.where(tl.abs(move) <= 1, expm1_excess(small), tl.exp(move) - 1 - move)
         moved = tile_e * (1 + move + bent) + tile_d * (move + bent) + tile_sum * bent
         e_sum += tl.sum(moved * weight, 0)
-    a_log, ratio, divergence = finish(a_max, a_sum, d_sum, e_sum, m_max, m_sum, d_most, shift)
+    a_base, a_scale, m_base, m_scale, ratio, divergence = finish(
+        a_max, a_sum, d_sum, e_sum, m_max, m_sum, d_most, shift
+    )
     store_row(
         statistics,
         loss,
-        a_log,
+        a_base,
+        a_scale,
+        m_base,
+        m_scale,
         ratio,
         divergence,
         slot,

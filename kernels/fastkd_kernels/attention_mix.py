@@ -3,7 +3,16 @@
 import triton
 import triton.language as tl
 
-from fastkd_kernels.attention_numerics import FIELDS, STEEP, add_exponentials, finish, gather
+from fastkd_kernels.attention_numerics import (
+    FIELDS,
+    STATISTICS,
+    STEEP,
+    add_exponentials,
+    finish,
+    gather,
+    moved_sum,
+    store_statistics,
+)
 from fastkd_kernels.attention_probabilities import clamped_length
 
 RUNTIME = (
@@ -93,7 +102,7 @@ def mix_statistics_fwd(
     query_lengths,
     key_lengths,
     partials,  # (groups, parts, FIELDS, Nt), or None: a program sees its rows whole
-    statistics,  # (sentences, 2, Nt, rows), or None with `partials`
+    statistics,  # (sentences, STATISTICS, Nt, rows), or None with `partials`
     loss,  # (B, Nt, Tq), or None with `partials`
     student_sentence,
     student_head,
@@ -264,18 +273,20 @@ def mix_statistics_fwd(
                         else:
                             highest, total = add_exponentials(highest, total, m, inside)
             if tl.max(d_most, 0) <= STEEP:
-                highest = shift + base
-                total = a_sum + d_sum + e_sum
+                highest, total, _ = moved_sum(base, shift, a_sum, d_sum, e_sum)
             local = row_group * rows_each + outer
             if PER_ROW and partials is None:
                 if first_row + local < row_end:
-                    a_log, ratio, divergence = finish(
+                    a_base, a_scale, m_base, m_scale, ratio, divergence = finish(
                         base, a_sum, d_sum, e_sum, highest, total, d_most, shift
                     )
                     store_row(
                         statistics,
                         loss,
-                        a_log,
+                        a_base,
+                        a_scale,
+                        m_base,
+                        m_scale,
                         ratio,
                         divergence,
                         slot,
@@ -315,7 +326,10 @@ def mix_statistics_fwd(
 def store_row(
     statistics,
     loss,
-    a_log,
+    a_base,
+    a_scale,
+    m_base,
+    m_scale,
     ratio,
     divergence,
     slot,
@@ -328,9 +342,9 @@ def store_row(
     queries,
 ):
     mask = rival < teacher_maps
-    statistics += slot.to(tl.int64) * 2 * teacher_maps * rows + local
-    tl.store(statistics + rival * rows, a_log, mask=mask)
-    tl.store(statistics + (teacher_maps + rival) * rows, ratio, mask=mask)
+    statistics += (slot.to(tl.int64) * STATISTICS * teacher_maps + rival) * rows + local
+    step = teacher_maps * rows
+    store_statistics(statistics, step, a_base, a_scale, m_base, m_scale, ratio, mask)
     loss += sentence.to(tl.int64) * teacher_maps * queries + row
     tl.store(loss + rival * queries, divergence, mask=mask)
 

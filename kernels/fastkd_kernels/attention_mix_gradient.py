@@ -6,10 +6,12 @@ import triton.language as tl
 from fastkd_kernels.attention_mix import load_maps, load_weight, row_extent
 from fastkd_kernels.attention_numerics import (
     SMALLEST,
+    STATISTICS,
     STEEP,
     add_exponentials,
     finish,
     gather,
+    load_statistics,
     softmax_difference,
 )
 
@@ -23,15 +25,14 @@ RUNTIME = (
 
 @triton.jit
 def whole_row_statistics(a, m, counted, cells, sharp):
-    """(log Σexp(a), ratio, KL) of rows that are held whole, (J,) each."""
+    """What `finish` finds in rows that are held whole, (J,) each."""
     shift = tl.sum(tl.where(counted, m - a, 0.0), 1) / cells
     base = tl.zeros_like(shift)
     if sharp != 0:
         base = tl.max(tl.where(counted, a, float("-inf")), 1)
         base = tl.where(base == float("-inf"), 0.0, base)
     a_sum, d_sum, e_sum, d_most = gather(a, m, counted, shift, base)
-    highest = shift + base
-    total = a_sum + d_sum + e_sum
+    highest, total = base, a_sum
     if tl.max(d_most, 0) > STEEP:
         highest, total = add_exponentials(
             tl.full(shift.shape, float("-inf"), tl.float32), tl.zeros_like(shift), m, counted
@@ -58,7 +59,7 @@ def mix_gradient_bwd(
     teacher_factors,
     query_lengths,
     key_lengths,
-    statistics,  # (sentences, 2, Nt, statistic rows), or None: nothing was gathered before
+    statistics,  # (sentences, STATISTICS, Nt, statistic rows), or None: nothing was gathered before
     upstream,  # (B, Nt), or None for ones
     loss,  # (B, Nt, Tq, segments), or None: it is known
     out,  # gradient of the maps or scores, like `student`; or None
@@ -123,7 +124,7 @@ def mix_gradient_bwd(
     if upstream is not None:
         upstream += sentence.to(tl.int64) * teacher_maps
     if statistics is not None:
-        statistics += slot.to(tl.int64) * 2 * teacher_maps * statistic_rows
+        statistics += slot.to(tl.int64) * STATISTICS * teacher_maps * statistic_rows
     head = tl.arange(0, BLOCK_H)
     every = tl.arange(0, BLOCK_J)
     if weight_slots is not None:
@@ -245,16 +246,17 @@ def mix_gradient_bwd(
                     m = mixed * inverse_temperature
                     if statistics is None:
                         inside = (rival < teacher_maps)[:, None] & (key < counted)[None, :]
-                        a_log, ratio, divergence = whole_row_statistics(
+                        a_base, a_scale, m_base, m_scale, ratio, divergence = whole_row_statistics(
                             a, m, inside, counted.to(tl.float32), sharp
                         )
                     else:
-                        place = statistics + tl.where(statistic_rows > 1, local, 0)
-                        here = place + rival * statistic_rows
-                        a_log = tl.load(here, mask=rival < teacher_maps, other=0.0)
-                        here += teacher_maps * statistic_rows
-                        ratio = tl.load(here, mask=rival < teacher_maps, other=0.0)
-                    difference = softmax_difference(a, m, a_log[:, None], ratio[:, None])
+                        here = statistics + tl.where(statistic_rows > 1, local, 0)
+                        a_base, a_scale, m_base, m_scale, ratio = load_statistics(
+                            here + rival * statistic_rows,
+                            teacher_maps * statistic_rows,
+                            rival < teacher_maps,
+                        )
+                    difference = softmax_difference(a, m, a_base, a_scale, m_base, m_scale, ratio)
                     difference *= inverse_temperature
                 if upstream is not None:
                     factor = tl.load(upstream + rival, mask=rival < teacher_maps, other=0.0)

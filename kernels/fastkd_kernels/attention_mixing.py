@@ -11,7 +11,7 @@ from fastkd_kernels.attention_mix_gradient import mix_gradient_bwd
 from fastkd_kernels.attention_plan import Chunk
 from fastkd_kernels.common import ceil_div, stride_unit
 
-LEAST_TEMPERATURE = 1 / 32  # down to it exp(a), a <= 1 / temperature, is summed as it stands
+LEAST_TEMPERATURE = 1 / 8  # down to it exp(a), a <= 1 / temperature, is summed as it stands
 
 
 @dataclass(frozen=True)

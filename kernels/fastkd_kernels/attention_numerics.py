@@ -7,12 +7,22 @@ program keeps
 
 and these states merge, in a fixed order, whatever cells they were taken over. While |d| <= STEEP,
 Σexp(m − â − c) = Σw + Σw·d + Σw·(expm1(d) − d), so that the sum over m needs no pass of its own.
+
+What a gradient needs of a group are five numbers,
+
+    softmax(a) = a_scale·exp(a − a_base)        softmax(m) = m_scale·exp(m − m_base)
+    log softmax(m) − log softmax(a) = (m − m_base) − (a − a_base) − ratio
+
+because logits less a base near the largest of them are exact, while log Σexp of exponents up to E
+is off by eps·E: alike for all cells of a group, so that softmaxes taken with it do not sum to 1.
+For the same reason ratio is infinite, and no softmax taken with it, where max |d| > STEEP.
 """
 
 import triton
 import triton.language as tl
 
-FIELDS = tl.constexpr(8)
+FIELDS = tl.constexpr(8)  # of the state above
+STATISTICS = tl.constexpr(5)  # that a gradient needs of a group
 SMALLEST = tl.constexpr(2.0**-126)
 STEEP = tl.constexpr(2.0)  # max |d| above which the plain logarithms of sums are used
 
@@ -86,27 +96,87 @@ def add_exponentials(highest, total, logits, counted):
 
 
 @triton.jit
+def exact_sum(x, y):
+    """(x + y rounded, what rounding lost)"""
+    total = x + y
+    added = total - x
+    return total, (x - (total - added)) + (y - added)
+
+
+@triton.jit
+def moved_sum(base, shift, a_sum, d_sum, e_sum):
+    """(base, sum) of Σexp(m) where every |d| <= STEEP, and what rounding the base lost."""
+    m_base, lost = exact_sum(base, shift)
+    return m_base, (a_sum + d_sum + e_sum) * tl.exp(lost), lost
+
+
+@triton.jit
 def finish(a_max, a_sum, d_sum, e_sum, m_max, m_sum, d_most, shift):
-    """(log Σexp(a), log Σexp(m) − log Σexp(a), KL), all 0 where nothing counted."""
+    """(a_base, a_scale, m_base, m_scale, ratio, KL), all 0 where nothing counted.
+
+    m_max and m_sum are looked at only where max |d| > STEEP.
+    """
     empty = a_sum == 0
     total = tl.where(empty, 1.0, a_sum)
     mean = d_sum / total
     excess = e_sum / total
-    a_log = tl.where(empty, 0.0, a_max + tl.log(total))
-    m_log = tl.where(empty, 0.0, m_max + tl.log(tl.where(m_sum == 0, 1.0, m_sum)))
+    a_base = tl.where(empty, 0.0, a_max)
     near = d_most <= STEEP
+    m_base, moved, lost = moved_sum(a_base, shift, total, d_sum, e_sum)
     bent = log1p_excess(tl.where(near, mean + excess, 0.0))
-    ratio = tl.where(near, shift + mean + excess + bent, m_log - a_log)
-    loss = tl.where(near, excess + bent, m_log - a_log - shift - mean)
-    return a_log, tl.where(empty, 0.0, ratio), tl.where(empty, 0.0, loss)
+    m_sum = tl.where(near, moved, m_sum)
+    m_sum = tl.where(m_sum > 0, m_sum, 1.0)
+    steep = tl.log(m_sum) - tl.log(total)
+    loss = tl.where(near, excess + bent, m_max - a_base - shift + steep - mean)
+    ratio = tl.where(near, mean + excess + bent + lost, float("inf"))
+    m_base = tl.where(near, m_base, m_max)
+    return (
+        a_base,
+        tl.where(empty, 0.0, 1 / total),
+        tl.where(empty, 0.0, m_base),
+        tl.where(empty, 0.0, 1 / m_sum),
+        tl.where(empty, 0.0, ratio),
+        tl.where(empty, 0.0, loss),
+    )
 
 
 @triton.jit
-def softmax_difference(a, m, a_log, ratio):
-    """softmax(m) − softmax(a), given log Σexp(a) and log Σexp(m) − log Σexp(a)."""
-    difference = m - a - ratio
-    weight = tl.exp(a - a_log)
+def store_statistics(place, step, a_base, a_scale, m_base, m_scale, ratio, mask):
+    tl.store(place, a_base, mask=mask)
+    tl.store(place + step, a_scale, mask=mask)
+    tl.store(place + 2 * step, m_base, mask=mask)
+    tl.store(place + 3 * step, m_scale, mask=mask)
+    tl.store(place + 4 * step, ratio, mask=mask)
+
+
+@triton.jit
+def load_statistics(place, step, mask):
+    """(a_base, a_scale, m_base, m_scale, ratio), as `store_statistics` left them."""
+    return (
+        tl.load(place, mask=mask, other=0.0),
+        tl.load(place + step, mask=mask, other=0.0),
+        tl.load(place + 2 * step, mask=mask, other=0.0),
+        tl.load(place + 3 * step, mask=mask, other=0.0),
+        tl.load(place + 4 * step, mask=mask, other=0.0),
+    )
+
+
+@triton.jit
+def softmax_difference(
+    a,  # (R, C)
+    m,  # (R, C)
+    a_base,  # (R,), as `finish` found them
+    a_scale,
+    m_base,
+    m_scale,
+    ratio,
+):
+    """softmax(m) − softmax(a)"""
+    a -= a_base[:, None]
+    m -= m_base[:, None]
+    difference = m - a - ratio[:, None]
+    weight = tl.exp(a) * a_scale[:, None]
     small = tl.minimum(tl.maximum(difference, -1.0), 1.0)
     near = weight * (small + expm1_excess(small))
-    far = tl.exp(m - a_log - ratio) - weight
+    far = tl.exp(m) * m_scale[:, None] - weight
     return tl.where(tl.abs(difference) <= 1, near, far)

@@ -16,6 +16,7 @@ from fastkd_kernels.attention_config import (
 )
 from fastkd_kernels.attention_factors import factors_fwd
 from fastkd_kernels.attention_mixing import MapView, Mixing, Settings
+from fastkd_kernels.attention_numerics import STATISTICS
 from fastkd_kernels.attention_plan import SLOTS, Chunk, make_plan, scratch_bytes
 from fastkd_kernels.attention_probabilities import probabilities_fwd
 from fastkd_kernels.attention_score_gradient import score_gradient_bwd
@@ -160,7 +161,7 @@ class QueryKeyAlignment:
             groups, rows = (1,), plan.sentences
         if normalization == "map" or (normalization == "row" and segments > 1):
             self.partials = self._empty(rows * self.parts * 8 * teacher_maps)
-        self.statistics = self._empty(rows * 2 * teacher_maps)
+        self.statistics = self._empty(rows * STATISTICS.value * teacher_maps)
         self.loss = self._empty(self.batch, teacher_maps, *groups)
         rows = plan.sentences * plan.rows * mixing.student_maps
         self.slots, self.started = None, False
