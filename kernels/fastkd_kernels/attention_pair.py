@@ -3,67 +3,22 @@
 import triton
 import triton.language as tl
 
-from fastkd_kernels.attention_numerics import FIELDS, add_exponentials, finish, gather
-from fastkd_kernels.attention_probabilities import clamped_length
-
-LOG_SMALLEST = tl.constexpr(-87.33654475055310)  # log(2⁻¹²⁶)
-
-STRIDES = (
-    "student_query_batch student_query_head student_query_row student_query_size "
-    "student_key_batch student_key_head student_key_row student_key_size "
-    "teacher_query_batch teacher_query_head teacher_query_row teacher_query_size "
-    "teacher_key_batch teacher_key_head teacher_key_row teacher_key_size "
+from fastkd_kernels.attention_numerics import (
+    FIELDS,
+    STATISTICS,
+    add_exponentials,
+    finish,
+    gather,
+    store_statistics,
 )
-RUNTIME = (
-    STRIDES + "student_scale teacher_scale heads student_group teacher_group student_units "
-    "teacher_units queries keys inverse_temperature"
-).split()
-
-
-@triton.jit
-def load_rows(
-    tensor,
-    sentence,
-    head,
-    row,
-    end,
-    batch_stride,
-    head_stride,
-    row_stride,
-    size_stride,
-    size,
-    UNIT: tl.constexpr,
-    CONTIGUOUS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """(rows, BLOCK_D) of queries or keys; zeros from row `end` on."""
-    element = tl.arange(0, BLOCK_D)
-    across = element if CONTIGUOUS else element.to(tl.int64) * size_stride
-    base = (
-        tensor
-        + sentence.to(tl.int64) * batch_stride * UNIT
-        + head.to(tl.int64) * head_stride * UNIT
-    )
-    return tl.load(
-        base + row.to(tl.int64)[:, None] * (row_stride.to(tl.int64) * UNIT) + across[None, :],
-        mask=(row < end)[:, None] & (element < size)[None, :],
-        other=0.0,
-    )
-
-
-@triton.jit
-def masked_scores(query, key, scale, attended, OPERAND: tl.constexpr):
-    """(R, C) scores; −inf where not attended."""
-    scores = tl.dot(query.to(OPERAND), tl.trans(key.to(OPERAND)), input_precision="ieee")
-    return tl.where(attended, scores * scale, float("-inf"))
-
-
-@triton.jit
-def attended_cells(row, row_end, key, last_key, CAUSAL: tl.constexpr):
-    cells = (row < row_end)[:, None] & (key < last_key)[None, :]
-    if CAUSAL:
-        cells = cells & (key[None, :] <= row[:, None])
-    return cells
+from fastkd_kernels.attention_pair_blocks import (
+    LOG_SMALLEST,
+    RUNTIME,
+    attended_cells,
+    load_rows,
+    masked_scores,
+    query_block,
+)
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -75,7 +30,7 @@ def pair_fwd(
     query_lengths,
     key_lengths,
     logs,  # (B, N, 5, Tq): maximum and log-sum of student and teacher, mass above the floor
-    statistics,  # (B, 2, N, Tq), or None with `partials`
+    statistics,  # (B, STATISTICS, N, Tq), or None with `partials`
     partials,  # (B, Tq, FIELDS, N), or None
     loss,  # (B, N, Tq), or None with `partials`
     student_query_batch,
@@ -115,31 +70,32 @@ def pair_fwd(
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    student_size = student_units * UNIT
-    teacher_size = teacher_units * UNIT
-    row_blocks = tl.cdiv(queries, BLOCK_Q)
-    row_block = tl.program_id(0) % row_blocks
-    head = (tl.program_id(0) // row_blocks) % heads
-    sentence = tl.program_id(0) // (row_blocks * heads)
-    first_row = row_block * BLOCK_Q
-    row = first_row + tl.arange(0, BLOCK_Q)
-    row_end = queries
-    if not INCLUDE:
-        row_end = clamped_length(query_lengths, sentence, queries)
-    last_key = clamped_length(key_lengths, sentence, keys)
-    seen = tl.where(first_row < row_end, last_key, 0)
-    if CAUSAL:
-        seen = tl.minimum(seen, first_row + BLOCK_Q)
-    mine = load_rows(
-        student_query,
-        sentence,
-        head,
-        row,
-        row_end,
+    student_query_strides = (
         student_query_batch,
         student_query_head,
         student_query_row,
         student_query_size,
+    )
+    student_key_strides = (student_key_batch, student_key_head, student_key_row, student_key_size)
+    teacher_query_strides = (
+        teacher_query_batch,
+        teacher_query_head,
+        teacher_query_row,
+        teacher_query_size,
+    )
+    teacher_key_strides = (teacher_key_batch, teacher_key_head, teacher_key_row, teacher_key_size)
+    student_size = student_units * UNIT
+    teacher_size = teacher_units * UNIT
+    sentence, head, row, row_end, last_key, seen = query_block(
+        query_lengths, key_lengths, heads, queries, keys, CAUSAL, INCLUDE, BLOCK_Q
+    )
+    mine = load_rows(
+        student_query,
+        student_query_strides,
+        sentence,
+        head,
+        row,
+        row_end,
         student_size,
         UNIT,
         CONTIGUOUS,
@@ -147,14 +103,11 @@ def pair_fwd(
     )
     theirs = load_rows(
         teacher_query,
+        teacher_query_strides,
         sentence,
         head,
         row,
         row_end,
-        teacher_query_batch,
-        teacher_query_head,
-        teacher_query_row,
-        teacher_query_size,
         teacher_size,
         UNIT,
         CONTIGUOUS,
@@ -175,14 +128,11 @@ def pair_fwd(
         attended = attended_cells(row, row_end, key, last_key, CAUSAL)
         tile = load_rows(
             student_key,
+            student_key_strides,
             sentence,
             head // student_group,
             key,
             last_key,
-            student_key_batch,
-            student_key_head,
-            student_key_row,
-            student_key_size,
             student_size,
             UNIT,
             CONTIGUOUS,
@@ -191,14 +141,11 @@ def pair_fwd(
         m = masked_scores(mine, tile, student_scale, attended, STUDENT_OPERAND)
         tile = load_rows(
             teacher_key,
+            teacher_key_strides,
             sentence,
             head // teacher_group,
             key,
             last_key,
-            teacher_key_batch,
-            teacher_key_head,
-            teacher_key_row,
-            teacher_key_size,
             teacher_size,
             UNIT,
             CONTIGUOUS,
@@ -237,7 +184,7 @@ def pair_fwd(
     highest = inverse_temperature / student_sum
     again = keys if INCLUDE else seen
     if MIXTURE:
-        a_log, ratio, divergence = finish(
+        _, _, _, _, _, divergence = finish(
             teacher_max, a_sum, d_sum, e_sum, student_max, m_sum, d_most, shift
         )
         # A second walk only where some probability of the student lies below the floor.
@@ -253,14 +200,11 @@ def pair_fwd(
         attended = attended_cells(row, row_end, key, last_key, CAUSAL)
         tile = load_rows(
             student_key,
+            student_key_strides,
             sentence,
             head // student_group,
             key,
             last_key,
-            student_key_batch,
-            student_key_head,
-            student_key_row,
-            student_key_size,
             student_size,
             UNIT,
             CONTIGUOUS,
@@ -269,14 +213,11 @@ def pair_fwd(
         m = masked_scores(mine, tile, student_scale, attended, STUDENT_OPERAND)
         tile = load_rows(
             teacher_key,
+            teacher_key_strides,
             sentence,
             head // teacher_group,
             key,
             last_key,
-            teacher_key_batch,
-            teacher_key_head,
-            teacher_key_row,
-            teacher_key_size,
             teacher_size,
             UNIT,
             CONTIGUOUS,
@@ -312,10 +253,12 @@ def pair_fwd(
         divergence = tl.where(low, direct, divergence)
         above = tl.where(low, kept, above)
     elif partials is None:
-        a_log, ratio, divergence = finish(base, a_sum, d_sum, e_sum, highest, m_sum, d_most, shift)
-        here = (sentence.to(tl.int64) * 2 * heads + head) * queries + row
-        tl.store(statistics + here, a_log, mask=mask)
-        tl.store(statistics + here + heads.to(tl.int64) * queries, ratio, mask=mask)
+        a_base, a_scale, m_base, m_scale, ratio, divergence = finish(
+            base, a_sum, d_sum, e_sum, highest, m_sum, d_most, shift
+        )
+        here = statistics + (sentence.to(tl.int64) * STATISTICS * heads + head) * queries + row
+        step = heads.to(tl.int64) * queries
+        store_statistics(here, step, a_base, a_scale, m_base, m_scale, ratio, mask)
     if partials is None:
         tl.store(loss + place, divergence, mask=mask)
     else:

@@ -3,11 +3,14 @@
 import triton
 import triton.language as tl
 
-from fastkd_kernels.attention_pair import attended_cells, load_rows, masked_scores
-from fastkd_kernels.attention_pair_gradient import (
+from fastkd_kernels.attention_pair_blocks import (
     BACKWARD_RUNTIME,
-    load_statistics,
+    attended_cells,
+    load_forward,
+    load_rows,
+    masked_scores,
     probability_and_gradient,
+    store_gradient,
 )
 from fastkd_kernels.attention_probabilities import clamped_length
 
@@ -21,7 +24,7 @@ def pair_key_bwd(
     query_lengths,
     key_lengths,
     logs,  # (B, N, 5, Tq)
-    statistics,  # (B, 2, N, statistic rows), or None
+    statistics,  # (B, STATISTICS, N, statistic rows), or None
     upstream,  # (B, N)
     delta,  # (B, N, Tq), or None
     gradient,  # (B, N_kv, Tk, Ds), contiguous
@@ -65,6 +68,20 @@ def pair_key_bwd(
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
+    student_query_strides = (
+        student_query_batch,
+        student_query_head,
+        student_query_row,
+        student_query_size,
+    )
+    student_key_strides = (student_key_batch, student_key_head, student_key_row, student_key_size)
+    teacher_query_strides = (
+        teacher_query_batch,
+        teacher_query_head,
+        teacher_query_row,
+        teacher_query_size,
+    )
+    teacher_key_strides = (teacher_key_batch, teacher_key_head, teacher_key_row, teacher_key_size)
     student_size = student_units * UNIT
     teacher_size = teacher_units * UNIT
     key_heads = heads // student_group
@@ -84,14 +101,11 @@ def pair_key_bwd(
         low = first_key // BLOCK_Q * BLOCK_Q
     mine = load_rows(
         student_key,
+        student_key_strides,
         sentence,
         key_head,
         key,
         last_key,
-        student_key_batch,
-        student_key_head,
-        student_key_row,
-        student_key_size,
         student_size,
         UNIT,
         CONTIGUOUS,
@@ -103,14 +117,11 @@ def pair_key_bwd(
         factor = tl.load(upstream + sentence.to(tl.int64) * heads + head)
         theirs = load_rows(
             teacher_key,
+            teacher_key_strides,
             sentence,
             head // teacher_group,
             key,
             last_key,
-            teacher_key_batch,
-            teacher_key_head,
-            teacher_key_row,
-            teacher_key_size,
             teacher_size,
             UNIT,
             CONTIGUOUS,
@@ -121,14 +132,11 @@ def pair_key_bwd(
             attended = attended_cells(row, row_end, key, last_key, CAUSAL)
             tile = load_rows(
                 teacher_query,
+                teacher_query_strides,
                 sentence,
                 head,
                 row,
                 row_end,
-                teacher_query_batch,
-                teacher_query_head,
-                teacher_query_row,
-                teacher_query_size,
                 teacher_size,
                 UNIT,
                 CONTIGUOUS,
@@ -137,39 +145,22 @@ def pair_key_bwd(
             a = masked_scores(tile, theirs, teacher_scale, attended, TEACHER_OPERAND)
             tile = load_rows(
                 student_query,
+                student_query_strides,
                 sentence,
                 head,
                 row,
                 row_end,
-                student_query_batch,
-                student_query_head,
-                student_query_row,
-                student_query_size,
                 student_size,
                 UNIT,
                 CONTIGUOUS,
                 BLOCK_D,
             )
             m = masked_scores(tile, mine, student_scale, attended, STUDENT_OPERAND)
-            student_max, student_log, teacher_max, teacher_log, above, a_log, ratio = (
-                load_statistics(
-                    logs, statistics, sentence, head, heads, row, row_end, queries, statistic_rows
-                )
+            forward = load_forward(
+                logs, statistics, sentence, head, heads, row, row_end, queries, statistic_rows
             )
             probability, change = probability_and_gradient(
-                m,
-                a,
-                attended,
-                student_max,
-                student_log,
-                teacher_max,
-                teacher_log,
-                above,
-                a_log,
-                ratio,
-                factor,
-                inverse_temperature,
-                MIXTURE,
+                m, a, attended, forward, factor, inverse_temperature, MIXTURE
             )
             if delta is not None:
                 place = (sentence.to(tl.int64) * heads + head) * queries + row
@@ -182,9 +173,4 @@ def pair_key_bwd(
                 input_precision=PRECISION,
             )
     place = (sentence.to(tl.int64) * key_heads + key_head) * keys + key
-    element = tl.arange(0, BLOCK_D)
-    tl.store(
-        gradient + place[:, None] * student_size + element[None, :],
-        (total * student_scale).to(gradient.dtype.element_ty),
-        mask=(key < keys)[:, None] & (element < student_size)[None, :],
-    )
+    store_gradient(gradient, total * student_scale, place, key, keys, student_size, BLOCK_D)

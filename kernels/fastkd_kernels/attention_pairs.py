@@ -7,6 +7,7 @@ from fastkd_kernels import common
 from fastkd_kernels.attention_config import pair_tile, precision, score_operand
 from fastkd_kernels.attention_merge import merge_statistics_fwd
 from fastkd_kernels.attention_mixing import Settings
+from fastkd_kernels.attention_numerics import STATISTICS
 from fastkd_kernels.attention_pair import pair_fwd
 from fastkd_kernels.attention_pair_gradient import pair_query_bwd
 from fastkd_kernels.attention_pair_key_gradient import pair_key_bwd
@@ -69,12 +70,13 @@ class PairAlignment:
         return common.empty(shape, dtype, self.tensors[0].device)
 
     def forward(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(loss (B, N, groups), logs (B, N, 5, Tq), statistics (B, 2, N, groups or 0))."""
+        """(loss (B, N, groups), logs (B, N, 5, Tq), statistics (B, STATISTICS, N, groups or 0))."""
         batch, heads, normalization = self.batch, self.heads, self.settings.normalization
         groups = 1 if normalization == "map" else self.queries
         loss = self._empty(batch, heads, groups)
         logs = self._empty(batch, heads, 5, self.queries)
-        statistics = self._empty(batch, 2, heads, 0 if normalization == "mixture" else groups)
+        statistic_rows = 0 if normalization == "mixture" else groups
+        statistics = self._empty(batch, STATISTICS.value, heads, statistic_rows)
         whole = normalization == "map"
         partials = self._empty(batch, self.queries, 8, heads) if whole else None
         pair_fwd[(batch * heads * ceil_div(self.queries, self.tile.edge),)](
