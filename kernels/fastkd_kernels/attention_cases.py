@@ -190,8 +190,9 @@ def _pairs(name, dtype, tensor, chosen, tile, mixture: bool) -> Iterator:
         "TEACHER_OPERAND": config.score_operand(dtype),
         "BLOCK_Q": tile.edge,
         "BLOCK_K": tile.edge,
-        "BLOCK_D": tile.size,
-        "representative": (name, tile.edge, tile.size) == ("bf16", 64, 64),
+        "SIZE": tile.size,
+        "BLOCK_D": tile.part,
+        "representative": (name, tile.edge) == ("bf16", 64),
     }
     label = f"{name} {tile.edge}x{tile.edge} D{tile.size}"
     label += " mixture" * mixture

@@ -104,13 +104,17 @@ def mix_tile(student_maps: int, keys: int, scratch: torch.dtype) -> MixTile:
 @dataclass(frozen=True)
 class PairTile:
     edge: int  # query rows and keys of a block
-    key_rows: int  # query rows where the gradient of keys is added up: it holds more at once
+    key_rows: int  # query rows where the gradient of keys is added up
     size: int  # head size of both sides
+    part: int  # of a head, which the scores of longer ones are added up from
     launch: Launch
 
 
 def pair_tile(longest: int, size: int, wide: bool) -> PairTile:
     """longest: of queries and keys; size: the larger head; wide: whether a tensor is float32."""
+    edge = 32 if wide else _edge(longest)
     block_d = block_size(size, PAIR_SIZES[0], PAIR_SIZES[-1])
-    edge = 32 if wide or block_d > 64 else _edge(longest)
-    return PairTile(edge, 32, block_d, Launch(4))
+    part = PAIR_SIZES[0]
+    if block_d > part:
+        return PairTile(edge, edge, block_d, part, Launch(8))
+    return PairTile(edge, 32, block_d, part, Launch(4))

@@ -15,9 +15,9 @@ from fastkd_kernels.attention_pair_blocks import (
     LOG_SMALLEST,
     RUNTIME,
     attended_cells,
-    load_rows,
     masked_scores,
     query_block,
+    whole_rows,
 )
 
 
@@ -68,51 +68,40 @@ def pair_fwd(
     TEACHER_OPERAND: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    SIZE: tl.constexpr,  # of a head; longer than BLOCK_D, it is read in parts
     BLOCK_D: tl.constexpr,
 ):
-    student_query_strides = (
-        student_query_batch,
-        student_query_head,
-        student_query_row,
-        student_query_size,
-    )
-    student_key_strides = (student_key_batch, student_key_head, student_key_row, student_key_size)
-    teacher_query_strides = (
-        teacher_query_batch,
-        teacher_query_head,
-        teacher_query_row,
-        teacher_query_size,
-    )
-    teacher_key_strides = (teacher_key_batch, teacher_key_head, teacher_key_row, teacher_key_size)
     student_size = student_units * UNIT
     teacher_size = teacher_units * UNIT
     sentence, head, row, row_end, last_key, seen = query_block(
         query_lengths, key_lengths, heads, queries, keys, CAUSAL, INCLUDE, BLOCK_Q
     )
-    mine = load_rows(
+    own_student_query = (
         student_query,
-        student_query_strides,
-        sentence,
+        (student_query_batch, student_query_head, student_query_row, student_query_size),
         head,
-        row,
-        row_end,
         student_size,
-        UNIT,
-        CONTIGUOUS,
-        BLOCK_D,
     )
-    theirs = load_rows(
+    own_student_key = (
+        student_key,
+        (student_key_batch, student_key_head, student_key_row, student_key_size),
+        head // student_group,
+        student_size,
+    )
+    own_teacher_query = (
         teacher_query,
-        teacher_query_strides,
-        sentence,
+        (teacher_query_batch, teacher_query_head, teacher_query_row, teacher_query_size),
         head,
-        row,
-        row_end,
         teacher_size,
-        UNIT,
-        CONTIGUOUS,
-        BLOCK_D,
     )
+    own_teacher_key = (
+        teacher_key,
+        (teacher_key_batch, teacher_key_head, teacher_key_row, teacher_key_size),
+        head // teacher_group,
+        teacher_size,
+    )
+    mine = whole_rows(own_student_query, sentence, row, row_end, UNIT, CONTIGUOUS, SIZE, BLOCK_D)
+    theirs = whole_rows(own_teacher_query, sentence, row, row_end, UNIT, CONTIGUOUS, SIZE, BLOCK_D)
 
     a_max = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
     a_sum = tl.zeros((BLOCK_Q,), tl.float32)
@@ -126,32 +115,42 @@ def pair_fwd(
     for first in range(0, seen, BLOCK_K):
         key = first + tl.arange(0, BLOCK_K)
         attended = attended_cells(row, row_end, key, last_key, CAUSAL)
-        tile = load_rows(
-            student_key,
-            student_key_strides,
+        tile = whole_rows(own_student_key, sentence, key, last_key, UNIT, CONTIGUOUS, SIZE, BLOCK_D)
+        m = masked_scores(
+            mine,
+            tile,
+            own_student_query,
+            own_student_key,
             sentence,
-            head // student_group,
+            row,
+            row_end,
             key,
             last_key,
-            student_size,
+            student_scale,
+            attended,
             UNIT,
             CONTIGUOUS,
+            STUDENT_OPERAND,
             BLOCK_D,
         )
-        m = masked_scores(mine, tile, student_scale, attended, STUDENT_OPERAND)
-        tile = load_rows(
-            teacher_key,
-            teacher_key_strides,
+        tile = whole_rows(own_teacher_key, sentence, key, last_key, UNIT, CONTIGUOUS, SIZE, BLOCK_D)
+        a = masked_scores(
+            theirs,
+            tile,
+            own_teacher_query,
+            own_teacher_key,
             sentence,
-            head // teacher_group,
+            row,
+            row_end,
             key,
             last_key,
-            teacher_size,
+            teacher_scale,
+            attended,
             UNIT,
             CONTIGUOUS,
+            TEACHER_OPERAND,
             BLOCK_D,
         )
-        a = masked_scores(theirs, tile, teacher_scale, attended, TEACHER_OPERAND)
         if MIXTURE:
             lowest = tl.minimum(lowest, tl.min(tl.where(attended, m, float("inf")), 1))
             m = tl.where(attended, m, 0.0)
@@ -198,32 +197,42 @@ def pair_fwd(
     for first in range(0, again, BLOCK_K):
         key = first + tl.arange(0, BLOCK_K)
         attended = attended_cells(row, row_end, key, last_key, CAUSAL)
-        tile = load_rows(
-            student_key,
-            student_key_strides,
+        tile = whole_rows(own_student_key, sentence, key, last_key, UNIT, CONTIGUOUS, SIZE, BLOCK_D)
+        m = masked_scores(
+            mine,
+            tile,
+            own_student_query,
+            own_student_key,
             sentence,
-            head // student_group,
+            row,
+            row_end,
             key,
             last_key,
-            student_size,
+            student_scale,
+            attended,
             UNIT,
             CONTIGUOUS,
+            STUDENT_OPERAND,
             BLOCK_D,
         )
-        m = masked_scores(mine, tile, student_scale, attended, STUDENT_OPERAND)
-        tile = load_rows(
-            teacher_key,
-            teacher_key_strides,
+        tile = whole_rows(own_teacher_key, sentence, key, last_key, UNIT, CONTIGUOUS, SIZE, BLOCK_D)
+        a = masked_scores(
+            theirs,
+            tile,
+            own_teacher_query,
+            own_teacher_key,
             sentence,
-            head // teacher_group,
+            row,
+            row_end,
             key,
             last_key,
-            teacher_size,
+            teacher_scale,
+            attended,
             UNIT,
             CONTIGUOUS,
+            TEACHER_OPERAND,
             BLOCK_D,
         )
-        a = masked_scores(theirs, tile, teacher_scale, attended, TEACHER_OPERAND)
         a = a - teacher_max[:, None] - teacher_log[:, None]
         m = m - student_max[:, None] - student_log[:, None]
         weight = tl.exp(a)

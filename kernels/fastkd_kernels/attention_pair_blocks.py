@@ -21,19 +21,18 @@ BACKWARD_RUNTIME = [*RUNTIME, "statistic_rows"]
 
 @triton.jit
 def load_rows(
-    tensor,
-    strides,  # (batch, head, row, size), all but the last in UNIT
+    side,  # (tensor, (batch, head, row, size) strides, head, size)
     sentence,
-    head,
     row,
     end,
-    size,
-    UNIT: tl.constexpr,
+    first,
+    UNIT: tl.constexpr,  # of all strides but the last
     CONTIGUOUS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """(rows, BLOCK_D) of queries or keys; zeros from row `end` on."""
-    element = tl.arange(0, BLOCK_D)
+    """(rows, BLOCK_D) of queries or keys from element `first` on; zeros from row `end` on."""
+    tensor, strides, head, size = side
+    element = first + tl.arange(0, BLOCK_D)
     across = element if CONTIGUOUS else element.to(tl.int64) * strides[3]
     base = tensor + (sentence.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[1]) * UNIT
     return tl.load(
@@ -41,6 +40,24 @@ def load_rows(
         mask=(row < end)[:, None] & (element < size)[None, :],
         other=0.0,
     )
+
+
+@triton.jit
+def whole_rows(
+    side,
+    sentence,
+    row,
+    end,
+    UNIT: tl.constexpr,
+    CONTIGUOUS: tl.constexpr,
+    SIZE: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """The rows, or None where they are longer than a block: `masked_scores` reads parts of them."""
+    rows = None
+    if SIZE <= BLOCK_D:
+        rows = load_rows(side, sentence, row, end, 0, UNIT, CONTIGUOUS, BLOCK_D)
+    return rows
 
 
 @triton.jit
@@ -78,9 +95,34 @@ def attended_cells(row, row_end, key, last_key, CAUSAL: tl.constexpr):
 
 
 @triton.jit
-def masked_scores(query, key, scale, attended, OPERAND: tl.constexpr):
+def masked_scores(
+    query_rows,  # as `whole_rows` gave them
+    key_rows,
+    query,  # sides of `load_rows`
+    key,
+    sentence,
+    row,
+    row_end,
+    column,
+    last_key,
+    scale,
+    attended,
+    UNIT: tl.constexpr,
+    CONTIGUOUS: tl.constexpr,
+    OPERAND: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
     """(R, C) scores; −inf where not attended."""
-    scores = tl.dot(query.to(OPERAND), tl.trans(key.to(OPERAND)), input_precision="ieee")
+    if query_rows is None:
+        scores = tl.zeros(attended.shape, tl.float32)
+        for first in range(0, query[3], BLOCK_D):
+            own = load_rows(query, sentence, row, row_end, first, UNIT, CONTIGUOUS, BLOCK_D)
+            other = load_rows(key, sentence, column, last_key, first, UNIT, CONTIGUOUS, BLOCK_D)
+            other = tl.trans(other.to(OPERAND))
+            scores = tl.dot(own.to(OPERAND), other, scores, input_precision="ieee")
+    else:
+        other = tl.trans(key_rows.to(OPERAND))
+        scores = tl.dot(query_rows.to(OPERAND), other, input_precision="ieee")
     return tl.where(attended, scores * scale, float("-inf"))
 
 
@@ -136,8 +178,8 @@ def probability_and_gradient(
 
 
 @triton.jit
-def store_gradient(gradient, total, place, row, end, size, BLOCK_D: tl.constexpr):
-    element = tl.arange(0, BLOCK_D)
+def store_gradient(gradient, total, place, row, end, size, SIZE: tl.constexpr):
+    element = tl.arange(0, SIZE)
     tl.store(
         gradient + place[:, None] * size + element[None, :],
         total.to(gradient.dtype.element_ty),

@@ -12,6 +12,7 @@ from fastkd_kernels.attention_pair_blocks import (
     probability_and_gradient,
     query_block,
     store_gradient,
+    whole_rows,
 )
 
 
@@ -66,58 +67,47 @@ def pair_query_bwd(
     PRECISION: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    SIZE: tl.constexpr,  # of a head; longer than BLOCK_D, it is read in parts
     BLOCK_D: tl.constexpr,
 ):
-    student_query_strides = (
-        student_query_batch,
-        student_query_head,
-        student_query_row,
-        student_query_size,
-    )
-    student_key_strides = (student_key_batch, student_key_head, student_key_row, student_key_size)
-    teacher_query_strides = (
-        teacher_query_batch,
-        teacher_query_head,
-        teacher_query_row,
-        teacher_query_size,
-    )
-    teacher_key_strides = (teacher_key_batch, teacher_key_head, teacher_key_row, teacher_key_size)
     student_size = student_units * UNIT
     teacher_size = teacher_units * UNIT
     sentence, head, row, row_end, last_key, seen = query_block(
         query_lengths, key_lengths, heads, queries, keys, CAUSAL, INCLUDE, BLOCK_Q
     )
-    mine = load_rows(
+    own_student_query = (
         student_query,
-        student_query_strides,
-        sentence,
+        (student_query_batch, student_query_head, student_query_row, student_query_size),
         head,
-        row,
-        row_end,
         student_size,
-        UNIT,
-        CONTIGUOUS,
-        BLOCK_D,
     )
-    theirs = load_rows(
+    own_student_key = (
+        student_key,
+        (student_key_batch, student_key_head, student_key_row, student_key_size),
+        head // student_group,
+        student_size,
+    )
+    own_teacher_query = (
         teacher_query,
-        teacher_query_strides,
-        sentence,
+        (teacher_query_batch, teacher_query_head, teacher_query_row, teacher_query_size),
         head,
-        row,
-        row_end,
         teacher_size,
-        UNIT,
-        CONTIGUOUS,
-        BLOCK_D,
     )
+    own_teacher_key = (
+        teacher_key,
+        (teacher_key_batch, teacher_key_head, teacher_key_row, teacher_key_size),
+        head // teacher_group,
+        teacher_size,
+    )
+    mine = whole_rows(own_student_query, sentence, row, row_end, UNIT, CONTIGUOUS, SIZE, BLOCK_D)
+    theirs = whole_rows(own_teacher_query, sentence, row, row_end, UNIT, CONTIGUOUS, SIZE, BLOCK_D)
     forward = load_forward(
         logs, statistics, sentence, head, heads, row, row_end, queries, statistic_rows
     )
     factor = tl.load(upstream + sentence.to(tl.int64) * heads + head)
 
     delta_sum = tl.zeros((BLOCK_Q,), tl.float32)
-    total = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32)
+    total = tl.zeros((BLOCK_Q, SIZE), tl.float32)
     # Two walks where the gradient of the scores needs the sum over a row: delta, then dQ.
     walked = seen if MIXTURE else tl.cdiv(seen, BLOCK_K) * BLOCK_K * 2
     half = 0 if MIXTURE else tl.cdiv(seen, BLOCK_K) * BLOCK_K
@@ -125,32 +115,42 @@ def pair_query_bwd(
         first = tl.where(step < half, step, step - half)
         key = first + tl.arange(0, BLOCK_K)
         attended = attended_cells(row, row_end, key, last_key, CAUSAL)
-        tile = load_rows(
-            teacher_key,
-            teacher_key_strides,
+        tile = whole_rows(own_teacher_key, sentence, key, last_key, UNIT, CONTIGUOUS, SIZE, BLOCK_D)
+        a = masked_scores(
+            theirs,
+            tile,
+            own_teacher_query,
+            own_teacher_key,
             sentence,
-            head // teacher_group,
+            row,
+            row_end,
             key,
             last_key,
-            teacher_size,
+            teacher_scale,
+            attended,
             UNIT,
             CONTIGUOUS,
+            TEACHER_OPERAND,
             BLOCK_D,
         )
-        a = masked_scores(theirs, tile, teacher_scale, attended, TEACHER_OPERAND)
-        tile = load_rows(
-            student_key,
-            student_key_strides,
+        tile = whole_rows(own_student_key, sentence, key, last_key, UNIT, CONTIGUOUS, SIZE, BLOCK_D)
+        m = masked_scores(
+            mine,
+            tile,
+            own_student_query,
+            own_student_key,
             sentence,
-            head // student_group,
+            row,
+            row_end,
             key,
             last_key,
-            student_size,
+            student_scale,
+            attended,
             UNIT,
             CONTIGUOUS,
+            STUDENT_OPERAND,
             BLOCK_D,
         )
-        m = masked_scores(mine, tile, student_scale, attended, STUDENT_OPERAND)
         probability, change = probability_and_gradient(
             m, a, attended, forward, factor, inverse_temperature, MIXTURE
         )
@@ -158,6 +158,10 @@ def pair_query_bwd(
             delta_sum += tl.sum(change, 1)
         else:
             change = change - delta_sum[:, None] * probability
+            if SIZE > BLOCK_D:
+                tile = load_rows(
+                    own_student_key, sentence, key, last_key, 0, UNIT, CONTIGUOUS, SIZE
+                )
             total = tl.dot(
                 change.to(PRODUCT_OPERAND),
                 tile.to(PRODUCT_OPERAND),
@@ -167,4 +171,4 @@ def pair_query_bwd(
     place = (sentence.to(tl.int64) * heads + head) * queries + row
     if delta is not None:
         tl.store(delta + place, delta_sum, mask=row < queries)
-    store_gradient(gradient, total * student_scale, place, row, queries, student_size, BLOCK_D)
+    store_gradient(gradient, total * student_scale, place, row, queries, student_size, SIZE)

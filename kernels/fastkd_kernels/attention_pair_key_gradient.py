@@ -11,6 +11,7 @@ from fastkd_kernels.attention_pair_blocks import (
     masked_scores,
     probability_and_gradient,
     store_gradient,
+    whole_rows,
 )
 from fastkd_kernels.attention_probabilities import clamped_length
 
@@ -66,22 +67,9 @@ def pair_key_bwd(
     PRECISION: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    SIZE: tl.constexpr,  # of a head; longer than BLOCK_D, it is read in parts
     BLOCK_D: tl.constexpr,
 ):
-    student_query_strides = (
-        student_query_batch,
-        student_query_head,
-        student_query_row,
-        student_query_size,
-    )
-    student_key_strides = (student_key_batch, student_key_head, student_key_row, student_key_size)
-    teacher_query_strides = (
-        teacher_query_batch,
-        teacher_query_head,
-        teacher_query_row,
-        teacher_query_size,
-    )
-    teacher_key_strides = (teacher_key_batch, teacher_key_head, teacher_key_row, teacher_key_size)
     student_size = student_units * UNIT
     teacher_size = teacher_units * UNIT
     key_heads = heads // student_group
@@ -99,63 +87,81 @@ def pair_key_bwd(
     low = 0
     if CAUSAL:
         low = first_key // BLOCK_Q * BLOCK_Q
-    mine = load_rows(
+    own_student_key = (
         student_key,
-        student_key_strides,
-        sentence,
+        (student_key_batch, student_key_head, student_key_row, student_key_size),
         key_head,
-        key,
-        last_key,
         student_size,
-        UNIT,
-        CONTIGUOUS,
-        BLOCK_D,
     )
-    total = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
+    mine = whole_rows(own_student_key, sentence, key, last_key, UNIT, CONTIGUOUS, SIZE, BLOCK_D)
+    total = tl.zeros((BLOCK_K, SIZE), tl.float32)
     for member in range(student_group):
         head = key_head * student_group + member
         factor = tl.load(upstream + sentence.to(tl.int64) * heads + head)
-        theirs = load_rows(
-            teacher_key,
-            teacher_key_strides,
-            sentence,
-            head // teacher_group,
-            key,
-            last_key,
+        own_student_query = (
+            student_query,
+            (student_query_batch, student_query_head, student_query_row, student_query_size),
+            head,
+            student_size,
+        )
+        own_teacher_query = (
+            teacher_query,
+            (teacher_query_batch, teacher_query_head, teacher_query_row, teacher_query_size),
+            head,
             teacher_size,
-            UNIT,
-            CONTIGUOUS,
-            BLOCK_D,
+        )
+        own_teacher_key = (
+            teacher_key,
+            (teacher_key_batch, teacher_key_head, teacher_key_row, teacher_key_size),
+            head // teacher_group,
+            teacher_size,
+        )
+        theirs = whole_rows(
+            own_teacher_key, sentence, key, last_key, UNIT, CONTIGUOUS, SIZE, BLOCK_D
         )
         for first in range(low, walked, BLOCK_Q):
             row = first + tl.arange(0, BLOCK_Q)
             attended = attended_cells(row, row_end, key, last_key, CAUSAL)
-            tile = load_rows(
-                teacher_query,
-                teacher_query_strides,
+            tile = whole_rows(
+                own_teacher_query, sentence, row, row_end, UNIT, CONTIGUOUS, SIZE, BLOCK_D
+            )
+            a = masked_scores(
+                tile,
+                theirs,
+                own_teacher_query,
+                own_teacher_key,
                 sentence,
-                head,
                 row,
                 row_end,
-                teacher_size,
+                key,
+                last_key,
+                teacher_scale,
+                attended,
                 UNIT,
                 CONTIGUOUS,
+                TEACHER_OPERAND,
                 BLOCK_D,
             )
-            a = masked_scores(tile, theirs, teacher_scale, attended, TEACHER_OPERAND)
-            tile = load_rows(
-                student_query,
-                student_query_strides,
+            tile = whole_rows(
+                own_student_query, sentence, row, row_end, UNIT, CONTIGUOUS, SIZE, BLOCK_D
+            )
+            m = masked_scores(
+                tile,
+                mine,
+                own_student_query,
+                own_student_key,
                 sentence,
-                head,
                 row,
                 row_end,
-                student_size,
+                key,
+                last_key,
+                student_scale,
+                attended,
                 UNIT,
                 CONTIGUOUS,
+                STUDENT_OPERAND,
                 BLOCK_D,
             )
-            m = masked_scores(tile, mine, student_scale, attended, STUDENT_OPERAND)
             forward = load_forward(
                 logs, statistics, sentence, head, heads, row, row_end, queries, statistic_rows
             )
@@ -166,6 +172,10 @@ def pair_key_bwd(
                 place = (sentence.to(tl.int64) * heads + head) * queries + row
                 known = tl.load(delta + place, mask=row < row_end, other=0.0)
                 change = change - known[:, None] * probability
+            if SIZE > BLOCK_D:
+                tile = load_rows(
+                    own_student_query, sentence, row, row_end, 0, UNIT, CONTIGUOUS, SIZE
+                )
             total = tl.dot(
                 tl.trans(change.to(PRODUCT_OPERAND)),
                 tile.to(PRODUCT_OPERAND),
@@ -173,4 +183,4 @@ def pair_key_bwd(
                 input_precision=PRECISION,
             )
     place = (sentence.to(tl.int64) * key_heads + key_head) * keys + key
-    store_gradient(gradient, total * student_scale, place, key, keys, student_size, BLOCK_D)
+    store_gradient(gradient, total * student_scale, place, key, keys, student_size, SIZE)

@@ -62,7 +62,8 @@ class PairAlignment:
             "TEACHER_OPERAND": score_operand(dtypes[1]),
             "BLOCK_Q": self.tile.edge,
             "BLOCK_K": self.tile.edge,
-            "BLOCK_D": self.tile.size,
+            "SIZE": self.tile.size,
+            "BLOCK_D": self.tile.part,
             **self.tile.launch.options,
         }
 
