@@ -18,13 +18,15 @@ if [ "$1" = --tiny ]; then
     out=$(mktemp -d)
     trap 'rm -rf "$out"' EXIT
     main="B=2,T=48" rest="B=2,T=32" tokens="N=16,V=64,Ds=8,Dt=16" more="N=32,V=64,Ds=8,Dt=16"
-    scale=smoke rounds=2 seconds=0
+    scale=smoke rounds=2 seconds=0 attention=reference,torch,torch-uncompiled
+    losses=reference,by-hand,torch memory=--no-memory
 else
     out=benchmarks/results
     main="B=2,T=1024 B=16,T=128 B=64,T=32" rest="B=32,T=64 B=8,T=256 B=4,T=512"
     tokens="N=3072,V=16000,Ds=256,Dt=256 N=256,V=16000,Ds=256,Dt=256"
     more="N=1024,V=16000,Ds=256,Dt=256 N=32,V=16000,Ds=256,Dt=256"
-    scale=cpu rounds=15 seconds=5
+    scale=cpu rounds=15 seconds=5 attention=reference,compile,torch,torch-uncompiled
+    losses=reference,by-hand,compile,torch memory=--memory
 fi
 
 part() {
@@ -45,7 +47,7 @@ bench() {
     for operation in $1; do
         for shape in $2; do
             part fastkd bench --device cpu --op "$operation" --shapes "$shape" --against "$3" \
-                --seconds "$seconds" --out "$out"
+                --seconds "$seconds" "$memory" --out "$out"
         done
     done
 }
@@ -56,10 +58,9 @@ real() {
     part "$1" "$PREPARED" --rounds "$rounds" --out "$out"
 }
 
-attention=reference,compile,torch,torch-uncompiled
 bench "alignment-row alignment-map" "$main" "$attention"
-bench "linear-tie linear-kd" "$tokens" reference,by-hand,compile,torch
-bench linear-ce "$tokens" reference,by-hand,compile,torch,pytorch,pytorch-chunked
+bench "linear-tie linear-kd" "$tokens" "$losses"
+bench linear-ce "$tokens" "$losses,pytorch,pytorch-chunked"
 bench training "$scale" reference,torch
 real benchmarks.alignment_step
 real benchmarks.training_throughput

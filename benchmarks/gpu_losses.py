@@ -17,10 +17,19 @@ from pathlib import Path
 
 import torch
 
-from fastkd.bench.command import TRAINING, Question, answer
+from fastkd.bench.command import Question, answer
 from fastkd.bench.record import Row
 from fastkd.bench.run import Effort
-from fastkd.bench.tables import Line, fastest, milliseconds, ratio, size, tables, text_table
+from fastkd.bench.tables import (
+    TRAINING,
+    Line,
+    fastest,
+    milliseconds,
+    ratio,
+    size,
+    tables,
+    text_table,
+)
 
 _COMPILE = ("compile",)
 _OTHERS = ("reference", "torch", "triton", "liger", "cce", "pytorch", "pytorch-chunked")

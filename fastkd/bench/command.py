@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,6 +16,9 @@ from fastkd.bench.run import Effort, run_case
 from fastkd.bench.tables import TRAINING
 from fastkd.errors import InputError
 from fastkd.functional.dispatch import BACKENDS
+
+if TYPE_CHECKING:
+    from fastkd.bench.training import Scale
 
 NAMES = (*OPERATIONS, TRAINING)
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
@@ -52,6 +56,8 @@ def check(question: Question) -> None:
             raise InputError(f"--op: expected one of {', '.join(NAMES)}, not {name!r}")
         if name in OPERATIONS:
             _shapes(OPERATIONS[name], question)
+        else:
+            _scales(question)
     for name in question.against:
         if name not in providers.NAMES:
             known = ", ".join(providers.NAMES)
@@ -79,16 +85,24 @@ def _shapes(operation: Operation, question: Question) -> list[dict[str, int]]:
 
 
 def _training(question: Question) -> Iterator[list[Row]]:
-    from fastkd.bench.training import METHODS, SCALES, run_training
+    from fastkd.bench.training import METHODS, run_training
 
     ours = [name for name in question.against if name in BACKENDS]
     if question.device.type == "cpu":
         ours = [name for name in ours if name != "triton"]
-    for name in question.shapes or (question.device.type,):
+    effort = question.effort
+    for scale in _scales(question):
+        yield run_training(
+            scale, question.device, ours, tuple(METHODS), effort.least, effort.memory
+        )
+
+
+def _scales(question: Question) -> "list[Scale]":
+    from fastkd.bench.training import SCALES
+
+    names = question.shapes or (question.device.type,)
+    for name in names:
         if name not in SCALES:
             known = ", ".join(SCALES)
             raise InputError(f"--shapes: expected one of {known} for training, not {name!r}")
-        effort = question.effort
-        yield run_training(
-            SCALES[name], question.device, ours, tuple(METHODS), effort.least, effort.memory
-        )
+    return [SCALES[name] for name in names]

@@ -69,8 +69,7 @@ def plot_all(results: Sequence[tuple[Machine, Row]], folder: Path, kind: str) ->
     """One picture for each operation that has several sizes: `<operation>-<kind>.png`."""
     files = []
     for name in dict.fromkeys(row.operation for _, row in results):
-        own = [(machine, row) for machine, row in results if row.operation == name]
-        own = newest(own)
+        own = newest([(machine, row) for machine, row in results if row.operation == name])
         if plottable(own):
             files.append(folder / f"{name}-{kind}.png")
             plot_operation(own, files[-1], kind)

@@ -6,7 +6,6 @@ A GPU has units of their own for matrix products and for exponentials, of which 
 and multiprocessor. On a CPU the same units do both, so their times add up, and both are measured.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +13,7 @@ from functools import cache
 import torch
 
 from fastkd.bench.operation import Work
+from fastkd.bench.turns import host_clock
 
 _EXPONENTIALS_A_CLOCK = 16
 _USUAL_CLOCK = 1_980_000  # kHz, of an H200, where PyTorch does not tell
@@ -64,6 +64,7 @@ def measured_rates(device: torch.device, dtype: torch.dtype) -> Rates:
 
 def _best(function: Callable[[], object], device: torch.device, repeats: int = 25) -> float:
     function()
+    now = host_clock(device)
     times = []
     for _ in range(repeats):
         if device.type == "cuda":
@@ -74,7 +75,7 @@ def _best(function: Callable[[], object], device: torch.device, repeats: int = 2
             torch.cuda.synchronize(device)
             times.append(start.elapsed_time(end) / 1e3)
         else:
-            begin = time.perf_counter()
+            begin = now()
             function()
-            times.append(time.perf_counter() - begin)
+            times.append(now() - begin)
     return min(times)

@@ -94,12 +94,12 @@ def _steps(rows: list[Row]) -> Table:
 
 
 def _throughput(rows: list[Row]) -> Table:
-    lines = [
+    lines: list[Line] = [
         (
             row.provider,
             milliseconds(row.median_ms),
             spread(row),
-            f"{row.tokens_per_second:,.0f}",
+            f"{row.tokens_per_second or 0:,.0f}",
             "" if not row.relative else f"{1 / row.relative:.2f}",
         )
         for row in rows
@@ -158,11 +158,10 @@ def training_summary(rows: Iterable[Row]) -> str:
             found = {r.provider: r for r in own if r.shape.partition(" ")[2] == method}
             cells = [step_cells(found.get(backend)) for backend in backends]
             lines.append((method, *(cell for pair in cells for cell in pair)))
-        header = [f"training step, {scale}"]
-        for backend in backends:
-            header += [f"{backend}, ms (cost)", "memory"]
+        columns = [(f"{backend}, ms (cost)", "memory") for backend in backends]
+        header: Line = (f"training step, {scale}", *(name for pair in columns for name in pair))
         if not any(row.peak_bytes for row in own):
-            header, lines = header[:1] + header[1::2], [line[:1] + line[1::2] for line in lines]
+            header, *lines = ((line[0], *line[1::2]) for line in (header, *lines))
         parts.append(markdown_table(header, lines))
     return "\n\n".join(parts)
 
@@ -170,7 +169,7 @@ def training_summary(rows: Iterable[Row]) -> str:
 def throughput_summary(rows: Iterable[Row]) -> str:
     """A sentence; empty where nothing was measured."""
     told = [
-        f"{row.tokens_per_second:,.0f} target tokens a second in {row.dtype},"
+        f"{row.tokens_per_second or 0:,.0f} target tokens a second in {row.dtype},"
         f" {1 / row.relative:.1f} times a bare loop over `torch.nn.Transformer`"
         for row in rows
         if row.operation == THROUGHPUT and row.provider == "fastkd" and row.relative

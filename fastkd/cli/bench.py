@@ -28,17 +28,15 @@ def command(operations, device, shapes, against, dtype, seconds, memory, out, li
     Each provider first shows that it computes the same loss and gradients. "bound" is the share
     of the least possible time that the machine's own measured rates allow.
     """
-    from rich.console import Console
-
     from fastkd.bench import providers
     from fastkd.bench.command import NAMES, Question, answer, check
     from fastkd.bench.run import Effort
+    from fastkd.bench.tables import tables
     from fastkd.runs.device import pick_device
 
-    console = Console()
     if listed:
-        console.print(f"operations: {', '.join(NAMES)}", highlight=False)
-        console.print(f"providers: {', '.join(providers.NAMES)}", highlight=False)
+        click.echo(f"operations: {', '.join(NAMES)}")
+        click.echo(f"providers: {', '.join(providers.NAMES)}")
         return
     question = Question(
         operations=operations or NAMES,
@@ -51,25 +49,10 @@ def command(operations, device, shapes, against, dtype, seconds, memory, out, li
     )
     check(question)
     for rows in answer(question):
-        _show(console, rows)
+        for table in tables(rows):
+            click.echo(f"{table.text()}\n")
     if question.out is not None:
         _draw(question)
-
-
-def _show(console, rows: list) -> None:
-    from rich.table import Table
-
-    from fastkd.bench.tables import tables
-
-    for found in tables(rows):
-        table = Table(title=found.title, title_justify="left")
-        for place, name in enumerate(found.header):
-            table.add_column(name, justify="right" if place else "left")
-        for line in found.lines:
-            table.add_row(*line)
-        console.print(table, highlight=False)
-        if found.remarks:
-            console.print("; ".join(found.remarks), highlight=False, markup=False)
 
 
 def _draw(question) -> None:

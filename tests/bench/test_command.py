@@ -39,6 +39,7 @@ def test_training_steps_of_every_method(tmp_path, capsys):
         ("--op linear-ce --shapes T=3", "--shapes"),
         ("--against somebody", "--against"),
         ("--op training --shapes huge", "--shapes"),
+        ("--op linear-ce --op training --shapes N=16", "--shapes"),
     ],
 )
 def test_wrong_input_is_one_line(arguments, complaint, capsys):
