@@ -47,7 +47,9 @@ def short(
         machine, rows = found[-1][0], [row for _, row in found]
         parts += [f"**{machine.where(device)}**. {_SHORT_LEGEND}"]
         for family, title in _FAMILIES.items():
-            lines = summary(row for row in rows if row.operation.startswith(f"{family}-"))
+            lines = summary(
+                shared_shapes([r for r in rows if r.operation.startswith(f"{family}-")])
+            )
             if lines:
                 parts.append(markdown_table((title, *SUMMARY[1:]), lines))
         parts += filter(None, (training_summary(rows), throughput_summary(rows)))
@@ -67,6 +69,15 @@ def full(results: Mapping[str, Results], pictures: Mapping[str, Sequence[Path]])
     if "cuda" not in results:
         parts.append(_NO_GPU)
     return "\n\n".join(parts)
+
+
+def shared_shapes(rows: Sequence[Row]) -> list[Row]:
+    """Of the shapes that all operations were measured on: those that compare."""
+    shapes: dict[str, set[str]] = {}
+    for row in rows:
+        shapes.setdefault(row.operation, set()).add(row.shape)
+    shared = set.intersection(*shapes.values()) if shapes else set()
+    return [row for row in rows if row.shape in shared]
 
 
 def newest(found: Results) -> Results:

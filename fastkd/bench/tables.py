@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from fastkd.bench.record import Row
 
 Line = Sequence[str]
+_LOSSES = {"ce": "CE", "kd": "CE + KD", "tie": "CE + KD + ranking"}  # as a summary calls them
 
 TRAINING, THROUGHPUT = "training", "throughput"  # operations whose rows are of whole steps
 
 CASE = ("provider", "forward", "backward", "both, ms", "spread", "speed", "peak", "bound")
-SUMMARY = ("", "ms", "× eager", "× compiled", "memory", "eager", "compiled", "floor")
+SUMMARY = ("", "ms", "× eager", "× compiled", "memory", "eager's", "compiled's", "floor")
 STEP = ("method, backend", "ms", "spread", "tokens/s", "cost", "peak")
 SPEED = ("training loop", "ms", "spread", "tokens/s", "speed")
 
@@ -116,10 +117,11 @@ def summary(rows: Iterable[Row]) -> list[Line]:
         ours = fastest(own, ("torch", "triton"))
         if ours is None:
             continue
+        loss = case[0].partition("-")[2]
         eager, compiled = own.get("reference"), own.get("compile")
         lines.append(
             (
-                f"{case[0].partition('-')[2]}, {short_shape(case[1])}",
+                f"{_LOSSES.get(loss, loss)}, {short_shape(case[1])}",
                 milliseconds(ours.median_ms),
                 times(eager, ours),
                 times(compiled, ours),
@@ -161,9 +163,13 @@ def training_summary(rows: Iterable[Row]) -> str:
         columns = [(f"{backend}, ms (cost)", "memory") for backend in backends]
         header: Line = (f"training step, {scale}", *(name for pair in columns for name in pair))
         if not any(row.peak_bytes for row in own):
-            header, *lines = ((line[0], *line[1::2]) for line in (header, *lines))
+            header, *lines = [_without_memory(line) for line in (header, *lines)]
         parts.append(markdown_table(header, lines))
     return "\n\n".join(parts)
+
+
+def _without_memory(line: Line) -> Line:
+    return (line[0], *line[1::2])
 
 
 def throughput_summary(rows: Iterable[Row]) -> str:

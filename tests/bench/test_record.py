@@ -90,7 +90,7 @@ def test_in_short_our_fastest_is_beside_eager_and_compiled():
         row("cce", status="absent: not installed", median_ms=None),
     ]
     (line,) = summary(rows)
-    assert line == ("kd, N 16 V 64", "2", "4.00", "3.00", "1.5 MB", "9 MB", "1.5 MB", "25%")
+    assert line == ("CE + KD, N 16 V 64", "2", "4.00", "3.00", "1.5 MB", "9 MB", "1.5 MB", "25%")
 
 
 def test_cases_without_ours_are_not_told_in_short():
@@ -182,7 +182,7 @@ def test_both_pages_are_replaced_between_their_markers(repository):
         assert "nothing is measured yet" in text
         assert "A CPU, 2 threads" in text
     assert "fastkd](benchmarks/results/memory.png)" in pages[0]
-    assert "| kd, N 16 V 64 |" in pages[0]
+    assert "| CE + KD, N 16 V 64 |" in pages[0]
     assert "by-hand" not in pages[0]
     assert "| by-hand |" in pages[1]
     assert readme.main() == 0
@@ -202,6 +202,14 @@ def test_a_measured_gpu_is_not_called_missing():
     for text in (short(results), full(results, {"cuda": ()})):
         assert "NVIDIA H200, driver 570" in text
         assert "nothing is measured" not in text
+
+
+def test_in_short_only_shapes_that_compare():
+    rows = [*case("torch"), *case("torch", "N=32,V=64")]
+    rows += case("torch", "N=32,V=64", operation="logits-tie")
+    text = short({"cpu": [(MACHINE, found) for found in rows]})
+    assert text.count("N 32 V 64") == 2
+    assert "N 16" not in text
 
 
 def test_machines_are_not_mixed():
