@@ -14,13 +14,13 @@ import contextlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastkd.errors import InputError
+from fastkd.integrations.attention_calls import AttentionCall, refusal, shared_refusal
 from fastkd.taps import AttentionTap, AttentionTaps
 
 SUPPORTED = "5.0 to 5.x"
@@ -56,32 +56,26 @@ def attention_taps(model: PreTrainedModel) -> Iterator["ModelTaps"]:
     Outputs of the model do not change. Gradient checkpointing must be `use_reentrant=False`.
 
     Raises InputError, when the taps are read, for attention that queries and keys do not determine:
-    a position bias, a soft cap, a sliding window, left padding, packed sequences, a cache.
+    a position bias, a soft cap, a sliding window shorter than the keys, left padding, packed
+    sequences, sinks, any other mask, a cache; and for what does not pass through the interface.
     """
     taps = ModelTaps(model)
     if any(hasattr(module, _TAP) for module in taps._order):
         raise InputError(f"{type(model).__name__}: is tapped already")
-    hook = model.register_forward_pre_hook(taps._begin, with_kwargs=True)
+    hooks = [
+        model.register_forward_pre_hook(taps._begin, with_kwargs=True),
+        model.register_forward_hook(taps._end),
+    ]
     with _wrapped_functions():
         for module in taps._order:
             setattr(module, _TAP, taps)
         try:
             yield taps
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
             for module in taps._order:
                 delattr(module, _TAP)
-
-
-@dataclass
-class _Layer:
-    """What one attention layer was called with."""
-
-    query: Tensor
-    key: Tensor
-    scale: float | None
-    causal: bool
-    refused: str | None  # why the tap cannot serve
 
 
 class ModelTaps:
@@ -96,8 +90,11 @@ class ModelTaps:
                 self._kinds[module] = kind
         self._order = list(self._kinds)
         if not self._order:
-            raise InputError(f"{type(model).__name__}: no attention layers of a known form in it")
-        self._layers: dict[nn.Module, _Layer] = {}
+            raise InputError(
+                f"{type(model).__name__}: no attention layers of a known form in it; {_INSTEAD}"
+            )
+        self._calls: dict[nn.Module, AttentionCall] = {}
+        self._state = "new"  # "running" within a forward pass, "done" after it
         self._inputs: dict[str, Any] = {}
         self._with_grad = True
 
@@ -129,36 +126,34 @@ class ModelTaps:
     def _begin(self, model: nn.Module, arguments: tuple, keywords: dict[str, Any]) -> None:
         bound = self._signature.bind_partial(*arguments, **keywords).arguments
         self._inputs = {**bound, **bound.get("kwargs", {})}
-        self._layers = {}
+        self._calls = {}
+        self._state = "running"
         self._with_grad = torch.is_grad_enabled()
 
-    def _record(
-        self, module: nn.Module, query: Tensor, key: Tensor, options: dict[str, Any]
-    ) -> None:
-        # Gradient checkpointing calls a layer again in the backward; its first call counts.
-        if module not in self._layers:
-            causal = options.get("is_causal")
-            causal = getattr(module, "is_causal", False) if causal is None else causal
-            self._layers[module] = _Layer(
-                query,
-                key,
-                options.get("scaling"),
-                bool(causal) and self._kinds[module] != "cross",
-                self._refusal(query, options),
-            )
+    def _end(self, model: nn.Module, arguments: tuple, output: Any) -> None:
+        self._state = "done"
 
-    def _refusal(self, query: Tensor, options: dict[str, Any]) -> str | None:
-        if options.get("position_bias") is not None:
-            return "a position bias"
-        if options.get("softcap") is not None:
-            return "a soft cap"
-        if options.get("sliding_window") is not None:
-            return "a sliding window"
-        if options.get("cu_seq_lens_q") is not None:
-            return "packed sequences"
+    def _record(
+        self, module: nn.Module, query: Tensor, key: Tensor, mask: Any, options: dict[str, Any]
+    ) -> None:
+        # Gradient checkpointing calls a layer again in the backward pass.
+        if self._state != "running":
+            return
+        refused = refusal(key, options)
         if self._with_grad and not torch.is_grad_enabled():
-            return "gradient checkpointing with use_reentrant=True (False would do)"
-        return None
+            refused = "gradient checkpointing with use_reentrant=True (False would do)"
+        if module in self._calls:
+            refused = "a layer that attends twice in a pass"
+        causal = options.get("is_causal")
+        causal = getattr(module, "is_causal", False) if causal is None else causal
+        self._calls[module] = AttentionCall(
+            query,
+            key,
+            mask,
+            options.get("scaling"),
+            bool(causal) and self._kinds[module] != "cross",
+            refused,
+        )
 
     def _tap(self, kind: str) -> AttentionTap | None:
         modules = [module for module in self._order if self._kinds[module] == kind]
@@ -166,22 +161,22 @@ class ModelTaps:
             return None
         if any(hasattr(module, _POSITION_BIAS) for module in modules):
             raise InputError(f"taps.{kind}: cannot serve a position bias; {_INSTEAD}")
-        missing = [module for module in modules if module not in self._layers]
-        if missing:
+        if self._state == "new":
             raise InputError(f"taps.{kind}: no forward pass of the model within attention_taps yet")
-        layers = [self._layers[module] for module in modules]
-        for layer in layers:
-            if layer.refused:
-                raise InputError(f"taps.{kind}: cannot serve {layer.refused}; {_INSTEAD}")
+        if any(module not in self._calls for module in modules):
+            raise InputError(
+                f"taps.{kind}: cannot serve layers that did not call Transformers' "
+                f"AttentionInterface in the last pass; {_INSTEAD}"
+            )
+        calls = [self._calls[module] for module in modules]
         query_lengths, key_lengths = self._lengths(kind)
-        first = layers[0]
-        if first.causal and first.query.shape[2] != first.key.shape[2]:
-            raise InputError(f"taps.{kind}: cannot serve a pass with a filled cache; {_INSTEAD}")
+        if refused := shared_refusal(calls, query_lengths, key_lengths):
+            raise InputError(f"taps.{kind}: cannot serve {refused}; {_INSTEAD}")
         return AttentionTap(
-            query=[layer.query for layer in layers],
-            key=[layer.key for layer in layers],
-            scale=first.scale,
-            causal=first.causal,
+            query=[call.query for call in calls],
+            key=[call.key for call in calls],
+            scale=calls[0].scale,
+            causal=calls[0].causal,
             query_lengths=query_lengths,
             key_lengths=key_lengths,
         )
@@ -237,12 +232,13 @@ def _heads(module: nn.Module) -> int:
     raise InputError(f"{type(module).__name__}: does not tell its number of heads")
 
 
-def _lengths_of(name: str, mask: Tensor | None) -> Tensor | None:
+def _lengths_of(name: str, mask: Any) -> Tensor | None:
     """(B,) lengths of a mask (B, T) of ones, then zeros."""
     if mask is None:
         return None
-    if mask.dim() != 2:
-        raise InputError(f"{name}: expected (B, T), not {tuple(mask.shape)}; {_INSTEAD}")
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        found = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise InputError(f"{name}: expected (B, T), not {found}; {_INSTEAD}")
     kept = mask != 0
     if not bool((kept[:, 1:] <= kept[:, :-1]).all()):
         raise InputError(f"{name}: cannot serve left padding, expected it at the end; {_INSTEAD}")
@@ -283,7 +279,7 @@ def _tapped(function: Callable) -> Callable:
     def tapped(module, query, key, value, attention_mask, *arguments, **options):
         taps = getattr(module, _TAP, None)
         if taps is not None:
-            taps._record(module, query, key, options)
+            taps._record(module, query, key, attention_mask, options)
         return function(module, query, key, value, attention_mask, *arguments, **options)
 
     return tapped

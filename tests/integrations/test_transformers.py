@@ -18,9 +18,9 @@ from tests.integrations.families import (  # noqa: E402
     B,
     build,
     inputs_of,
-    padded,
 )
 
+GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "scale_attn_by_inverse_layer_idx": True}
 MAPS = {
     "encoder": "encoder_attentions",
     "decoder": "decoder_attentions",
@@ -174,52 +174,101 @@ def test_compiled_model():
             torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("what", ["left padding", "packed sequences", "a sliding window"])
-def test_what_queries_and_keys_do_not_determine_is_refused(what):
-    inputs = inputs_of("qwen2")
-    window = {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 0}
-    model = build("qwen2", **(window if what == "a sliding window" else {}))
-    if what == "left padding":
-        inputs["attention_mask"] = inputs["attention_mask"].flip(1)
-    if what == "packed sequences":
-        inputs = {"input_ids": inputs["input_ids"]}
-        inputs["position_ids"] = torch.tensor([[0, 1, 2, 0, 1, 2, 3]]).expand(B, -1)
-    _assert_refused(model, inputs, what)
+def random_model(name, head="ForCausalLM", **changes):
+    settings = {**ONE_STACK, "num_key_value_heads": 2, "head_dim": 4, **changes}
+    torch.manual_seed(0)
+    return getattr(transformers, name + head)(getattr(transformers, f"{name}Config")(**settings))
 
 
-def test_soft_caps_are_refused():
-    config = transformers.Gemma2Config(
-        **{**ONE_STACK, "num_key_value_heads": 2, "head_dim": 4},
-        layer_types=["full_attention"] * 2,
-        attn_logit_softcapping=30.0,
-    )
-    model = transformers.Gemma2ForCausalLM(config).eval()
-    _assert_refused(model, inputs_of("llama"), "a soft cap")
-
-
-def _assert_refused(model, inputs, what):
-    with attention_taps(model) as taps:
+def assert_refused(model, inputs, what, kind="decoder"):
+    with attention_taps(model.eval()) as taps:
         model(**inputs)
         with pytest.raises(fastkd.InputError, match=f"{what}.*alignment_loss_from_maps"):
-            _ = taps.decoder
+            getattr(taps, kind)
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "kind"),
+    [
+        ("qwen2", "attention_mask", "decoder"),
+        ("bert", "attention_mask", "encoder"),
+        ("marian", "attention_mask", "encoder"),
+        ("bart", "attention_mask", "cross"),
+        ("m2m100", "decoder_attention_mask", "decoder"),
+    ],
+)
+def test_left_padding_is_refused(family, name, kind):
+    inputs = inputs_of(family)
+    inputs[name] = inputs[name].flip(1)
+    assert_refused(build(family), inputs, f"{name}: cannot serve left padding", kind)
+
+
+def test_packed_sequences_are_refused():
+    model, positions = build("qwen2"), torch.tensor([[0, 1, 2, 0, 1, 2, 3]])
+    ids = inputs_of("qwen2")["input_ids"]
+    inputs = {"input_ids": ids, "position_ids": positions.expand(B, -1)}
+    assert_refused(model, inputs, "packed sequences")
+    inputs = {"input_ids": ids[:1], "cu_seq_lens_q": torch.tensor([0, 3, 7])}
+    assert_refused(model, inputs, "packed sequences")
+    blocks = (positions.cumsum(1) >= 3) == (positions.cumsum(1) >= 3).mT
+    inputs = {"input_ids": ids, "attention_mask": (blocks.tril())[None, None].expand(B, 1, -1, -1)}
+    assert_refused(model, inputs, "attention_mask: expected")
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_sliding_windows_are_refused_where_they_cut(implementation):
+    window = {"use_sliding_window": True, "max_window_layers": 0}
+    model = build("qwen2", implementation, **window, sliding_window=3)
+    assert_refused(model, inputs_of("qwen2"), "a sliding window")
+    model = build("qwen2", implementation, **window, sliding_window=TS)
+    with attention_taps(model) as taps:
+        model(**inputs_of("qwen2"))
+        assert len(taps.decoder.query) == 2
+
+
+@pytest.mark.parametrize(
+    ("model", "what"),
+    [
+        (lambda: random_model("Gemma2", layer_types=["full_attention"] * 2), "a soft cap"),
+        (lambda: random_model("GptOss", layer_types=["full_attention"] * 2), "attention sinks"),
+        # The window is in the mask alone.
+        (lambda: random_model("Phimoe", sliding_window=3), "an attention mask beyond"),
+        (lambda: random_model("Bloom"), "no attention layers of a known form"),  # alibi
+        (lambda: random_model("GPT2", "LMHeadModel", **GPT2), "layers that differ in scale"),
+    ],
+)
+def test_what_queries_and_keys_do_not_determine_is_refused(model, what):
+    if what.startswith("no attention"):
+        with pytest.raises(fastkd.InputError, match=f"{what}.*alignment_loss_from_maps"):
+            attention_taps(model()).__enter__()
+    else:
+        assert_refused(model(), inputs_of("llama"), what)
+
+
+def test_shared_layers_are_refused():
+    model = random_model("Albert", "ForMaskedLM", embedding_size=16)
+    assert_refused(model, inputs_of("bert"), "a layer that attends twice", "encoder")
+
+
+def test_layers_past_the_interface_are_refused():
+    settings = {**FAMILIES["bart"][2], "attn_implementation": "eager"}
+    model = transformers.MvpForConditionalGeneration(transformers.MvpConfig(**settings))
+    assert_refused(model, inputs_of("bart"), "AttentionInterface", "cross")
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder", "cross"])
+def test_position_biases_are_refused(kind):
+    config = transformers.T5Config(
+        vocab_size=VOCABULARY, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2
+    )
+    model = transformers.T5ForConditionalGeneration(config)
+    assert_refused(model, inputs_of("marian"), "a position bias", kind)
 
 
 def test_taps_before_any_pass_are_refused():
     complaint = pytest.raises(fastkd.InputError, match="no forward pass")
     with attention_taps(build("qwen2")) as taps, complaint:
         _ = taps.decoder
-
-
-def test_position_bias_is_refused():
-    config = transformers.T5Config(
-        vocab_size=VOCABULARY, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2
-    )
-    model = transformers.T5ForConditionalGeneration(config).eval()
-    ids, mask = padded((7, 4, 6), TS, 1)
-    with attention_taps(model) as taps:
-        model(input_ids=ids, attention_mask=mask, decoder_input_ids=ids)
-        with pytest.raises(fastkd.InputError, match=r"position bias.*alignment_loss_from_maps"):
-            _ = taps.encoder
 
 
 def test_labels_tell_the_target_lengths():

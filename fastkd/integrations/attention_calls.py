@@ -1,0 +1,93 @@
+"""What a Transformers attention layer was called with, and whether a tap can tell its maps."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Options of Transformers' attention functions that change maps beyond queries and keys.
+_OPTIONS = {
+    "position_bias": "a position bias",
+    "softcap": "a soft cap",
+    "cu_seq_lens_q": "packed sequences",
+    "s_aux": "attention sinks",
+    "sinks": "attention sinks",
+    "indices": "sparse attention",
+    "block_indices": "sparse attention",
+}
+_HIDDEN = -1e4  # what float masks have at most where nothing is to be seen
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One layer's call of the attention function.
+
+    query, key: (B, heads, Tq, head size), (B, key heads, Tk, head size)
+    mask: as the function takes it; mostly (B, 1, Tq, Tk), true or 0 where a query may attend
+    refused: why query and key do not determine the maps; None where they do
+    """
+
+    query: Tensor
+    key: Tensor
+    mask: Any
+    scale: float | None
+    causal: bool
+    refused: str | None
+
+
+def refusal(key: Tensor, options: dict[str, Any]) -> str | None:
+    """Why a call with these options cannot be served."""
+    for option, what in _OPTIONS.items():
+        if options.get(option) is not None:
+            return what
+    window = options.get("sliding_window")
+    if window is not None and window < key.shape[2]:
+        return "a sliding window"
+    return None
+
+
+def shared_refusal(
+    calls: list[AttentionCall], query_lengths: Tensor | None, key_lengths: Tensor | None
+) -> str | None:
+    """Why the layers of one kind cannot be served together, as one tap with these lengths."""
+    first = calls[0]
+    for call in calls:
+        if call.refused:
+            return call.refused
+        if (call.scale, call.causal) != (first.scale, first.causal):
+            return "layers that differ in scale or causality"
+    if first.causal and first.query.shape[2] != first.key.shape[2]:
+        return "a pass with a filled cache"
+    masks = {id(call.mask): call.mask for call in calls}  # one for all layers, as a rule
+    for mask in masks.values():
+        # Others are for functions that are told of windows and packing by options.
+        if isinstance(mask, Tensor) and mask.dim() == 4:
+            seen = _seen(first, query_lengths, key_lengths)
+            if not _is_mask_of(mask, *seen):
+                return "an attention mask beyond padding at the end and causality"
+    return None
+
+
+def _seen(
+    call: AttentionCall, query_lengths: Tensor | None, key_lengths: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Which keys a query attends to (B, 1, Tq, Tk), which queries are real (B, 1, Tq, 1)."""
+    size, device = (call.query.shape[2], call.key.shape[2]), call.query.device
+    every = torch.ones(size, dtype=torch.bool, device=device)
+    seen, real = every.tril() if call.causal else every, every[:, :1]
+    if key_lengths is not None:
+        keys = torch.arange(size[1], device=device)
+        seen = seen & (keys < key_lengths.to(device)[:, None, None, None])
+    if query_lengths is not None:
+        queries = torch.arange(size[0], device=device)[:, None]
+        real = queries < query_lengths.to(device)[:, None, None, None]
+    return seen, real
+
+
+def _is_mask_of(mask: Tensor, seen: Tensor, real: Tensor) -> bool:
+    """Whether real queries attend by the mask to what they are to see, with no bias added."""
+    if mask.shape[-2:] != seen.shape[-2:]:
+        return False
+    shows, hides = (mask, ~mask) if mask.dtype == torch.bool else (mask == 0, mask <= _HIDDEN)
+    return bool((torch.where(seen, shows, hides) | ~real).all())
