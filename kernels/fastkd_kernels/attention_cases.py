@@ -203,7 +203,8 @@ def _pairs(name, dtype, tensor, chosen, tile, mixture: bool) -> Iterator:
     for kernel in (pair_query_bwd, pair_key_bwd):
         rows = tile.key_rows if kernel is pair_key_bwd else tile.edge
         pointers |= backward | {"gradient": tensor}
-        yield _case(kernel, label, pointers, tile.launch, **constants | {"BLOCK_Q": rows})
+        launch = tile.query_launch if kernel is pair_query_bwd else tile.launch
+        yield _case(kernel, label, pointers, launch, **constants | {"BLOCK_Q": rows})
 
 
 def reductions() -> Iterator:

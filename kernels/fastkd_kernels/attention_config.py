@@ -108,6 +108,7 @@ class PairTile:
     size: int  # head size of both sides
     part: int  # of a head, which the scores of longer ones are added up from
     launch: Launch
+    query_launch: Launch  # of the gradient of queries
 
 
 def pair_tile(longest: int, size: int, wide: bool) -> PairTile:
@@ -116,5 +117,5 @@ def pair_tile(longest: int, size: int, wide: bool) -> PairTile:
     block_d = block_size(size, PAIR_SIZES[0], PAIR_SIZES[-1])
     part = PAIR_SIZES[0]
     if block_d > part:
-        return PairTile(edge, edge, block_d, part, Launch(8))
-    return PairTile(edge, 32, block_d, part, Launch(4))
+        return PairTile(edge, edge, block_d, part, Launch(8), Launch(8))
+    return PairTile(edge, 32, block_d, part, Launch(4), Launch(8 if edge == EDGES[-1] else 4))

@@ -124,7 +124,7 @@ class PairAlignment:
         }
         pair_query_bwd[(self.batch * self.heads * row_blocks,)](
             *self.tensors, *self.lengths, *known, delta, query_gradient,
-            *scalars, **self.constants, **products,
+            *scalars, **self.constants | products | self.tile.query_launch.options,
         )  # fmt: skip
         pair_key_bwd[(self.batch * key.shape[1] * key_blocks,)](
             *self.tensors, *self.lengths, *known, delta, key_gradient,

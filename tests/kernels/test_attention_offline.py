@@ -1,7 +1,4 @@
-"""The alignment kernels compiled for chips that are not there, without the interpreter.
-
-The representative cases leave out heads of 128 and 256, whose pair kernels still spill.
-"""
+"""The alignment kernels compiled for chips that are not there, without the interpreter."""
 
 import os
 import subprocess
