@@ -192,7 +192,8 @@ def _pairs(name, dtype, tensor, chosen, tile, mixture: bool) -> Iterator:
         "BLOCK_K": tile.edge,
         "SIZE": tile.size,
         "BLOCK_D": tile.part,
-        "representative": (name, tile.edge) == ("bf16", 64),
+        "representative": (name, tile.edge)
+        == ("bf16", config.pair_tile(64, tile.size, False).edge),
     }
     label = f"{name} {tile.edge}x{tile.edge} D{tile.size}"
     label += " mixture" * mixture

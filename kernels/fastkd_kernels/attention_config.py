@@ -113,8 +113,8 @@ class PairTile:
 
 def pair_tile(longest: int, size: int, wide: bool) -> PairTile:
     """longest: of queries and keys; size: the larger head; wide: whether a tensor is float32."""
-    edge = 32 if wide else _edge(longest)
     block_d = block_size(size, PAIR_SIZES[0], PAIR_SIZES[-1])
+    edge = 32 if wide or block_d == PAIR_SIZES[-1] else _edge(longest)
     part = PAIR_SIZES[0]
     if block_d > part:
         return PairTile(edge, edge, block_d, part, Launch(8), Launch(8))
