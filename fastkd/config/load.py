@@ -184,10 +184,14 @@ def _tree_path(location: tuple, tree: Any) -> list:
     """`location` without the names of union alternatives that pydantic puts into it."""
     path, node = [], tree
     for position, part in enumerate(location):
-        inside = part in node if isinstance(node, dict) else isinstance(part, int)
+        last = position == len(location) - 1
+        if isinstance(node, dict):
+            inside = part in node
+        else:
+            inside = isinstance(part, int) and isinstance(node, list | tuple) and part < len(node)
         if inside:
             node = node[part]
-        if inside or (position == len(location) - 1 and isinstance(node, dict)):
+        if inside or (last and isinstance(node, dict)) or (last and isinstance(part, int)):
             path.append(part)
     return path
 

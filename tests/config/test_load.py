@@ -42,6 +42,10 @@ def test_extends_overlays_nested_keys(tmp_path):
     ("tree", "complaint"),
     [
         ({**BASE, "modle": {}}, "modle: unknown key; did you mean model?"),
+        (
+            {**BASE, "training": {"optimizer": {"betas": [0.9]}}},
+            "training.optimizer.betas.1: required, but missing",
+        ),
         ({**BASE, "model": {"widht": 3}}, "model.widht: unknown key; did you mean model.width?"),
         (
             {**BASE, "training": {"optimizer": {"lrr": 3}}},
