@@ -19,13 +19,20 @@ from fastkd.errors import InputError
 from fastkd.integrations.distillation import Distillation
 from fastkd.integrations.passes import COLUMNS
 
+SUPPORTED = "2.4 to 2.x"
+
 try:
     import lightning
     from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 except ImportError as error:
     raise ImportError(
-        "fastkd.integrations.lightning needs Lightning 2.2 to 2.x: pip install 'fastkd[lightning]'"
+        f"fastkd.integrations.lightning needs Lightning {SUPPORTED}: "
+        "pip install 'fastkd[lightning]'"
     ) from error
+if not (2, 4) <= tuple(map(int, lightning.__version__.split(".")[:2])) < (3, 0):
+    raise ImportError(
+        f"fastkd.integrations.lightning needs Lightning {SUPPORTED}, not {lightning.__version__}"
+    )
 
 _COUNTS = "update_counts"  # key of a batch: the counts of the update that it belongs to
 

@@ -166,7 +166,8 @@ class ModelTaps:
         if any(module not in self._calls for module in modules):
             raise InputError(
                 f"taps.{kind}: cannot serve layers that did not call Transformers' "
-                f"AttentionInterface in the last pass; {_INSTEAD}"
+                "AttentionInterface in the last pass (layerdrop skips some: expected 0); "
+                f"{_INSTEAD}"
             )
         calls = [self._calls[module] for module in modules]
         query_lengths, key_lengths = self._lengths(kind)

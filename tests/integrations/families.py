@@ -19,6 +19,8 @@ SEQ2SEQ = {
     "bos_token_id": 2,
     "decoder_start_token_id": 2,
     "forced_eos_token_id": None,
+    "encoder_layerdrop": 0.0,
+    "decoder_layerdrop": 0.0,
 }
 ONE_STACK = {
     "vocab_size": VOCABULARY,

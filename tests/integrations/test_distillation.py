@@ -184,7 +184,7 @@ def test_a_few_steps_lower_every_loss(family):
         assert history[-1][name] < 0.9 * first, name
 
 
-@pytest.mark.parametrize("family", ["marian", "llama"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_gradient_checkpointing_changes_nothing(family):
     gradients = []
     for checkpointing in (False, True):

@@ -1,5 +1,6 @@
 """Training by one's own loop, Transformers and Lightning: all arrive at the same weights."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -134,3 +135,23 @@ def test_lightning_refuses_batches_that_do_not_know_their_update(tmp_path):
     )
     with pytest.raises(fastkd.InputError, match="CountedLoader"):
         trainer.fit(module, loader)
+
+
+def test_columns_stand_for_the_teacher(tmp_path):
+    """A teacher asked beforehand trains the student to the same weights, in either trainer."""
+    by_model = updates.by_transformers(2, tmp_path / "model", losses=updates.TOKEN_LOSSES)
+    by_model.train()
+    expected = {name: p.detach() for name, p in by_model.model.named_parameters()}
+    by_columns = updates.by_transformers(2, tmp_path / "columns", columns=True)
+    by_columns.train()
+    assert_same_weights(by_columns.model, expected)
+    assert_same_weights(updates.by_lightning(2, tmp_path, columns=True)[0], expected)
+
+
+def test_other_versions_of_lightning_are_refused_at_import(monkeypatch):
+    import lightning
+
+    monkeypatch.setattr(lightning, "__version__", "2.3.3")
+    specification = importlib.util.find_spec("fastkd.integrations.lightning")
+    with pytest.raises(ImportError, match=r"needs Lightning 2\.4 to 2\.x, not 2\.3\.3"):
+        specification.loader.exec_module(importlib.util.module_from_spec(specification))

@@ -15,10 +15,12 @@ from safetensors.torch import save_file
 
 from fastkd.config.tree import A2D, CrossEntropy, TieKD
 from fastkd.integrations.distillation import Distillation
-from tests.integrations.families import teacher_and_student, without_dropout
+from fastkd.integrations.teacher_columns import TeacherCollator, teacher_columns
+from tests.integrations.families import VOCABULARY, teacher_and_student, without_dropout
 
 PAIRS, UPDATE, UPDATES = 16, 4, 4  # sentences in all, sentences and number of updates
 LOSSES = [CrossEntropy(weight=0.5), TieKD(weight=0.5, iterations=2), A2D(normalization="row")]
+TOKEN_LOSSES = [CrossEntropy(weight=0.5), TieKD(weight=0.5, iterations=1)]
 LR = 1e-2
 
 
@@ -43,6 +45,15 @@ def collate(features):
     source = padded("input_ids", 0)
     mask = (source != 0).long()
     return {"input_ids": source, "attention_mask": mask, "labels": padded("labels", -100)}
+
+
+def pairs_with_columns():
+    """The pairs with all that the teacher expects beside them."""
+    teacher, listed = models()[0], []
+    for pair in pairs():
+        columns = teacher_columns(teacher, collate([pair]), top_k=VOCABULARY)
+        listed.append({**pair, **{name: rows[0] for name, rows in columns.items()}})
+    return listed
 
 
 def models():
@@ -97,11 +108,19 @@ class _Both(torch.nn.Module):
         return self.learner["distillation"](self.learner["student"], batch, counts).loss
 
 
-def by_transformers(accumulation, folder, size=1, **settings):
-    """The Trainer after training; its student is `trainer.model`."""
+def told(columns, losses):
+    """Losses, teacher, student, pairs and collator; with columns there is no teacher."""
+    teacher, student = models()
+    if columns:
+        return TOKEN_LOSSES, None, student, pairs_with_columns(), TeacherCollator(collate)
+    return losses, teacher, student, pairs(), collate
+
+
+def by_transformers(accumulation, folder, size=1, columns=False, losses=LOSSES, **settings):
+    """The Trainer before training; its student is `trainer.model`."""
     from fastkd.integrations.trainer import DistillationSeq2SeqTrainer
 
-    teacher, student = models()
+    losses, teacher, student, data, collator = told(columns, losses)
     arguments = transformers.Seq2SeqTrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=UPDATE // (accumulation * size),
@@ -110,42 +129,46 @@ def by_transformers(accumulation, folder, size=1, **settings):
         learning_rate=LR,
         lr_scheduler_type="constant",
         max_grad_norm=0.0,
-        train_sampling_strategy="sequential",
         logging_steps=2,
         report_to="none",
         use_cpu=True,
         disable_tqdm=True,
         **{"max_steps": UPDATES, "save_strategy": "no", **settings},
     )
-    trainer = DistillationSeq2SeqTrainer(
+
+    class InOrder(DistillationSeq2SeqTrainer):
+        def _get_train_sampler(self, *arguments):
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    trainer = InOrder(
         model=student,
         args=arguments,
-        train_dataset=pairs(),
-        eval_dataset=pairs(),
-        data_collator=collate,
-        losses=LOSSES,
+        train_dataset=data,
+        eval_dataset=data,
+        data_collator=collator,
+        losses=losses,
         teacher=teacher,
     )
     seeded(trainer.distillation)
     return trainer
 
 
-def by_lightning(accumulation, folder, rank=0, size=1):
+def by_lightning(accumulation, folder, rank=0, size=1, columns=False):
     import lightning
 
     from fastkd.integrations.lightning import CountedLoader, DistillationModule
 
-    teacher, student = models()
-    module = DistillationModule(student.train(), LOSSES, teacher, optimizer=optimizer_of)
+    losses, teacher, student, data, collator = told(columns, LOSSES)
+    module = DistillationModule(student.train(), losses, teacher, optimizer=optimizer_of)
     seeded(module.distillation)
     # Lightning's own sampler would shuffle.
     shares = torch.utils.data.DistributedSampler(pairs(), size, rank, shuffle=False)
     loader = CountedLoader(
-        pairs(),
+        data,
         counts=module.distillation.counts,
         accumulation=accumulation,
         batch_size=UPDATE // (accumulation * size),
-        collate_fn=collate,
+        collate_fn=collator,
         sampler=shares,
     )
     trainer = lightning.Trainer(
