@@ -98,6 +98,15 @@ def test_long_rows_head_against_head(normalization):
     assert_as_exact_as_reference(inputs, normalization=normalization, key_lengths=lengths(67))
 
 
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_long_heads_against_heads(normalization):
+    """Heads read in parts, of which the teacher has one less."""
+    inputs = attention(
+        1, 2, 2, queries=34, keys=34, student_size=130, teacher_size=80, group=2, weighted=False
+    )
+    assert_as_exact_as_reference(inputs, normalization=normalization, causal=True)
+
+
 @pytest.mark.parametrize("normalization", ["map", "row"])
 @pytest.mark.parametrize("padding", ["exclude", "include"])
 def test_chunks_of_part_of_a_sentence(normalization, padding, monkeypatch):
