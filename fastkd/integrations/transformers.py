@@ -23,7 +23,7 @@ from fastkd.errors import InputError
 from fastkd.integrations.attention_calls import AttentionCall, refusal, shared_refusal
 from fastkd.taps import AttentionTap, AttentionTaps
 
-SUPPORTED = "5.0 to 5.x"
+SUPPORTED = "5.1 to 5.x"  # before, eager attention goes past the interface
 
 try:
     import transformers
@@ -33,7 +33,7 @@ except ImportError as error:
         "fastkd.integrations.transformers needs Transformers "
         f"{SUPPORTED}: pip install 'fastkd[transformers]'"
     ) from error
-if int(transformers.__version__.split(".")[0]) != 5:
+if not (5, 1) <= tuple(map(int, transformers.__version__.split(".")[:2])) < (6, 0):
     raise ImportError(
         f"fastkd.integrations.transformers needs Transformers {SUPPORTED}, "
         f"not {transformers.__version__}"

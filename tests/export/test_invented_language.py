@@ -9,7 +9,7 @@ from fastkd.demo.language import write_corpus
 from fastkd.runs.folder import RunFolder
 from fastkd.runs.translation import translate_lines
 
-transformers = pytest.importorskip("transformers", minversion="5.0")
+transformers = pytest.importorskip("transformers", minversion="5.1")
 ctranslate2 = pytest.importorskip("ctranslate2")
 sentencepiece = pytest.importorskip("sentencepiece")
 

@@ -12,7 +12,7 @@ from fastkd.data.text import read_lines
 from fastkd.export.marian import import_marian
 from fastkd.runs.folder import RunFolder
 
-transformers = pytest.importorskip("transformers", minversion="5.0")
+transformers = pytest.importorskip("transformers", minversion="5.1")
 
 from tests.export.versions import two_vocabularies  # noqa: E402
 

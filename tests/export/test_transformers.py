@@ -17,7 +17,7 @@ from fastkd.runs.checkpoint import write_checkpoint
 from fastkd.runs.folder import MODEL, RunFolder
 from fastkd.runs.weights import weights_of
 
-transformers = pytest.importorskip("transformers", minversion="5.0")
+transformers = pytest.importorskip("transformers", minversion="5.1")
 
 from tests.export.versions import two_vocabularies  # noqa: E402
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-transformers = pytest.importorskip("transformers", minversion="5.0")
+transformers = pytest.importorskip("transformers", minversion="5.1")
 
 # Before, Marian's own beam search takes the source's vocabulary for the target's.
 two_vocabularies = pytest.mark.skipif(

@@ -5,7 +5,7 @@ import torch
 
 import fastkd
 
-transformers = pytest.importorskip("transformers", minversion="5.0")
+transformers = pytest.importorskip("transformers", minversion="5.1")
 
 from fastkd.config.tree import A2D, CrossEntropy, TieKD, WordKD  # noqa: E402
 from fastkd.integrations.distillation import Distillation  # noqa: E402

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import fastkd
 
-transformers = pytest.importorskip("transformers", minversion="5.0")
+transformers = pytest.importorskip("transformers", minversion="5.1")
 pytest.importorskip("accelerate")
 pytest.importorskip("lightning")
 
