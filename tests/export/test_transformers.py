@@ -10,6 +10,7 @@ from fastkd.config.tree import ModelConfig, TokenizerConfig
 from fastkd.data.tokenizer import train_tokenizers
 from fastkd.decode.beam import beam_search
 from fastkd.errors import InputError
+from fastkd.export.ctranslate2 import export_ctranslate2
 from fastkd.export.layout import from_transformers, to_transformers
 from fastkd.export.transformers import export_transformers, refuse_what_does_not_fit
 from fastkd.nn.build import build_model
@@ -140,3 +141,12 @@ def test_names_lead_back(tmp_path, name):
 def test_what_no_layout_holds_is_refused(change, key):
     with pytest.raises(InputError, match=key):
         refuse_what_does_not_fit(dataclasses.replace(ModelConfig(), **change))
+
+
+def test_masked_models_have_no_layout_anywhere(tmp_path):
+    pytest.importorskip("ctranslate2")
+    run = a_run(tmp_path, kind="cmlm")
+    for export in (export_transformers, export_ctranslate2):
+        with pytest.raises(InputError, match=r"model\.kind: cmlm has no layout in"):
+            export(run, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
