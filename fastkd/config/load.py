@@ -8,7 +8,7 @@ import typing
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -16,7 +16,10 @@ from pydantic import TypeAdapter, ValidationError
 from fastkd.config.tree import Config
 from fastkd.errors import InputError
 
-Part = TypeVar("Part")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Part = TypeVar("Part", bound="DataclassInstance")
 UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")  # pydantic's names for it
 
 
@@ -53,7 +56,7 @@ def validate(tree: dict[str, Any], name: str) -> Config:
 def revised(part: Part, name: str, **changes: Any) -> Part:
     """A part of a configuration with other values, checked; `name` is what a complaint calls it."""
     try:
-        return dataclasses.replace(part, **changes)  # type: ignore[type-var]
+        return dataclasses.replace(part, **changes)
     except ValidationError as error:
         raise InputError(f"{name}: {_complaint(error, changes)}") from None
 

@@ -115,42 +115,17 @@ def pair_fwd(
     for first in range(0, seen, BLOCK_K):
         key = first + tl.arange(0, BLOCK_K)
         attended = attended_cells(row, row_end, key, last_key, CAUSAL)
+        block = (sentence, row, row_end, key, last_key, attended)
         tile = whole_rows(own_student_key, sentence, key, last_key, UNIT, CONTIGUOUS, SIZE, BLOCK_D)
         m = masked_scores(
-            mine,
-            tile,
-            own_student_query,
-            own_student_key,
-            sentence,
-            row,
-            row_end,
-            key,
-            last_key,
-            student_scale,
-            attended,
-            UNIT,
-            CONTIGUOUS,
-            STUDENT_OPERAND,
-            BLOCK_D,
-        )
+            mine, tile, own_student_query, own_student_key, block, student_scale,
+            UNIT, CONTIGUOUS, STUDENT_OPERAND, BLOCK_D,
+        )  # fmt: skip
         tile = whole_rows(own_teacher_key, sentence, key, last_key, UNIT, CONTIGUOUS, SIZE, BLOCK_D)
         a = masked_scores(
-            theirs,
-            tile,
-            own_teacher_query,
-            own_teacher_key,
-            sentence,
-            row,
-            row_end,
-            key,
-            last_key,
-            teacher_scale,
-            attended,
-            UNIT,
-            CONTIGUOUS,
-            TEACHER_OPERAND,
-            BLOCK_D,
-        )
+            theirs, tile, own_teacher_query, own_teacher_key, block, teacher_scale,
+            UNIT, CONTIGUOUS, TEACHER_OPERAND, BLOCK_D,
+        )  # fmt: skip
         if MIXTURE:
             lowest = tl.minimum(lowest, tl.min(tl.where(attended, m, float("inf")), 1))
             m = tl.where(attended, m, 0.0)
@@ -197,42 +172,17 @@ def pair_fwd(
     for first in range(0, again, BLOCK_K):
         key = first + tl.arange(0, BLOCK_K)
         attended = attended_cells(row, row_end, key, last_key, CAUSAL)
+        block = (sentence, row, row_end, key, last_key, attended)
         tile = whole_rows(own_student_key, sentence, key, last_key, UNIT, CONTIGUOUS, SIZE, BLOCK_D)
         m = masked_scores(
-            mine,
-            tile,
-            own_student_query,
-            own_student_key,
-            sentence,
-            row,
-            row_end,
-            key,
-            last_key,
-            student_scale,
-            attended,
-            UNIT,
-            CONTIGUOUS,
-            STUDENT_OPERAND,
-            BLOCK_D,
-        )
+            mine, tile, own_student_query, own_student_key, block, student_scale,
+            UNIT, CONTIGUOUS, STUDENT_OPERAND, BLOCK_D,
+        )  # fmt: skip
         tile = whole_rows(own_teacher_key, sentence, key, last_key, UNIT, CONTIGUOUS, SIZE, BLOCK_D)
         a = masked_scores(
-            theirs,
-            tile,
-            own_teacher_query,
-            own_teacher_key,
-            sentence,
-            row,
-            row_end,
-            key,
-            last_key,
-            teacher_scale,
-            attended,
-            UNIT,
-            CONTIGUOUS,
-            TEACHER_OPERAND,
-            BLOCK_D,
-        )
+            theirs, tile, own_teacher_query, own_teacher_key, block, teacher_scale,
+            UNIT, CONTIGUOUS, TEACHER_OPERAND, BLOCK_D,
+        )  # fmt: skip
         a = a - teacher_max[:, None] - teacher_log[:, None]
         m = m - student_max[:, None] - student_log[:, None]
         weight = tl.exp(a)

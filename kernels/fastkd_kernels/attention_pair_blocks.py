@@ -100,19 +100,15 @@ def masked_scores(
     key_rows,
     query,  # sides of `load_rows`
     key,
-    sentence,
-    row,
-    row_end,
-    column,
-    last_key,
+    block,  # sentence, rows, their end, columns, their end, which attend to which
     scale,
-    attended,
     UNIT: tl.constexpr,
     CONTIGUOUS: tl.constexpr,
     OPERAND: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """(R, C) scores; −inf where not attended."""
+    sentence, row, row_end, column, last_key, attended = block
     if query_rows is None:
         scores = tl.zeros(attended.shape, tl.float32)
         for first in range(0, query[3], BLOCK_D):

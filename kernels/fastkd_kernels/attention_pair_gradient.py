@@ -115,42 +115,17 @@ def pair_query_bwd(
         first = tl.where(step < half, step, step - half)
         key = first + tl.arange(0, BLOCK_K)
         attended = attended_cells(row, row_end, key, last_key, CAUSAL)
+        block = (sentence, row, row_end, key, last_key, attended)
         tile = whole_rows(own_teacher_key, sentence, key, last_key, UNIT, CONTIGUOUS, SIZE, BLOCK_D)
         a = masked_scores(
-            theirs,
-            tile,
-            own_teacher_query,
-            own_teacher_key,
-            sentence,
-            row,
-            row_end,
-            key,
-            last_key,
-            teacher_scale,
-            attended,
-            UNIT,
-            CONTIGUOUS,
-            TEACHER_OPERAND,
-            BLOCK_D,
-        )
+            theirs, tile, own_teacher_query, own_teacher_key, block, teacher_scale,
+            UNIT, CONTIGUOUS, TEACHER_OPERAND, BLOCK_D,
+        )  # fmt: skip
         tile = whole_rows(own_student_key, sentence, key, last_key, UNIT, CONTIGUOUS, SIZE, BLOCK_D)
         m = masked_scores(
-            mine,
-            tile,
-            own_student_query,
-            own_student_key,
-            sentence,
-            row,
-            row_end,
-            key,
-            last_key,
-            student_scale,
-            attended,
-            UNIT,
-            CONTIGUOUS,
-            STUDENT_OPERAND,
-            BLOCK_D,
-        )
+            mine, tile, own_student_query, own_student_key, block, student_scale,
+            UNIT, CONTIGUOUS, STUDENT_OPERAND, BLOCK_D,
+        )  # fmt: skip
         probability, change = probability_and_gradient(
             m, a, attended, forward, factor, inverse_temperature, MIXTURE
         )

@@ -122,46 +122,21 @@ def pair_key_bwd(
         for first in range(low, walked, BLOCK_Q):
             row = first + tl.arange(0, BLOCK_Q)
             attended = attended_cells(row, row_end, key, last_key, CAUSAL)
+            block = (sentence, row, row_end, key, last_key, attended)
             tile = whole_rows(
                 own_teacher_query, sentence, row, row_end, UNIT, CONTIGUOUS, SIZE, BLOCK_D
             )
             a = masked_scores(
-                tile,
-                theirs,
-                own_teacher_query,
-                own_teacher_key,
-                sentence,
-                row,
-                row_end,
-                key,
-                last_key,
-                teacher_scale,
-                attended,
-                UNIT,
-                CONTIGUOUS,
-                TEACHER_OPERAND,
-                BLOCK_D,
-            )
+                tile, theirs, own_teacher_query, own_teacher_key, block, teacher_scale,
+                UNIT, CONTIGUOUS, TEACHER_OPERAND, BLOCK_D,
+            )  # fmt: skip
             tile = whole_rows(
                 own_student_query, sentence, row, row_end, UNIT, CONTIGUOUS, SIZE, BLOCK_D
             )
             m = masked_scores(
-                tile,
-                mine,
-                own_student_query,
-                own_student_key,
-                sentence,
-                row,
-                row_end,
-                key,
-                last_key,
-                student_scale,
-                attended,
-                UNIT,
-                CONTIGUOUS,
-                STUDENT_OPERAND,
-                BLOCK_D,
-            )
+                tile, mine, own_student_query, own_student_key, block, student_scale,
+                UNIT, CONTIGUOUS, STUDENT_OPERAND, BLOCK_D,
+            )  # fmt: skip
             forward = load_forward(
                 logs, statistics, sentence, head, heads, row, row_end, queries, statistic_rows
             )
