@@ -41,6 +41,7 @@ def command(
     """
     from rich.console import Console
 
+    from fastkd.cli.progress import counting
     from fastkd.config.load import load_config
     from fastkd.memory.command import Question, answer
     from fastkd.runs.device import pick_device
@@ -59,7 +60,7 @@ def command(
         snapshot=Path(snapshot) if snapshot else None,
     )
     console = Console()
-    for part in answer(question):
+    for part in answer(question, counting):
         console.print(part, highlight=False)
 
 

@@ -1,6 +1,7 @@
 """What `fastkd memory` does: chooses the update, measures or predicts its step, and says so."""
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 
 from fastkd.config.tree import Config, ModelConfig
 from fastkd.memory import cuda_formulas
-from fastkd.memory.fit import heaviest_step, largest_batch, with_batch_tokens
+from fastkd.memory.fit import Progress, heaviest_step, largest_batch, needed, with_batch_tokens
 from fastkd.memory.measure import measure_in_own_process, measure_step
 from fastkd.memory.profiling import size
 from fastkd.memory.report import StepMemory
@@ -36,14 +37,27 @@ class Question:
     snapshot: Path | None = None
 
 
-def answer(question: Question) -> Iterator[Any]:
-    """Tables and lines for a terminal, one after another as they are known."""
+Watch = Callable[[str], contextlib.AbstractContextManager[Progress]]
+
+
+def unwatched(title: str) -> contextlib.AbstractContextManager[Progress]:
+    return contextlib.nullcontext(lambda done: None)
+
+
+def answer(question: Question, watch: Watch = unwatched) -> Iterator[Any]:
+    """Tables and lines for a terminal, one after another as they are known.
+
+    `watch` opens a count of the steps that are predicted between two of them.
+    """
     config = question.config
     teacher = question.teacher or teacher_config(config)
     work = workload(config)
-    columns = []
+    columns, known = [], {}
     for batch_tokens in question.batch_tokens or (config.training.batch_tokens,):
-        update, memory, remark = _column(question, work, teacher, batch_tokens)
+        with watch("steps predicted") as progress:
+            update, memory, remark, known[batch_tokens] = _column(
+                question, work, teacher, batch_tokens, progress
+            )
         columns.append((f"{batch_tokens:,} tokens", memory))
         yield f"{batch_tokens:,} tokens: {update.describe()}. {remark}"
     yield f"Sentences: {work.source}."
@@ -57,25 +71,33 @@ def answer(question: Question) -> Iterator[Any]:
         plot_timeline(columns, title, question.plot)
         yield f"timeline: {question.plot}"
     if question.largest:
-        yield _largest(question, work, teacher)
+        with watch("steps predicted for the largest batch") as progress:
+            found = _largest(question, work, teacher, known, progress)
+        yield found
 
 
 def _column(
-    question: Question, work: Workload, teacher: ModelConfig | None, batch_tokens: int
-) -> tuple[Update, StepMemory, str]:
+    question: Question,
+    work: Workload,
+    teacher: ModelConfig | None,
+    batch_tokens: int,
+    progress: Progress,
+) -> tuple[Update, StepMemory, str, int]:
+    """The heaviest update, its step as measured or predicted, a remark, and what was predicted."""
     kind = "cpu" if question.device is not None and question.device.type == "cpu" else "cuda"
-    update, predicted = heaviest_step(question.config, work, teacher, batch_tokens, kind)
+    update, predicted = heaviest_step(question.config, work, teacher, batch_tokens, kind, progress)
     if question.device is None:
-        return update, predicted, "Predicted."
+        return update, predicted, "Predicted.", needed(predicted)
     config = with_batch_tokens(question.config, batch_tokens)
     if kind == "cpu":
         measured = measure_in_own_process(config, work.vocabulary, teacher, update)
-        return update, measured, _error(predicted.peak, measured.peak)
+        return update, measured, _error(predicted.peak, measured.peak), needed(predicted)
     measured = measure_step(
         config, work.vocabulary, teacher, update, question.device, question.snapshot
     )
     figure = "peak allocated"
-    return update, measured, _error(predicted.allocator[figure], measured.allocator[figure])
+    remark = _error(predicted.allocator[figure], measured.allocator[figure])
+    return update, measured, remark, needed(predicted)
 
 
 def _error(predicted: int, measured: int) -> str:
@@ -83,10 +105,16 @@ def _error(predicted: int, measured: int) -> str:
     return f"Measured; the prediction was {size(predicted)} of {size(measured)} ({share:+.1%})."
 
 
-def _largest(question: Question, work: Workload, teacher: ModelConfig | None) -> str:
+def _largest(
+    question: Question,
+    work: Workload,
+    teacher: ModelConfig | None,
+    known: dict[int, int],
+    progress: Progress,
+) -> str:
     kind = "cpu" if question.device is not None and question.device.type == "cpu" else "cuda"
     capacity = question.capacity or _capacity(question.device)
-    found = largest_batch(question.config, work, teacher, kind, capacity)
+    found = largest_batch(question.config, work, teacher, kind, capacity, known, progress)
     if found is None:
         return f"Not even the smallest batch is predicted to fit into {size(capacity)}."
     return (

@@ -11,7 +11,7 @@ from unittest import mock
 
 import torch
 
-from fastkd.memory.allocator import MIB, CachingAllocator, round_up
+from fastkd.memory.allocator import MIB, CachingAllocator, OutOfMemory, round_up
 from fastkd.memory.predictor import Predictor
 from fastkd.memory.tracker import Block
 
@@ -86,7 +86,22 @@ def kernels_offered() -> Iterator[None]:
 
 
 def replay(blocks: Sequence[Block], limit: int | None = None) -> dict[str, int]:
-    """The caching allocator's figures for these tensors, in the order of their lives."""
+    """The caching allocator's figures for these tensors, in the order of their lives.
+
+    It may reserve `limit` bytes; where they are too few, the figures are those without a limit.
+    """
+    try:
+        allocator = _replayed(blocks, limit)
+    except OutOfMemory:
+        allocator = _replayed(blocks, None)
+    return {
+        "peak allocated": allocator.peak_allocated,
+        "peak reserved": allocator.peak_reserved,
+        "device in use": allocator.peak_reserved + CONTEXT,
+    }
+
+
+def _replayed(blocks: Sequence[Block], limit: int | None) -> CachingAllocator:
     allocator = CachingAllocator(limit)
     allocator.allocate(CUBLAS_WORKSPACE)
     moments = []
@@ -101,8 +116,4 @@ def replay(blocks: Sequence[Block], limit: int | None = None) -> dict[str, int]:
             held[id(block)] = allocator.allocate(block.size)
         else:
             allocator.free(held.pop(id(block)))
-    return {
-        "peak allocated": allocator.peak_allocated,
-        "peak reserved": allocator.peak_reserved,
-        "device in use": allocator.peak_reserved + CONTEXT,
-    }
+    return allocator

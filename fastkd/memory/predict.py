@@ -12,6 +12,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastkd.backends.attention_torch import native
+from fastkd.backends.tokens_torch import positions
+from fastkd.backends.tokens_torch.positions import Part, Positions
 from fastkd.config.tree import Config, ModelConfig
 from fastkd.memory import cuda_formulas
 from fastkd.memory.measure import record_step
@@ -34,12 +36,17 @@ def predict_step(
 
     For "cuda": padding is computed as it is there, `precision: auto` is bfloat16, attention's
     workspaces come from `cuda_formulas`, and PyTorch's caching allocator is replayed, with at
-    most `limit` bytes to reserve. Raises `allocator.OutOfMemory` where they are too few.
+    most `limit` bytes to reserve; where they are too few, its figures are those without a limit.
     """
     if device == "cpu":
-        with _compiled_kernel_idle():
+        with _compiled_kernel_idle(), _few_chunks():
             return _run(config, vocabulary, teacher, update, Predictor)[0]
-    with _padding_computed(), cuda_formulas.kernels_offered(), _no_compiled_kernel():
+    with (
+        _padding_computed(),
+        cuda_formulas.kernels_offered(),
+        _no_compiled_kernel(),
+        _few_chunks(positions.DEVICE_CHUNK),
+    ):
         config = _as_on_cuda(config)
         memory, tracker = _run(config, vocabulary, teacher, update, cuda_formulas.CudaPredictor)
     figures = cuda_formulas.replay(tracker.blocks, limit)
@@ -78,6 +85,22 @@ def _compiled_kernel_idle() -> Iterator[None]:
 
     with mock.patch.object(native, "library", idle), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+        yield
+
+
+@contextlib.contextmanager
+def _few_chunks(largest: int = positions.CHUNK) -> Iterator[None]:
+    """Token losses go over the first two chunks and the last: those between hold the same."""
+    every = Positions.__iter__
+
+    def few(self: Positions) -> Iterator[Part]:
+        parts = list(every(self))
+        return iter(parts if len(parts) < 4 else [*parts[:2], parts[-1]])
+
+    with (
+        mock.patch.object(Positions, "__iter__", few),
+        mock.patch.object(positions, "CHUNK", largest),
+    ):
         yield
 
 

@@ -10,7 +10,6 @@ from fastkd_kernels import attention_plan
 from benchmarks import a2d_memory
 from fastkd.bench.peak import peak_in_own_process
 from fastkd.memory import cuda_formulas
-from fastkd.memory.fit import largest
 from fastkd.memory.measure import measure_in_own_process, measure_step
 from fastkd.memory.predict import predict_step
 from fastkd.memory.predictor import Predictor
@@ -118,19 +117,6 @@ def test_a_loss_by_itself_is_predicted_as_it_is_measured():
     measured = peak_in_own_process("alignment-row", shape, torch.float32, "reference")
     predicted = a2d_memory.predict(shape, "reference", torch.float32, Predictor)
     assert predicted == pytest.approx(measured.peak, rel=0.05)
-
-
-@pytest.mark.parametrize("capacity", [1_000, 5_500, 123_456])
-def test_the_largest_that_fits(capacity):
-    asked = []
-
-    def taken(count):
-        asked.append(count)
-        return 100 + 3 * count + count**2 / 10_000
-
-    found = largest(taken, 1, 64, capacity, 0.02)
-    assert taken(found) <= capacity < taken(found + max(round(0.02 * found), 1) + 1)
-    assert len(set(asked)) < 20
 
 
 @pytest.mark.gpu
