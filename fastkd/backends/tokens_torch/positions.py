@@ -12,7 +12,7 @@ Part = slice | Tensor  # of the N positions: a range, or ids (R,)
 
 # Logits of one chunk on a CPU: a few buffers of this size stay in a shared cache, and its matrix
 # products are still large enough to run near their peak.
-CHUNK = 2**21
+CHUNK = 2**22
 # On other devices, where a chunk is a few dozen launches.
 DEVICE_CHUNK = 2**25
 
