@@ -25,8 +25,9 @@ from fastkd.cli.arguments import DEVICE
 def command(operations, device, shapes, against, dtype, seconds, memory, out, listed) -> None:
     """Measure the losses: time and peak memory against every alternative that is installed.
 
-    Each provider first shows that it computes the same loss and gradients. "bound" is the share
-    of the least possible time that the machine's own measured rates allow.
+    Each provider first shows that it computes the same loss and gradients. "bound" is the
+    time that the machine's rates allow, as PyTorch's own operators reach them, as a share of the
+    time taken.
     """
     from fastkd.bench import providers
     from fastkd.bench.command import NAMES, Question, answer, check
