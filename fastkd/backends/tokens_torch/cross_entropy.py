@@ -44,7 +44,7 @@ class CrossEntropyRows:
         total = log_p.sum(-1, keepdim=True)
         if (total == BANNED).any():
             self.banned = log_p == BANNED
-            self.allowed = (~self.banned).sum(-1, keepdim=True)
+            self.allowed = (~self.banned).sum(-1, keepdim=True, dtype=log_p.dtype)
             total = log_p.masked_fill(self.banned, 0).sum(-1, keepdim=True)
         return total / self.allowed
 
