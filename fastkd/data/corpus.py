@@ -8,9 +8,10 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Generic, Literal, TypeVar
 
 import numpy as np
+from pydantic import BaseModel, NonNegativeInt
 
 from fastkd.data.tokenizer import Tokenizer, Tokenizers
 from fastkd.errors import InputError
@@ -21,6 +22,27 @@ SIDES = ("source", "target")
 _META = "meta.json"
 _BLOCK = 8192  # pairs encoded at once
 _HASHED_AT_ONCE = 1 << 24  # bytes
+
+Value = TypeVar("Value")
+
+
+class _Sides(BaseModel, Generic[Value]):
+    source: Value
+    target: Value
+
+
+class _Meta(BaseModel):
+    """What a corpus's `meta.json` holds."""
+
+    format: int
+    languages: tuple[str, str]
+    pairs: NonNegativeInt
+    tokens: _Sides[NonNegativeInt]
+    dtype: _Sides[Literal["<u2", "<u4"]]
+    dropped: dict[str, int]  # pairs left out, by reason
+    max_length: int | None
+    arrays_sha256: str
+    tokenizers_sha256: str
 
 
 @dataclass(frozen=True)
@@ -56,9 +78,8 @@ class Corpus:
         """`verify` reads the arrays once and compares their hash."""
         self.folder = Path(folder)
         self.meta = _read_meta(self.folder)
-        pairs = self.meta["pairs"]
-        sides = {side: _open_side(self.folder, side, self.meta, pairs) for side in SIDES}
-        if verify and _hash_arrays(self.folder) != self.meta["arrays_sha256"]:
+        sides = {side: _open_side(self.folder, side, self.meta) for side in SIDES}
+        if verify and _hash_arrays(self.folder) != self.meta.arrays_sha256:
             raise _damaged(self.folder, "its arrays do not match their hash")
         self.sides = (sides["source"], sides["target"])
         self.source_lengths = self.sides[0].lengths
@@ -77,22 +98,21 @@ class Corpus:
 
     @property
     def languages(self) -> tuple[str, str]:
-        source, target = self.meta["languages"]
-        return source, target
+        return self.meta.languages
 
     @property
     def dropped(self) -> dict[str, int]:
         """Pairs left out, by reason: "empty" or "too long"."""
-        return self.meta["dropped"]
+        return self.meta.dropped
 
     @property
     def tokenizers_sha256(self) -> str:
-        return self.meta["tokenizers_sha256"]
+        return self.meta.tokenizers_sha256
 
     @property
     def sha256(self) -> str:
         """Of the token ids, the sentence bounds and the tokenizers."""
-        both = f"{self.meta['arrays_sha256']} {self.tokenizers_sha256}"
+        both = f"{self.meta.arrays_sha256} {self.tokenizers_sha256}"
         return hashlib.sha256(both.encode()).hexdigest()
 
 
@@ -117,18 +137,20 @@ def write_corpus(
     try:
         dropped = _write_arrays(partial, pairs, tokenizers, max_length, progress)
         kept = (partial / "source.offsets").stat().st_size // 8 - 1
-        meta = {
-            "format": FORMAT,
-            "languages": list(languages),
-            "pairs": kept,
-            "tokens": {side: _tokens(partial, side) for side in SIDES},
-            "dtype": {side: _dtype(getattr(tokenizers, side)).str for side in SIDES},
-            "dropped": dropped,
-            "max_length": max_length,
-            "arrays_sha256": _hash_arrays(partial),
-            "tokenizers_sha256": tokenizers.sha256,
-        }
-        (partial / _META).write_text(json.dumps(meta, indent=2) + "\n")
+        meta = _Meta.model_validate(
+            {
+                "format": FORMAT,
+                "languages": languages,
+                "pairs": kept,
+                "tokens": {side: _tokens(partial, side) for side in SIDES},
+                "dtype": {side: _dtype(getattr(tokenizers, side)).str for side in SIDES},
+                "dropped": dropped,
+                "max_length": max_length,
+                "arrays_sha256": _hash_arrays(partial),
+                "tokenizers_sha256": tokenizers.sha256,
+            }
+        )
+        (partial / _META).write_text(meta.model_dump_json(indent=2) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     finally:
@@ -223,28 +245,24 @@ def _hash_arrays(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _read_meta(folder: Path) -> dict:
+def _read_meta(folder: Path) -> _Meta:
     path = folder / _META
     if not path.is_file():
         raise InputError(f"{folder}: holds no prepared corpus ({_META} is missing)")
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-        version = meta["format"]
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        version = tree["format"]
         if version == FORMAT:
-            _ = meta["pairs"], meta["tokens"], meta["dtype"], meta["languages"]
-            _ = meta["dropped"], meta["arrays_sha256"], meta["tokenizers_sha256"]
+            return _Meta.model_validate(tree)
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(folder, f"{_META} cannot be read") from error
-    if version != FORMAT:
-        raise InputError(
-            f"{folder}: prepared in format {version}; expected {FORMAT}: prepare it again"
-        )
-    return meta
+    raise InputError(f"{folder}: prepared in format {version}; expected {FORMAT}: prepare it again")
 
 
-def _open_side(folder: Path, side: str, meta: dict, pairs: int) -> Side:
-    offsets = _map(folder / f"{side}.offsets", np.dtype("<i8"), pairs + 1)
-    tokens = _map(folder / f"{side}.tokens", np.dtype(meta["dtype"][side]), meta["tokens"][side])
+def _open_side(folder: Path, side: str, meta: _Meta) -> Side:
+    offsets = _map(folder / f"{side}.offsets", np.dtype("<i8"), meta.pairs + 1)
+    dtype, count = np.dtype(getattr(meta.dtype, side)), getattr(meta.tokens, side)
+    tokens = _map(folder / f"{side}.tokens", dtype, count)
     offsets = np.array(offsets)
     lengths = np.diff(offsets)
     if offsets[0] != 0 or offsets[-1] != len(tokens) or (lengths < 0).any():

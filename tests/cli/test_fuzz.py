@@ -274,10 +274,10 @@ def test_mutated_run_folders(copied, tmp_path, capsys):
     @cases(150)
     @given(st.sampled_from(files), st.one_of(st.none(), DAMAGE))
     def case(file, damage):
+        restore()
         spoil(file, damage)
         check(capsys, "translate", run, "-i", source, "-o", tmp_path / "out.txt")
         check(capsys, "train", config, "training.updates=4")
-        restore()
 
     case()
 

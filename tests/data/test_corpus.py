@@ -183,3 +183,20 @@ def test_separate_vocabularies_encode_their_own_side(tmp_path, joint, sentences)
     assert corpus.source(0).tolist() == joint.source.encode(["bade figo"])[0]
     assert corpus.target(0).tolist() == other.encode(["bade figo"])[0]
     assert corpus.tokenizers_sha256 == pair.sha256
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("tokens", {"source": 1, "tbrget": 1}),
+        ("dtype", {"source": "<u2", "target": "<f2"}),
+        ("pairs", -1),
+        ("languages", ["de"]),
+        ("dropped", {"empty": "none"}),
+    ],
+)
+def test_a_description_that_is_not_one(folder, key, value):
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps(meta | {key: value}))
+    with pytest.raises(InputError, match=r"meta\.json cannot be read"):
+        Corpus(folder)
