@@ -23,6 +23,7 @@ from fastkd.runs.device import autocast
 from fastkd.runs.folder import MODEL, OBJECTIVE, STATE, RunFolder, Saved
 from fastkd.runs.weights import load_weights, weights_of
 from fastkd.train.ema import MovingAverage
+from fastkd.train.heap import give_back
 from fastkd.train.interrupt import StopRequest
 from fastkd.train.learner import Learner
 from fastkd.train.log import RunLog
@@ -94,6 +95,7 @@ class Trainer:
                 validated = last or self._validation_due()
                 if validated:
                     self._validate(log)
+                    give_back()
                     meter.restart()
                 stop = self.ranks.any(bool(signal), self.device)
                 if validated or stop or self.position.update % training.save_every == 0:
