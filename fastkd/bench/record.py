@@ -69,6 +69,7 @@ class Row:
 
 
 Kind = TypeVar("Kind", Machine, Row)
+_NUMBERS = {"family": "cpu family", "model": "model"}  # by their names in /proc/cpuinfo
 _COLUMNS = [field.name for field in (*fields(Machine), *fields(Row))]
 
 
@@ -154,13 +155,16 @@ def _commit() -> str:
 
 
 def _processor() -> str:
+    """Its name, with the numbers that tell apart generations which a hypervisor gives one name."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0].splitlines()
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        lines = []
+    told = {key.strip(): value.strip() for key, _, value in (s.partition(":") for s in lines)}
+    if "model name" not in told:
+        return platform.processor() or platform.machine()
+    numbers = [f"{n} {told[key]}" for n, key in _NUMBERS.items() if key in told]
+    return f"{told['model name']} ({', '.join(numbers)})" if numbers else told["model name"]
 
 
 def _driver() -> str:

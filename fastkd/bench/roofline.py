@@ -4,7 +4,7 @@ bound = max(flops / matrix rate, bytes / copy bandwidth, exponentials / exponent
 
 A GPU has units of their own for matrix products and for exponentials, of which it does 16 a clock
 and multiprocessor. On a CPU the same units do both, so their times add up, and both are measured.
-There it is no strict bound: a kernel whose exponentials are faster than `torch.exp` beats it.
+There it is no strict bound: a kernel faster at them than PyTorch's own operators beats it.
 """
 
 from collections.abc import Callable

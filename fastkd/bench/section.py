@@ -20,8 +20,8 @@ _SHORT_LEGEND = (
     "One forward and one backward pass; medians of providers that took turns. Memory is the peak"
     " above the inputs, gradients included, and of a training step all memory; floor is the time"
     " that the loss's arithmetic and traffic take at the rates that PyTorch's own matrix products,"
-    " exponentials and copies reach on the machine, as a share of the time that it took; kernels"
-    " that compute exponentials faster pass 100%."
+    " exponentials and copies reach on the machine, as a share of the time that it took; compiled"
+    " kernels that are faster at products and exponentials than PyTorch pass 100%."
 )
 _LEGEND = (
     "Times are medians; spread is half the distance of the quartiles; speed is that of eager"
