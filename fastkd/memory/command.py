@@ -10,7 +10,7 @@ import torch
 
 from fastkd.config.tree import Config, ModelConfig
 from fastkd.memory import cuda_formulas
-from fastkd.memory.fit import Progress, heaviest_step, largest_batch, needed, with_batch_tokens
+from fastkd.memory.fit import Progress, largest_batch, needed, predicted_steps, with_batch_tokens
 from fastkd.memory.measure import measure_in_own_process, measure_step
 from fastkd.memory.profiling import size
 from fastkd.memory.report import StepMemory
@@ -36,6 +36,11 @@ class Question:
     plot: Path | None = None
     snapshot: Path | None = None
 
+    @property
+    def kind(self) -> str:
+        """Of the device: cpu or cuda."""
+        return "cpu" if self.device is not None and self.device.type == "cpu" else "cuda"
+
 
 Watch = Callable[[str], contextlib.AbstractContextManager[Progress]]
 
@@ -55,10 +60,14 @@ def answer(question: Question, watch: Watch = unwatched) -> Iterator[Any]:
     columns, known = [], {}
     for batch_tokens in question.batch_tokens or (config.training.batch_tokens,):
         with watch("steps predicted") as progress:
-            update, memory, remark, known[batch_tokens] = _column(
-                question, work, teacher, batch_tokens, progress
+            steps = predicted_steps(
+                config, work, teacher, batch_tokens, question.kind, progress=progress
             )
-        columns.append((f"{batch_tokens:,} tokens", memory))
+            update, predicted = max(steps, key=lambda step: needed(step[1]))
+            measured = _measured(question, work, teacher, batch_tokens, update)
+        known[batch_tokens] = needed(predicted)
+        columns.append((f"{batch_tokens:,} tokens", measured or predicted))
+        remark = "Predicted." if measured is None else _error(predicted, measured)
         yield f"{batch_tokens:,} tokens: {update.describe()}. {remark}"
     yield f"Sentences: {work.source}."
     title = "Memory of a training step"
@@ -76,33 +85,29 @@ def answer(question: Question, watch: Watch = unwatched) -> Iterator[Any]:
         yield found
 
 
-def _column(
+def _measured(
     question: Question,
     work: Workload,
     teacher: ModelConfig | None,
     batch_tokens: int,
-    progress: Progress,
-) -> tuple[Update, StepMemory, str, int]:
-    """The heaviest update, its step as measured or predicted, a remark, and what was predicted."""
-    kind = "cpu" if question.device is not None and question.device.type == "cpu" else "cuda"
-    update, predicted = heaviest_step(question.config, work, teacher, batch_tokens, kind, progress)
+    update: Update,
+) -> StepMemory | None:
+    """The step in earnest; None where there is no device to take it on."""
     if question.device is None:
-        return update, predicted, "Predicted.", needed(predicted)
+        return None
     config = with_batch_tokens(question.config, batch_tokens)
-    if kind == "cpu":
-        measured = measure_in_own_process(config, work.vocabulary, teacher, update)
-        return update, measured, _error(predicted.peak, measured.peak), needed(predicted)
-    measured = measure_step(
+    if question.kind == "cpu":
+        return measure_in_own_process(config, work.vocabulary, teacher, update)
+    return measure_step(
         config, work.vocabulary, teacher, update, question.device, question.snapshot
     )
-    figure = "peak allocated"
-    remark = _error(predicted.allocator[figure], measured.allocator[figure])
-    return update, measured, remark, needed(predicted)
 
 
-def _error(predicted: int, measured: int) -> str:
-    share = predicted / measured - 1
-    return f"Measured; the prediction was {size(predicted)} of {size(measured)} ({share:+.1%})."
+def _error(predicted: StepMemory, measured: StepMemory) -> str:
+    ours, theirs = (m.allocator.get("peak allocated", m.peak) for m in (predicted, measured))
+    return (
+        f"Measured; the prediction was {size(ours)} of {size(theirs)} ({ours / theirs - 1:+.1%})."
+    )
 
 
 def _largest(
@@ -112,9 +117,8 @@ def _largest(
     known: dict[int, int],
     progress: Progress,
 ) -> str:
-    kind = "cpu" if question.device is not None and question.device.type == "cpu" else "cuda"
     capacity = question.capacity or _capacity(question.device)
-    found = largest_batch(question.config, work, teacher, kind, capacity, known, progress)
+    found = largest_batch(question.config, work, teacher, question.kind, capacity, known, progress)
     if found is None:
         return f"Not even the smallest batch is predicted to fit into {size(capacity)}."
     return (

@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastkd.memory import fit
-from fastkd.memory.fit import largest, largest_batch, needed
+from fastkd.memory.fit import largest_batch, needed
 from fastkd.memory.predict import predict_step
+from fastkd.memory.search import ENOUGH, largest
 from fastkd.memory.workload import workload
 
 
@@ -66,7 +67,7 @@ def test_memory_that_leaps(places, leaps, slope, guess, capacity):
     assert len(asked) <= 70
     if found is None:
         assert memory(1) > capacity
-    elif found < fit._ENOUGH / 1.02:
+    elif found < ENOUGH / 1.02:
         assert is_largest(memory, found, capacity)
 
 

@@ -8,12 +8,13 @@ import torch
 from fastkd_kernels import attention_plan
 
 from benchmarks import a2d_memory
+from fastkd.backends.tokens_torch import positions
 from fastkd.bench.peak import peak_in_own_process
 from fastkd.memory import cuda_formulas
 from fastkd.memory.measure import measure_in_own_process, measure_step
 from fastkd.memory.predict import predict_step
 from fastkd.memory.predictor import Predictor
-from fastkd.memory.workload import Update, workload
+from fastkd.memory.workload import Update, Vocabulary, workload
 
 PARTS = {
     "word KD, A2D": [{"name": "cross_entropy"}, {"name": "word_kd"}, {"name": "a2d"}],
@@ -55,6 +56,19 @@ def test_the_compiled_kernel_is_predicted(make_config, teacher, monkeypatch):
     assert predicted.peak == pytest.approx(measured.peak, rel=0.01)
     loss = "alignment loss, encoder"
     assert predicted.losses[loss].peak == pytest.approx(measured.losses[loss].peak, rel=0.01)
+
+
+def test_chunks_left_out_of_a_prediction_hold_what_the_others_do(make_config, teacher):
+    config = make_config(losses=PARTS["TIE-KD"], training={"precision": "float32"})
+    vocabulary = Vocabulary.of_sizes(8000, 8000)
+    lengths = np.full(64, 40, np.int64)
+    update = Update(lengths, lengths)
+    assert update.sentences * 40 * 8000 > 4 * positions.CHUNK
+    measured = measure_step(config, vocabulary, teacher, update, torch.device("cpu"))
+    predicted = predict_step(config, vocabulary, teacher, update)
+    assert predicted.peak == pytest.approx(measured.peak, rel=0.01)
+    token = "token losses"
+    assert predicted.losses[token].peak == pytest.approx(measured.losses[token].peak, rel=0.01)
 
 
 def test_a_masked_model_is_predicted(make_config, teacher):
