@@ -11,7 +11,7 @@ or its log is not what an undisturbed run would have written: each logged update
 loss finite. `--draw` draws what there is of a soak so far.
 
 The table gives the slope of each process's memory over its updates, by least squares with its
-standard error, from update 2,000 of the process on. Until then oneDNN, PyTorch's library of matrix
+standard error, from update 1,000 of the process on. Until then oneDNN, PyTorch's library of matrix
 products on a CPU, still fills its cache of 1,024 products, one for each shape that it has met
 (ONEDNN_PRIMITIVE_CACHE_CAPACITY; about a third of a MiB each).
 """
@@ -56,7 +56,7 @@ SETTINGS = {
 }
 LIVES = 10, 1800  # seconds
 EVERY = 5  # seconds between samples
-SETTLED = 2000  # updates of a process, before its slope is taken over at least half as many
+SETTLED = 1000  # updates of a process, before its slope is taken over at least half as many
 
 
 @dataclass(frozen=True)
