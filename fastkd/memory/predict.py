@@ -45,7 +45,8 @@ def predict_step(
         _padding_computed(),
         cuda_formulas.kernels_offered(),
         _no_compiled_kernel(),
-        _few_chunks(positions.DEVICE_CHUNK),
+        _few_chunks(),
+        mock.patch.object(positions, "CHUNK", positions.DEVICE_CHUNK),
     ):
         config = _as_on_cuda(config)
         memory, tracker = _run(config, vocabulary, teacher, update, cuda_formulas.CudaPredictor)
@@ -89,7 +90,7 @@ def _compiled_kernel_idle() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _few_chunks(largest: int = positions.CHUNK) -> Iterator[None]:
+def _few_chunks() -> Iterator[None]:
     """Token losses go over the first two chunks and the last: those between hold the same."""
     every = Positions.__iter__
 
@@ -97,10 +98,7 @@ def _few_chunks(largest: int = positions.CHUNK) -> Iterator[None]:
         parts = list(every(self))
         return iter(parts if len(parts) < 4 else [*parts[:2], parts[-1]])
 
-    with (
-        mock.patch.object(Positions, "__iter__", few),
-        mock.patch.object(positions, "CHUNK", largest),
-    ):
+    with mock.patch.object(Positions, "__iter__", few):
         yield
 
 

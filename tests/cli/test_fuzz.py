@@ -235,15 +235,15 @@ def test_mutated_corpora(shop, capsys):
     @cases(150)
     @given(st.sampled_from(sorted(original)), DAMAGE, st.booleans())
     def run(file, damage, packed):
-        content = original[file]
+        for path, content in original.items():
+            path.with_name(f"{path.name}.gz").unlink(missing_ok=True)
+            path.write_bytes(content)
         if packed:
             file.unlink()
-            file.with_name(f"{file.name}.gz").write_bytes(damaged(content, damage))
+            file.with_name(f"{file.name}.gz").write_bytes(damaged(original[file], damage))
         else:
-            file.write_bytes(damaged(content, damage))
+            file.write_bytes(damaged(original[file], damage))
         check(capsys, "prepare", config)
-        file.with_name(f"{file.name}.gz").unlink(missing_ok=True)
-        file.write_bytes(content)
 
     run()
 
@@ -323,12 +323,12 @@ def test_as_processes(tree, copied, tmp_path):
             fuzzed.write_text(yaml.safe_dump(mutated), encoding="utf-8")
             execute("train", str(fuzzed), new, "training.updates=1")
         else:
+            restore()
             spoil(file, damage)
             if what == "folder":
                 execute("translate", str(run), "-i", str(source), "--beam", "1")
             else:
                 execute("train", config, "training.updates=5")
-            restore()
         shutil.rmtree(tmp_path / "new", ignore_errors=True)
 
     case()
