@@ -1,8 +1,15 @@
 """`fastkd train`."""
 
+from typing import TYPE_CHECKING
+
 import click
 
 from fastkd.cli.arguments import CONFIG, OVERRIDES
+
+if TYPE_CHECKING:
+    from fastkd.config.tree import Config
+    from fastkd.data.prepare import Prepared
+    from fastkd.train.ranks import Ranks
 
 
 @click.command("train")
@@ -24,13 +31,20 @@ def command(config: str, overrides: tuple[str, ...]) -> None:
 
     # Whoever is refused by now need not wait for PyTorch to be imported.
     from fastkd.train.ranks import noticing_loss
-    from fastkd.train.start import start
 
     with noticing_loss():
-        trainer = start(resolved, prepared)
-        if not trainer.finished:
-            trainer.train()
+        ranks = _train(resolved, prepared)
+    ranks.leave()
+
+
+def _train(config: "Config", prepared: "Prepared") -> "Ranks":
+    """Trains to the end, or until it is asked to stop; nothing is left but the processes."""
+    from fastkd.train.start import start
+
+    trainer = start(config, prepared)
+    if not trainer.finished:
+        trainer.train()
     how = "finished" if trainer.finished else "stopped; the same command goes on;"
     if trainer.ranks.first:
         click.echo(f"{trainer.run.path}: {how} at update {trainer.position.update}", err=True)
-    trainer.ranks.leave()
+    return trainer.ranks

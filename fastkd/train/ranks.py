@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import gc
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -96,8 +97,13 @@ class Ranks:
             dist.barrier()
 
     def leave(self) -> None:
-        """Parts from the other processes."""
+        """Parts from the other processes, when nothing holds a module of `parallel` any more.
+
+        A DistributedDataParallel that outlives the group destroys it with the interpreter locked,
+        and may wait for ever for a thread of the group that waits for the interpreter.
+        """
         if self.size > 1:
+            gc.collect()
             dist.destroy_process_group()
 
 

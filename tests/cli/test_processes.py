@@ -157,3 +157,31 @@ def test_terminated_processes_save_and_can_go_on(config, alone):
     train(2, path, f"training.updates={saved + 1}")
     steps = [record["step"] for record in log(folder) if "loss" in record]
     assert steps == list(range(1, saved + 2))
+
+
+OUTLIVED = """
+import gc
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+destroy = dist.destroy_process_group
+
+def destroyed():
+    alive = [o for o in gc.get_objects() if isinstance(o, DistributedDataParallel)]
+    sys.stderr.write(f"DESTROYED WITH {len(alive)}\\n")
+    destroy()
+
+dist.destroy_process_group = destroyed
+"""
+
+
+def test_the_group_of_processes_outlives_what_uses_it(config):
+    """Else whether they end is a race: the last owner would join a thread that it holds up."""
+    path, _ = config("outlived", updates=1)
+    run = start(2, path, code=OUTLIVED)
+    try:
+        _, error = run.communicate(timeout=400)
+    finally:
+        run.kill()
+    assert run.returncode == 0, error[-3000:]
+    assert error.count("DESTROYED WITH 0") == 2
