@@ -8,7 +8,7 @@ from torch import Tensor
 from fastkd.backends.tokens_torch.function import Gradients
 from fastkd.backends.tokens_torch.numerics import without_autocast
 from fastkd.backends.tokens_torch.positions import Positions
-from fastkd.backends.tokens_torch.rows import row_losses
+from fastkd.backends.tokens_torch.rows import StudentRows
 from fastkd.backends.tokens_torch.scratch import Scratch
 from fastkd.backends.tokens_torch.teachers import flat, teacher_of
 from fastkd.backends.tokens_torch.totals import Totals
@@ -56,7 +56,7 @@ class DenseWalk:
             logits = scratch.take("student", mine.shape[0]).copy_(mine)
             theirs = self.teacher.rows(positions, part, scratch) if self.teacher else None
             target = positions.targets(self.target, part) if options.ce_weight else None
-            rows = row_losses(logits, theirs, target, options, needed)
+            rows = StudentRows(logits, theirs, target, options).losses(needed)
             totals.store(part, rows)
             if gradient is not None and rows.gradient is not None:
                 scale = positions.scale(upstream, part)

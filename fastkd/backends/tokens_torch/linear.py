@@ -9,7 +9,7 @@ from fastkd.backends.tokens_torch.function import Gradients
 from fastkd.backends.tokens_torch.numerics import product_dtype, without_autocast
 from fastkd.backends.tokens_torch.positions import Positions
 from fastkd.backends.tokens_torch.products import Projection, ProjectionGradients
-from fastkd.backends.tokens_torch.rows import row_losses
+from fastkd.backends.tokens_torch.rows import StudentRows
 from fastkd.backends.tokens_torch.scratch import Scratch
 from fastkd.backends.tokens_torch.teachers import flat, teacher_of
 from fastkd.backends.tokens_torch.totals import Totals
@@ -66,7 +66,7 @@ class LinearWalk:
             logits = projection.logits(mine, scratch.take("student", mine.shape[0]), low)
             theirs = teacher.rows(positions, part, scratch) if teacher else None
             target = positions.targets(self.target, part) if options.ce_weight else None
-            rows = row_losses(logits, theirs, target, options, any(needed))
+            rows = StudentRows(logits, theirs, target, options).losses(any(needed))
             totals.store(part, rows)
             if rows.gradient is not None:
                 scale = positions.scale(upstream, part)

@@ -37,13 +37,6 @@ def softmax_(logits: Tensor) -> Tensor:
     return torch.softmax(logits, -1)
 
 
-def log_softmax_(logits: Tensor) -> Tensor:
-    """log_softmax over the last dimension, in place as above."""
-    if logits.device.type == "cpu":
-        return torch.log_softmax(logits, -1, out=logits)
-    return torch.log_softmax(logits, -1)
-
-
 def log_z(probabilities: Tensor) -> Tensor:
     """log Σ exp (R, 1) of the logits behind a softmax, counted from their maximum."""
     return -probabilities.amax(-1, keepdim=True).log()

@@ -1,31 +1,28 @@
 """The losses of R rows of logits and their gradient, in a handful of passes over the scratch."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from fastkd.backends.tokens_torch.cross_entropy import CrossEntropyRows, is_plain
 from fastkd.backends.tokens_torch.dense_teacher import DenseRows
 from fastkd.backends.tokens_torch.listed_teacher import ListedRows
 from fastkd.backends.tokens_torch.numerics import BANNED, banned_ids, log_z, softmax_
 from fastkd.backends.tokens_torch.ranking import ranking
-from fastkd.backends.tokens_torch.row_losses import RowLosses
 from fastkd.backends.tokens_torch.topk import top_ids
 from fastkd.functional.options import TokenOptions
 
 TeacherRows = DenseRows | ListedRows
 
 
-def row_losses(
-    logits: Tensor,
-    teacher: TeacherRows | None,
-    target: Tensor | None,
-    options: TokenOptions,
-    differentiate: bool,
-) -> RowLosses:
-    """Of R rows of the student's `logits` (R, V), which are scratch."""
-    if teacher is None and target is not None and is_plain(logits, target):
-        return CrossEntropyRows(logits, target, options).losses(differentiate)
-    return StudentRows(logits, teacher, target, options).losses(differentiate)
+class RowLosses(NamedTuple):
+    """Components (R,), None where their weight is 0, and what else was asked for."""
+
+    ce: Tensor | None
+    kd: Tensor | None
+    rank: Tensor | None
+    prediction: Tensor | None  # (R,)
+    gradient: Tensor | None  # (R, V) of the weighted sum of the components
 
 
 class StudentRows:
