@@ -175,7 +175,8 @@ def _without_memory(line: Line) -> Line:
 def throughput_summary(rows: Iterable[Row]) -> str:
     """A sentence; empty where nothing was measured."""
     told = [
-        f"{short_shape(row.shape)}: {row.tokens_per_second or 0:,.0f} target tokens a second in {row.dtype},"
+        f"{short_shape(row.shape)}: {row.tokens_per_second or 0:,.0f} target tokens a second"
+        f" in {row.dtype},"
         f" {1 / row.relative:.1f} times a bare loop over `torch.nn.Transformer`"
         for row in rows
         if row.operation == THROUGHPUT and row.provider == "fastkd" and row.relative
