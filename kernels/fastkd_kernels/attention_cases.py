@@ -56,12 +56,16 @@ def _kinds() -> Iterator[tuple[str, torch.dtype, str, config.Precision, str]]:
         yield name, dtype, f"*{name}", chosen, scratch
 
 
+def _sizes(exact: bool) -> tuple[int, ...]:
+    return (config.EXACT_SIZE,) if exact else config.SIZES
+
+
 def probabilities() -> Iterator:
     for name, dtype, tensor, _, scratch in _kinds():
         for rows in config.EDGES:
             for keys in (*config.EDGES, config.LONG_BLOCK):
-                for size in config.SIZES:
-                    tile = config.probability_tile(rows, keys, size)
+                for size in _sizes(dtype == torch.float32):
+                    tile = config.probability_tile(rows, keys, size, dtype)
                     blocks = "*fp32" if keys == config.LONG_BLOCK else None
                     yield _case(
                         probabilities_fwd,
@@ -87,8 +91,8 @@ def products() -> Iterator:
     for name, _, tensor, chosen, scratch in _kinds():
         gradient = "*fp32" if name == "fp16" else tensor
         for edge in config.EDGES:
-            for size in config.SIZES:
-                tile = config.product_tile(edge, edge, size, chosen.scratch)
+            for size in _sizes(chosen.exact):
+                tile = config.product_tile(edge, edge, size, chosen)
                 for long in (False, True):
                     blocks = "*fp32" if long else None
                     yield _case(
@@ -118,9 +122,9 @@ def products() -> Iterator:
 
 def mixing() -> Iterator:
     for name, _, _, chosen, scratch in _kinds():
-        for students in config.HEADS:
+        for students in (16, 17) if chosen.exact else config.HEADS:
             for keys in config.EDGES:
-                tile = config.mix_tile(students, keys, chosen.scratch)
+                tile = config.mix_tile(students, keys, chosen)
                 constants = {
                     "STUDENT_UNIT": 16,
                     "TEACHER_UNIT": 16,
@@ -128,12 +132,14 @@ def mixing() -> Iterator:
                     "OPERAND": chosen.operand,
                     "PRECISION": chosen.dot,
                     "KEY_BLOCK": config.LONG_BLOCK,
+                    "ONE_H": students <= tile.students,
                     "BLOCK_H": tile.students,
                     "BLOCK_J": tile.teachers,
                     "BLOCK_K": tile.keys,
                     "representative": (name, students, keys) == ("bf16", 16, 64),
                 }
-                label = f"{name} {tile.students}→{tile.teachers} x{tile.keys}"
+                more = "+" * (students > tile.students)
+                label = f"{name} {tile.students}{more}→{tile.teachers} x{tile.keys}"
                 for long in (False, True):
                     yield from _mixing(label, scratch, tile, long, constants)
 
@@ -175,7 +181,7 @@ def pairs() -> Iterator:
     for name, dtype, tensor, chosen, _ in _kinds():
         for size in config.PAIR_SIZES:
             for edge in config.EDGES:
-                tile = config.pair_tile(edge, size, chosen.scratch == torch.float32)
+                tile = config.pair_tile(edge, size, (dtype, dtype))
                 for mixture in (False, True):
                     yield from _pairs(name, dtype, tensor, chosen, tile, mixture)
 
@@ -193,7 +199,7 @@ def _pairs(name, dtype, tensor, chosen, tile, mixture: bool) -> Iterator:
         "SIZE": tile.size,
         "BLOCK_D": tile.part,
         "representative": (name, tile.edge)
-        == ("bf16", config.pair_tile(64, tile.size, False).edge),
+        == ("bf16", config.pair_tile(64, tile.size, (dtype, dtype)).edge),
     }
     label = f"{name} {tile.edge}x{tile.edge} D{tile.size}"
     label += " mixture" * mixture

@@ -10,8 +10,10 @@ from fastkd_kernels.common import INTERPRETED, TRITON_TYPES, block_size
 EDGES = (32, 64)  # query rows, or keys, of a block
 LONG_BLOCK = 128  # keys of a block of the probabilities of rows that no program holds whole
 SIZES = (32, 64)  # of the head size, of a block; larger heads take several
+EXACT_SIZE = 16  # the same for float32
 PAIR_SIZES = (64, 128, 256)  # head sizes of the flash-style kernels
 HEADS = (16, 32, 64, 128, 512)  # student maps, which a program mixes all at once
+EXACT_HEADS = 16  # the same for float32, which a program mixes one part after another
 
 
 @dataclass(frozen=True)
@@ -19,12 +21,17 @@ class Precision:
     """How products are taken and what the scratch holds.
 
     bfloat16 inputs multiply as bfloat16. The maps of float16 inputs are kept and multiplied at
-    float32's range (tf32, whose fraction is as long as float16's). float32 is never rounded.
+    float32's range (tf32, whose fraction is as long as float16's). float32 is never rounded: its
+    products are exact ones, whose operands a thread holds in registers for as long as they are.
     """
 
     scratch: torch.dtype
     operand: tl.dtype
     dot: str
+
+    @property
+    def exact(self) -> bool:
+        return self.scratch == torch.float32 and self.dot == "ieee"
 
 
 def precision(dtype: torch.dtype) -> Precision:
@@ -69,15 +76,16 @@ class Tile:
     launch: Launch
 
 
-def probability_tile(rows: int, key_block: int, size: int) -> Tile:
+def probability_tile(rows: int, key_block: int, size: int, dtype: torch.dtype) -> Tile:
     block_q = _edge(rows)
-    block_d = block_size(size, *SIZES)
+    block_d = EXACT_SIZE if dtype == torch.float32 else block_size(size, *SIZES)
     return Tile(block_q, key_block, block_d, Launch(4 if block_q * key_block > 1024 else 2, 2))
 
 
-def product_tile(rows: int, keys: int, size: int, scratch: torch.dtype) -> Tile:
-    edge = 32 if scratch == torch.float32 else _edge(max(rows, keys))
-    return Tile(edge, edge, block_size(size, *SIZES), Launch(4, 2))
+def product_tile(rows: int, keys: int, size: int, precision: Precision) -> Tile:
+    edge = 32 if precision.scratch == torch.float32 else _edge(max(rows, keys))
+    block_d = EXACT_SIZE if precision.exact else block_size(size, *SIZES)
+    return Tile(edge, edge, block_d, Launch(4, 2))
 
 
 def _edge(extent: int) -> int:
@@ -86,14 +94,16 @@ def _edge(extent: int) -> int:
 
 @dataclass(frozen=True)
 class MixTile:
-    students: int  # all of them
+    students: int  # all of them, or a part
     teachers: int
     keys: int
     launch: Launch
 
 
-def mix_tile(student_maps: int, keys: int, scratch: torch.dtype) -> MixTile:
+def mix_tile(student_maps: int, keys: int, precision: Precision) -> MixTile:
     """At most 16 cells of a block of maps to a thread."""
+    if precision.exact:
+        return MixTile(EXACT_HEADS, 16, _edge(keys), Launch(4))
     block_h = next(size for size in HEADS if size >= student_maps)
     block_j = 32 if block_h <= 128 else 16
     block_k = 16 if block_h > 128 else min(_edge(keys), 4096 // block_h)
@@ -111,11 +121,12 @@ class PairTile:
     query_launch: Launch  # of the gradient of queries
 
 
-def pair_tile(longest: int, size: int, wide: bool) -> PairTile:
-    """longest: of queries and keys; size: the larger head; wide: whether a tensor is float32."""
+def pair_tile(longest: int, size: int, dtypes: tuple[torch.dtype, torch.dtype]) -> PairTile:
+    """longest: of queries and keys; size: the larger head; dtypes: the student's, the teacher's."""
     block_d = block_size(size, PAIR_SIZES[0], PAIR_SIZES[-1])
+    wide = torch.float32 in (*dtypes, precision(dtypes[0]).scratch)
     edge = 32 if wide or block_d == PAIR_SIZES[-1] else _edge(longest)
-    part = PAIR_SIZES[0]
-    if block_d > part:
+    part = EXACT_SIZE if torch.float32 in dtypes else PAIR_SIZES[0]
+    if block_d > PAIR_SIZES[0]:
         return PairTile(edge, edge, block_d, part, Launch(8), Launch(8))
     return PairTile(edge, 32, block_d, part, Launch(4), Launch(8 if edge == EDGES[-1] else 4))

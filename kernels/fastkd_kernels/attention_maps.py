@@ -29,7 +29,7 @@ class MapAlignment:
         self.chunk = Chunk(0, batch, 0, queries, True, True)
         chosen = precision(student.dtype)
         # Without a weight a program looks at a block of heads and at no others.
-        tile = mix_tile(1 if weight is None else student_maps, keys, chosen.scratch)
+        tile = mix_tile(1 if weight is None else student_maps, keys, chosen)
         self.whole = tile.keys >= keys
         blocks = ceil_div(keys, tile.keys)
         segment_blocks = ceil_div(blocks, 1 if self.whole else SEGMENTS)

@@ -92,6 +92,57 @@ def load_weight(weight, teacher_head, head, teacher_maps, student_maps):
     )
 
 
+@triton.jit
+def mix_in_parts(
+    student,  # at the row
+    weight,
+    factors,
+    rival,
+    teacher_maps,
+    student_maps,
+    key,
+    seen,
+    width,
+    head_stride,
+    key_stride,
+    rows,
+    key_block,
+    key_blocks,
+    UNIT: tl.constexpr,
+    CONTIGUOUS: tl.constexpr,
+    WIDE: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Mixed maps, (BLOCK_J, BLOCK_K), of student maps that no program holds at once."""
+    mixed = tl.zeros((BLOCK_J, BLOCK_K), tl.float32)
+    for start in range(0, student_maps, BLOCK_H):
+        head = start + tl.arange(0, BLOCK_H)
+        tile = load_maps(
+            student,
+            factors,
+            head,
+            student_maps,
+            key,
+            seen,
+            width,
+            head_stride,
+            key_stride,
+            rows,
+            key_block,
+            key_blocks,
+            UNIT,
+            CONTIGUOUS,
+            WIDE,
+        )
+        mixing = load_weight(weight, rival, head, teacher_maps, student_maps)
+        mixed = tl.dot(mixing.to(OPERAND), tile.to(OPERAND), mixed, input_precision=PRECISION)
+    return mixed
+
+
 @triton.jit(do_not_specialize=RUNTIME)
 def mix_statistics_fwd(
     student,  # (sentences, Ns, rows, keys), by strides
@@ -140,6 +191,7 @@ def mix_statistics_fwd(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     KEY_BLOCK: tl.constexpr,
+    ONE_H: tl.constexpr,  # one block of student maps holds them all
     BLOCK_H: tl.constexpr,
     BLOCK_J: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -157,7 +209,7 @@ def mix_statistics_fwd(
 
     for start in range(0, teacher_maps, BLOCK_J):
         rival = start + tl.arange(0, BLOCK_J)  # teacher's heads
-        if weight is not None:
+        if ONE_H and weight is not None:
             mixing = load_weight(weight, rival, head, teacher_maps, student_maps).to(OPERAND)
         for outer in range(rows_each if PER_ROW else 1):
             a_sum = tl.zeros((BLOCK_J,), tl.float32)
@@ -233,6 +285,31 @@ def mix_statistics_fwd(
                                 STUDENT_UNIT,
                                 CONTIGUOUS,
                                 WIDE,
+                            )
+                        elif not ONE_H:
+                            m = mix_in_parts(
+                                student_here,
+                                weight,
+                                own,
+                                rival,
+                                teacher_maps,
+                                student_maps,
+                                key,
+                                seen,
+                                student_width,
+                                student_head,
+                                student_key,
+                                rows,
+                                first // KEY_BLOCK,
+                                key_blocks,
+                                STUDENT_UNIT,
+                                CONTIGUOUS,
+                                WIDE,
+                                OPERAND,
+                                PRECISION,
+                                BLOCK_H,
+                                BLOCK_J,
+                                BLOCK_K,
                             )
                         else:
                             tile = load_maps(

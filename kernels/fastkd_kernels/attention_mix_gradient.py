@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from fastkd_kernels.attention_mix import load_maps, load_weight, row_extent
+from fastkd_kernels.attention_mix import load_maps, load_weight, mix_in_parts, row_extent
 from fastkd_kernels.attention_numerics import (
     SMALLEST,
     STATISTICS,
@@ -19,7 +19,8 @@ RUNTIME = (
     "student_sentence student_head student_row student_key teacher_sentence teacher_head "
     "teacher_row teacher_key out_sentence out_head out_row out_key student_width teacher_width "
     "student_maps teacher_maps queries keys first_sentence first_row rows key_blocks row_groups "
-    "rows_each segments segment_units inverse_temperature sharp statistic_rows accumulate"
+    "rows_each segments segment_units inverse_temperature sharp statistic_rows accumulate "
+    "head_parts"
 ).split()
 
 
@@ -95,6 +96,7 @@ def mix_gradient_bwd(
     sharp,  # whether exp(a) may overflow
     statistic_rows,
     accumulate,
+    head_parts,  # programs that share the student maps of the same rows
     MIXTURE: tl.constexpr,
     TO_MAPS: tl.constexpr,  # else to scores
     CAUSAL: tl.constexpr,
@@ -106,12 +108,14 @@ def mix_gradient_bwd(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
     KEY_BLOCK: tl.constexpr,
+    ONE_H: tl.constexpr,  # one block of student maps holds them all
     ONE_J: tl.constexpr,  # one block of teacher maps holds them all
     BLOCK_H: tl.constexpr,
     BLOCK_J: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    program = tl.program_id(0)
+    program = tl.program_id(0) // head_parts
+    part = tl.program_id(0) % head_parts
     segment = program % segments
     row_group = (program // segments) % row_groups
     slot = program // (segments * row_groups)
@@ -125,8 +129,9 @@ def mix_gradient_bwd(
         upstream += sentence.to(tl.int64) * teacher_maps
     if statistics is not None:
         statistics += slot.to(tl.int64) * STATISTICS * teacher_maps * statistic_rows
-    head = tl.arange(0, BLOCK_H)
+    head = part * BLOCK_H + tl.arange(0, BLOCK_H)
     every = tl.arange(0, BLOCK_J)
+    told = tl.where(part == 0, teacher_maps, 0)  # teacher maps whose loss this program writes
     if weight_slots is not None:
         weight_slots += program.to(tl.int64) * teacher_maps * student_maps
         if not ONE_J and accumulate == 0:
@@ -166,13 +171,10 @@ def mix_gradient_bwd(
             high = counted
         if not ONE_J and loss is not None:
             if low >= high:
-                for start in range(0, tl.where(row < row_end, teacher_maps, 0), BLOCK_J):
+                held = tl.where(row < row_end, told, 0)
+                for start in range(0, held, BLOCK_J):
                     rival = start + every
-                    tl.store(
-                        loss_here + rival * queries * segments,
-                        loss_sum,
-                        mask=rival < teacher_maps,
-                    )
+                    tl.store(loss_here + rival * queries * segments, loss_sum, mask=rival < held)
         for first in range(low, high, BLOCK_K):
             key = first + tl.arange(0, BLOCK_K)
             if weight is not None:
@@ -236,7 +238,33 @@ def mix_gradient_bwd(
                     if not ONE_J:
                         mixing = load_weight(weight, rival, head, teacher_maps, student_maps)
                         mixing = mixing.to(OPERAND)
-                    mixed = tl.dot(mixing, operand, input_precision=PRECISION)
+                    if ONE_H:
+                        mixed = tl.dot(mixing, operand, input_precision=PRECISION)
+                    else:
+                        mixed = mix_in_parts(
+                            student_here,
+                            weight,
+                            own,
+                            rival,
+                            teacher_maps,
+                            student_maps,
+                            key,
+                            seen,
+                            student_width,
+                            student_head,
+                            student_key,
+                            rows,
+                            first // KEY_BLOCK,
+                            key_blocks,
+                            STUDENT_UNIT,
+                            CONTIGUOUS,
+                            WIDE,
+                            OPERAND,
+                            PRECISION,
+                            BLOCK_H,
+                            BLOCK_J,
+                            BLOCK_K,
+                        )
                 present = (rival < teacher_maps)[:, None] & (key < seen)[None, :]
                 divergence = loss_sum
                 if MIXTURE:
@@ -269,7 +297,7 @@ def mix_gradient_bwd(
                         add_to_memory(
                             loss_here + rival * queries * segments,
                             divergence,
-                            rival < teacher_maps,
+                            rival < told,
                             first > low,
                         )
                 if weight is None:
@@ -323,7 +351,7 @@ def mix_gradient_bwd(
                     WIDE,
                 )
         if loss is not None and ONE_J:
-            held = tl.where(row < row_end, teacher_maps, 0)
+            held = tl.where(row < row_end, told, 0)
             tl.store(loss_here + every * queries * segments, loss_sum, mask=every < held)
         if delta is not None:
             held = tl.where(row < row_end, student_maps, 0)

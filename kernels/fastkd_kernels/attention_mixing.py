@@ -60,6 +60,13 @@ class Mixing:
     wide: bool  # whether offsets within a sentence exceed int32
     bounded: bool  # whether maps are known to lie in [0, 1]
 
+    @property
+    def head_parts(self) -> int:
+        """Programs that share the student maps of the same rows."""
+        if self.weight is None:
+            return 1
+        return ceil_div(self.student_maps, self.tile.students)
+
     def row_groups(self, chunk: Chunk) -> int:
         return ceil_div(chunk.rows, self.rows_each)
 
@@ -108,6 +115,7 @@ class Mixing:
             PRECISION=self.precision.dot,
             WIDE=self.wide,
             KEY_BLOCK=self.key_block,
+            ONE_H=self.head_parts == 1,
             BLOCK_H=tile.students,
             BLOCK_J=tile.teachers,
             BLOCK_K=tile.keys,
@@ -160,7 +168,7 @@ class Mixing:
         teacher_unit, teacher_strides = _in_units(teacher)
         last = (student.strides[3], teacher.strides[3], 1 if out is None else out.strides[3])
         tile = self.tile
-        mix_gradient_bwd[(self.programs(chunk),)](
+        mix_gradient_bwd[(self.programs(chunk) * self.head_parts,)](
             student.maps,
             teacher.maps,
             self.weight,
@@ -183,6 +191,7 @@ class Mixing:
             *self._extents(chunk),
             chunk.rows if self.settings.normalization == "row" else 1,
             int(accumulate),
+            self.head_parts,
             MIXTURE=self.settings.normalization == "mixture",
             TO_MAPS=to_maps,
             CAUSAL=self.settings.causal,
@@ -194,6 +203,7 @@ class Mixing:
             PRECISION=self.precision.dot,
             WIDE=self.wide,
             KEY_BLOCK=self.key_block,
+            ONE_H=self.head_parts == 1,
             ONE_J=tile.teachers >= self.teacher_maps,
             BLOCK_H=tile.students,
             BLOCK_J=tile.teachers,

@@ -32,9 +32,8 @@ class PairAlignment:
         self.keys = student[1].shape[2]
         dtypes = student[0].dtype, teacher[0].dtype
         self.precision = precision(dtypes[0])
-        wide = torch.float32 in (*dtypes, self.precision.scratch)
         sizes = size, teacher[0].shape[3]
-        self.tile = pair_tile(max(self.queries, self.keys), max(sizes), wide)
+        self.tile = pair_tile(max(self.queries, self.keys), max(sizes), dtypes)
         unit = stride_unit(*(s for tensor in self.tensors for s in tensor.stride()[:3]), *sizes)
         self.scalars = (
             *(

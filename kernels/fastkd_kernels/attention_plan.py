@@ -62,6 +62,7 @@ def make_plan(
     queries: int,
     keys: int,
     whole: bool,
+    in_place: bool,  # whether the gradient of the student's maps is written over them
     cell_bytes: int,
     budget: int,
 ) -> Plan:
@@ -71,7 +72,7 @@ def make_plan(
     segments = min(SEGMENTS, ceil_div(key_blocks, 2))
     segment_keys = ceil_div(key_blocks, segments) * key_block
     segments = ceil_div(keys, segment_keys)
-    maps = student_maps * (1 if whole else 2) + teacher_maps
+    maps = student_maps * (1 if in_place else 2) + teacher_maps
     fitting = max(budget // (maps * pitch * cell_bytes), 1)
     if fitting >= queries:
         together = min(batch, fitting // queries)

@@ -91,8 +91,10 @@ class QueryKeyAlignment:
         self.upstream, self.settings = upstream, settings
         self.precision = precision(student[0].dtype)
         scratch = self.precision.scratch
-        tile = mix_tile(student_maps, self.keys, scratch)
+        tile = mix_tile(student_maps, self.keys, self.precision)
         self.whole = tile.keys >= self.keys
+        # Programs that share student maps must not write over what the others read.
+        self.in_place = self.whole and tile.students >= student_maps
         self.plan = plan = make_plan(
             batch,
             student_maps,
@@ -100,6 +102,7 @@ class QueryKeyAlignment:
             self.queries,
             self.keys,
             self.whole,
+            self.in_place,
             scratch.itemsize,
             scratch_bytes(self.device),
         )
@@ -177,8 +180,9 @@ class QueryKeyAlignment:
         self.query_gradient = self._empty(*query.shape, dtype=self.gradient_dtype)
         self.key_gradient = self._empty(*key.shape, dtype=self.gradient_dtype)
         self.scores = self.student.maps
-        if not self.whole:
+        if not self.in_place:
             self.scores = self._empty(self.student.maps.numel(), dtype=self.precision.scratch)
+        if not self.whole:
             self.delta = self._empty(rows * self.mixing.segments)
         if len(self.plan.groups[0]) > 1:
             self.key_sum = self._empty(self.plan.sentences, *key.shape[1:])
@@ -254,7 +258,7 @@ class QueryKeyAlignment:
         plan, settings = self.plan, self.settings
         for side in (self.teacher, self.student):
             dtype = side.query.dtype
-            tile = probability_tile(chunk.rows, plan.key_block, side.size)
+            tile = probability_tile(chunk.rows, plan.key_block, side.size, dtype)
             row_blocks = ceil_div(chunk.rows, tile.rows)
             probabilities_fwd[(chunk.sentences * side.heads * row_blocks * plan.key_blocks,)](
                 side.query,
@@ -306,7 +310,7 @@ class QueryKeyAlignment:
     def _products(self, chunk: Chunk) -> None:
         plan, side, mixing = self.plan, self.student, self.mixing
         size = side.size
-        tile = product_tile(chunk.rows, self.keys, size, self.precision.scratch)
+        tile = product_tile(chunk.rows, self.keys, size, self.precision)
         size_blocks = ceil_div(size, tile.size)
         row_blocks = ceil_div(chunk.rows, tile.rows)
         column_blocks = ceil_div(self.keys, tile.keys)

@@ -92,6 +92,18 @@ def test_long_maps(normalization):
     assert_as_exact_as_reference(inputs, normalization=normalization, key_lengths=lengths(140))
 
 
+@pytest.mark.parametrize("keys", [5, 70])
+@pytest.mark.parametrize("teachers", [5, 17])
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_more_student_maps_than_a_program_holds(normalization, teachers, keys):
+    """Of float32; rows of 70 keys go over several blocks, some of them without a key."""
+    options = {"normalization": normalization, "reduction": "none"}
+    options |= {"query_lengths": lengths(3, 2), "key_lengths": lengths(keys, 3)}
+    shape = {"students": 18, "teachers": teachers, "queries": 3, "keys": keys}
+    assert_as_exact_as_reference(attention(**shape), **options)
+    assert_as_exact_as_reference(maps(**shape), **options)
+
+
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 def test_long_rows_head_against_head(normalization):
     inputs = attention(batch=1, students=1, teachers=1, queries=34, keys=70, weighted=False)

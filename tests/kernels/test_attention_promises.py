@@ -7,8 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import triton.language as tl
 from fastkd_kernels import attention_query_key
-from fastkd_kernels.attention_config import mix_tile, pair_tile, probability_tile, product_tile
+from fastkd_kernels.attention_config import (
+    Precision,
+    mix_tile,
+    pair_tile,
+    probability_tile,
+    product_tile,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastkd import BackendUnavailable, attention_alignment_loss
@@ -209,12 +216,12 @@ def test_sizes_are_no_constants_of_compilation():
 
 def test_configurations_are_bounded_and_change_with_powers_of_two_only():
     def chosen(length):
-        scratch = torch.bfloat16
+        dtype, half = torch.bfloat16, Precision(torch.bfloat16, tl.bfloat16, "ieee")
         return (
-            probability_tile(length, 64, 64),
-            product_tile(length, length, 64, scratch),
-            mix_tile(12, length, scratch),
-            pair_tile(length, 64, False),
+            probability_tile(length, 64, 64, dtype),
+            product_tile(length, length, 64, half),
+            mix_tile(12, length, half),
+            pair_tile(length, 64, (dtype, dtype)),
         )
 
     assert len({chosen(length) for length in range(1, 5000)}) == 2
