@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from fastkd_kernels import attention  # noqa: F401  (registers the operators)
-from fastkd_kernels.attention_config import HEADS, PAIR_SIZES
+from fastkd_kernels.attention_config import PAIR_SIZES
 from fastkd_kernels.common import unsupported
 from torch import Tensor
 
@@ -12,7 +12,6 @@ from fastkd.backends.attention_precision import autocast_dtype, operand_dtype
 from fastkd.errors import BackendUnavailable
 from fastkd.functional.options import AlignmentOptions
 
-STUDENT_MAPS = HEADS[-1]  # a program mixes all of the student's maps at once
 HEAD_SIZE = PAIR_SIZES[-1]
 
 
@@ -21,8 +20,6 @@ def unavailable(
 ) -> str | None:
     """Why the kernels cannot serve the call, or None."""
     reason = unsupported(*(layer for layers in tensors for layer in layers))
-    if reason is None and sum(layer.shape[1] for layer in tensors[0]) > STUDENT_MAPS:
-        reason = f"the kernels take at most {STUDENT_MAPS} student maps"
     if reason is None and len(tensors) == 4:  # queries and keys, not maps
         largest = max(layers[0].shape[3] for layers in tensors)
         if largest > HEAD_SIZE:

@@ -44,6 +44,7 @@ def _case(kernel, label: str, pointers: dict[str, object], launch: config.Launch
         launch.num_warps,
         launch.num_stages,
         launch.max_registers,
+        launch.waves,
         representative=representative,
     )
 
@@ -122,9 +123,9 @@ def products() -> Iterator:
 
 def mixing() -> Iterator:
     for name, _, _, chosen, scratch in _kinds():
-        for students in (16, 17) if chosen.exact else config.HEADS:
+        for one in (True, False):
             for keys in config.EDGES:
-                tile = config.mix_tile(students, keys, chosen)
+                tile = config.mix_tile(keys, chosen)
                 constants = {
                     "STUDENT_UNIT": 16,
                     "TEACHER_UNIT": 16,
@@ -132,15 +133,14 @@ def mixing() -> Iterator:
                     "OPERAND": chosen.operand,
                     "PRECISION": chosen.dot,
                     "KEY_BLOCK": config.LONG_BLOCK,
-                    "ONE_H": students <= tile.students,
+                    "ONE_H": one,
                     "BLOCK_H": tile.students,
                     "BLOCK_J": tile.teachers,
                     "BLOCK_K": tile.keys,
-                    "representative": (name, students, keys) == ("bf16", 16, 64),
+                    "representative": (name, one, keys) == ("bf16", True, 64),
                 }
-                more = "+" * (students > tile.students)
-                label = f"{name} {tile.students}{more}→{tile.teachers} x{tile.keys}"
-                for long in (False, True):
+                label = f"{name} {tile.students}{'+' * (not one)}→{tile.teachers} x{tile.keys}"
+                for long in (False, True) if keys == config.EDGES[-1] else (False,):
                     yield from _mixing(label, scratch, tile, long, constants)
 
 
@@ -155,11 +155,12 @@ def _mixing(label, scratch, tile, long: bool, constants) -> Iterator:
         yield _case(
             mix_statistics_fwd, f"{label} row", sums, tile.launch, PER_ROW=True, **constants
         )
-    for kind in ("known", "mixture") if long else ("known", "mixture", "row"):
+    for kind in ("known", "mixture") if long else ("known", "mixture", "row", "maps"):
+        known = kind in ("known", "maps")
         pointers = maps | {
-            "statistics": "*fp32" if kind == "known" else None,
+            "statistics": "*fp32" if known else None,
             "upstream": "*fp32",
-            "loss": None if kind == "known" else "*fp32",
+            "loss": None if known else "*fp32",
             "out": scratch,
             "delta": blocks,
             "weight_slots": "*fp32",
@@ -171,7 +172,7 @@ def _mixing(label, scratch, tile, long: bool, constants) -> Iterator:
                 pointers,
                 tile.launch,
                 MIXTURE=kind == "mixture",
-                TO_MAPS=False,
+                TO_MAPS=kind == "maps",
                 ONE_J=one,
                 **constants,
             )

@@ -12,8 +12,7 @@ LONG_BLOCK = 128  # keys of a block of the probabilities of rows that no program
 SIZES = (32, 64)  # of the head size, of a block; larger heads take several
 EXACT_SIZE = 16  # the same for float32
 PAIR_SIZES = (64, 128, 256)  # head sizes of the flash-style kernels
-HEADS = (16, 32, 64, 128, 512)  # student maps, which a program mixes all at once
-EXACT_HEADS = 16  # the same for float32, which a program mixes one part after another
+HEADS = 16  # student maps that a program holds; more are mixed one part after another
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,7 @@ def score_operand(dtype: torch.dtype) -> tl.dtype:
 class Launch:
     """How a kernel is compiled, beside its tile.
 
+    num_warps counts 32 threads each, of which AMD's have 64.
     max_registers keeps ptxas from spilling a few registers to reach the next higher occupancy.
     """
 
@@ -62,10 +62,17 @@ class Launch:
 
     @property
     def options(self) -> dict[str, int]:
-        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
-        if not torch.version.hip:
-            options["maxnreg"] = self.max_registers
-        return options
+        if torch.version.hip:
+            return {"num_warps": self.waves, "num_stages": self.num_stages}
+        return {
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+            "maxnreg": self.max_registers,
+        }
+
+    @property
+    def waves(self) -> int:
+        return max(self.num_warps // 2, 1)
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,8 @@ class Tile:
 def probability_tile(rows: int, key_block: int, size: int, dtype: torch.dtype) -> Tile:
     block_q = _edge(rows)
     block_d = EXACT_SIZE if dtype == torch.float32 else block_size(size, *SIZES)
-    return Tile(block_q, key_block, block_d, Launch(4 if block_q * key_block > 1024 else 2, 2))
+    num_warps = min(max(block_q * key_block // 1024, 2), 8)
+    return Tile(block_q, key_block, block_d, Launch(num_warps, 2))
 
 
 def product_tile(rows: int, keys: int, size: int, precision: Precision) -> Tile:
@@ -100,15 +108,12 @@ class MixTile:
     launch: Launch
 
 
-def mix_tile(student_maps: int, keys: int, precision: Precision) -> MixTile:
-    """At most 16 cells of a block of maps to a thread."""
+def mix_tile(keys: int, precision: Precision) -> MixTile:
+    """At most 8 cells of a block of maps to a thread."""
+    block_k = _edge(keys)
     if precision.exact:
-        return MixTile(EXACT_HEADS, 16, _edge(keys), Launch(4))
-    block_h = next(size for size in HEADS if size >= student_maps)
-    block_j = 32 if block_h <= 128 else 16
-    block_k = 16 if block_h > 128 else min(_edge(keys), 4096 // block_h)
-    num_warps = min(max(block_h, block_j) * block_k // 512, 16)
-    return MixTile(block_h, block_j, block_k, Launch(num_warps, 1, 255 if num_warps <= 8 else 128))
+        return MixTile(HEADS, 16, block_k, Launch(4))
+    return MixTile(HEADS, 32, block_k, Launch(block_k // 8))
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,7 @@ class MapAlignment:
         self.views = tuple(MapView(maps, maps.stride(), keys) for maps in (student, teacher))
         self.chunk = Chunk(0, batch, 0, queries, True, True)
         chosen = precision(student.dtype)
-        # Without a weight a program looks at a block of heads and at no others.
-        tile = mix_tile(1 if weight is None else student_maps, keys, chosen)
+        tile = mix_tile(keys, chosen)
         self.whole = tile.keys >= keys
         blocks = ceil_div(keys, tile.keys)
         segment_blocks = ceil_div(blocks, 1 if self.whole else SEGMENTS)

@@ -330,6 +330,24 @@ def mix_gradient_bwd(
                         )
             if weight is not None and out is not None:
                 if not TO_MAPS:
+                    # Read again: the maps in float32 would not fit the registers beside the loop.
+                    tile = load_maps(
+                        student_here,
+                        own,
+                        head,
+                        student_maps,
+                        key,
+                        seen,
+                        student_width,
+                        student_head,
+                        student_key,
+                        rows,
+                        first // KEY_BLOCK,
+                        key_blocks,
+                        STUDENT_UNIT,
+                        CONTIGUOUS,
+                        WIDE,
+                    )
                     # 0 · inf where a probability underflowed is 0: no score moves it.
                     map_gradient = tl.where(tile == 0, 0.0, tile * map_gradient)
                     summed = tl.sum(map_gradient, 1)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fastkd_kernels.attention_config import MixTile, Precision
+from fastkd_kernels.attention_config import Launch, MixTile, Precision
 from fastkd_kernels.attention_merge import merge_statistics_fwd
 from fastkd_kernels.attention_mix import mix_statistics_fwd
 from fastkd_kernels.attention_mix_gradient import mix_gradient_bwd
@@ -145,7 +145,7 @@ class Mixing:
             self.queries if by_row else 1,
             BLOCK_P=block_p,
             BLOCK_J=block_j,
-            num_warps=1 if by_row else 4,
+            **Launch(1 if by_row else 4).options,
         )
 
     def gradient(

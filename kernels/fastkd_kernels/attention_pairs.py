@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fastkd_kernels import common
-from fastkd_kernels.attention_config import pair_tile, precision, score_operand
+from fastkd_kernels.attention_config import Launch, pair_tile, precision, score_operand
 from fastkd_kernels.attention_merge import merge_statistics_fwd
 from fastkd_kernels.attention_mixing import Settings
 from fastkd_kernels.attention_numerics import STATISTICS
@@ -102,7 +102,7 @@ class PairAlignment:
                 1,
                 BLOCK_P=64,
                 BLOCK_J=16,
-                num_warps=4,
+                **Launch(4).options,
             )
         return loss, logs, statistics
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastkd_kernels import common
 from fastkd_kernels.attention_config import (
+    Launch,
     mix_tile,
     precision,
     probability_tile,
@@ -91,7 +92,7 @@ class QueryKeyAlignment:
         self.upstream, self.settings = upstream, settings
         self.precision = precision(student[0].dtype)
         scratch = self.precision.scratch
-        tile = mix_tile(student_maps, self.keys, self.precision)
+        tile = mix_tile(self.keys, self.precision)
         self.whole = tile.keys >= self.keys
         # Programs that share student maps must not write over what the others read.
         self.in_place = self.whole and tile.students >= student_maps
@@ -304,7 +305,7 @@ class QueryKeyAlignment:
                 plan.key_blocks,
                 BLOCK_R=32,
                 BLOCK_B=16,
-                num_warps=1,
+                **Launch(1).options,
             )
 
     def _products(self, chunk: Chunk) -> None:

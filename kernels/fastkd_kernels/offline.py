@@ -42,6 +42,7 @@ class Case:
     num_warps: int = 4
     num_stages: int = 2
     max_registers: int | None = None  # a thread, on CUDA chips
+    waves: int | None = None  # the warps on AMD chips, where they are other
     targets: tuple[str, ...] = tuple(SHARED_MEMORY)
     representative: bool = False
 
@@ -84,7 +85,9 @@ def compile_case(case: Case, target: str) -> Resources:
         raise ValueError(f"{case.name} has no argument {', '.join(sorted(unknown))}")
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
-    if case.max_registers and chip.backend == "cuda":
+    if chip.backend == "hip":
+        options["num_warps"] = case.waves or case.num_warps
+    elif case.max_registers:
         options["maxnreg"] = case.max_registers
     compiled = triton.compile(source, target=chip, options=options)
     if target.startswith("sm_"):

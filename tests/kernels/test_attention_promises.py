@@ -220,7 +220,7 @@ def test_configurations_are_bounded_and_change_with_powers_of_two_only():
         return (
             probability_tile(length, 64, 64, dtype),
             product_tile(length, length, 64, half),
-            mix_tile(12, length, half),
+            mix_tile(length, half),
             pair_tile(length, 64, (dtype, dtype)),
         )
 
@@ -280,9 +280,7 @@ def test_float64_is_refused_by_name():
         run(inputs, "triton")
 
 
-def test_more_maps_or_larger_heads_than_served_are_refused():
-    with pytest.raises(BackendUnavailable, match="512 student maps"):
-        run(attention(batch=1, students=513, queries=1, keys=1), "triton")
+def test_larger_heads_than_served_are_refused():
     with pytest.raises(BackendUnavailable, match="256"):
         run(attention(student_size=257), "triton")
 
