@@ -32,6 +32,7 @@ class Plan:
     runs: str  # folder of all runs
     seeds: Annotated[tuple[int, ...], Field(min_length=1)]
     baseline: str  # the row that others are compared with
+    set: tuple[str, ...] = ()  # key.path=value, of all rows; a row's own come after
     rows: dict[str, Row] = field(default_factory=dict)
 
     @property
@@ -78,7 +79,7 @@ class Trial:
 
     def overrides(self, has_teacher: bool) -> list[str]:
         """Of the recipe; `has_teacher`: its config names one."""
-        found = [f"run={self.folder}", f"training.seed={self.seed}", *self.row.set]
+        found = [f"run={self.folder}", f"training.seed={self.seed}", *self.plan.set, *self.row.set]
         if self.row.cached:
             found += ["teacher.run=null", f"teacher.cache={self.cache}"]
         elif has_teacher:

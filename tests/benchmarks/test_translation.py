@@ -1,5 +1,6 @@
 """The table of translation quality: its plans, and what it makes of results."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,13 @@ def test_first_seed_of_every_row_comes_first(plan):
     assert [(trial.name, trial.seed) for trial in plan.trials()] == [
         ("alone", 1), ("taught", 1), ("planned", 1), ("alone", 2), ("taught", 2), ("planned", 2),
     ]  # fmt: skip
+
+
+def test_what_a_plan_sets_a_row_sets_otherwise(plan):
+    row = Row(recipe="alone", set=("model.heads=2",))
+    other = dataclasses.replace(plan, set=("model.heads=4", "model.ffn=8"), rows={"alone": row})
+    found = Trial(other, "alone", 1).overrides(has_teacher=False)
+    assert found[-3:] == ["model.heads=4", "model.ffn=8", "model.heads=2"]
 
 
 def test_means_over_seeds_and_what_is_absent(plan, tmp_path):
