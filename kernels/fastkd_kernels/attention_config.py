@@ -86,7 +86,7 @@ class Tile:
 def probability_tile(rows: int, key_block: int, size: int, dtype: torch.dtype) -> Tile:
     block_q = _edge(rows)
     block_d = EXACT_SIZE if dtype == torch.float32 else block_size(size, *SIZES)
-    num_warps = min(max(block_q * key_block // 1024, 2), 8)
+    num_warps = min(max(block_q * key_block // 512, 2), 8)
     return Tile(block_q, key_block, block_d, Launch(num_warps, 2))
 
 
