@@ -174,7 +174,7 @@ class WordKD:
     """Word-level distillation: KL(teacher ‖ student) at each target position."""
 
     name: Literal["word_kd"] = "word_kd"
-    weight: NonNegative = 0.5
+    weight: NonNegative = 0.8
     student_temperature: Temperature = 1.0
     teacher_temperature: Temperature = 1.0
 
@@ -184,7 +184,7 @@ class TieKD:
     """KL + hierarchical ranking, averaged over iterative passes."""
 
     name: Literal["tie_kd"] = "tie_kd"
-    weight: NonNegative = 0.5
+    weight: NonNegative = 0.8  # 0.5 as published
     rank_weight: NonNegative = 1.0  # of the ranking, relative to the KL
     top_k: Size = 5
     iterations: Repeats = 3
@@ -197,7 +197,7 @@ class A2D:
     """Attention alignment, per kind of map."""
 
     name: Literal["a2d"] = "a2d"
-    weight: NonNegative | None = None  # None: the normalization's own default
+    weight: NonNegative | None = None  # None: the normalization's own; 2400 with "map" as published
     encoder: NonNegative = 1.0
     decoder: NonNegative = 0.5
     cross: NonNegative = 0.5

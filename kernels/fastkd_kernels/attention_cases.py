@@ -141,10 +141,12 @@ def mixing() -> Iterator:
                 }
                 label = f"{name} {tile.students}{'+' * (not one)}→{tile.teachers} x{tile.keys}"
                 for long in (False, True) if keys == config.EDGES[-1] else (False,):
-                    yield from _mixing(label, scratch, tile, long, constants)
+                    yield from _mixing(
+                        label, scratch, tile, long, one or not chosen.exact, constants
+                    )
 
 
-def _mixing(label, scratch, tile, long: bool, constants) -> Iterator:
+def _mixing(label, scratch, tile, long: bool, held: bool, constants) -> Iterator:
     blocks = "*fp32" if long else None
     maps = {"student": scratch, "teacher": scratch, "weight": "*fp32"}
     maps |= {"student_factors": blocks, "teacher_factors": blocks}
@@ -165,7 +167,7 @@ def _mixing(label, scratch, tile, long: bool, constants) -> Iterator:
             "delta": blocks,
             "weight_slots": "*fp32",
         }
-        for one in (True, False):
+        for one in (True, False) if held else (False,):
             yield _case(
                 mix_gradient_bwd,
                 f"{label} {kind}{' many' * (not one)}",

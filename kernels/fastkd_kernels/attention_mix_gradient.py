@@ -109,7 +109,7 @@ def mix_gradient_bwd(
     PRECISION: tl.constexpr,
     KEY_BLOCK: tl.constexpr,
     ONE_H: tl.constexpr,  # one block of student maps holds them all
-    ONE_J: tl.constexpr,  # one block of teacher maps holds them all
+    ONE_J: tl.constexpr,  # one block of teacher maps holds them all, the weight and its gradient
     BLOCK_H: tl.constexpr,
     BLOCK_J: tl.constexpr,
     BLOCK_K: tl.constexpr,

@@ -67,6 +67,12 @@ class Mixing:
             return 1
         return ceil_div(self.student_maps, self.tile.students)
 
+    @property
+    def held(self) -> bool:
+        """Whether a program holds its part of the weight and of its gradient in registers."""
+        crowded = self.precision.exact and self.head_parts > 1
+        return self.tile.teachers >= self.teacher_maps and not crowded
+
     def row_groups(self, chunk: Chunk) -> int:
         return ceil_div(chunk.rows, self.rows_each)
 
@@ -204,7 +210,7 @@ class Mixing:
             WIDE=self.wide,
             KEY_BLOCK=self.key_block,
             ONE_H=self.head_parts == 1,
-            ONE_J=tile.teachers >= self.teacher_maps,
+            ONE_J=self.held,
             BLOCK_H=tile.students,
             BLOCK_J=tile.teachers,
             BLOCK_K=tile.keys,
