@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import fastkd
+from fastkd.methods.alignment_term import DEFAULT_WEIGHTS
 
 transformers = pytest.importorskip("transformers", minversion="5.1")
 pytest.importorskip("accelerate")
@@ -51,7 +52,7 @@ def test_transformers(tmp_path, expected, accumulation):
     for entry in logs:
         parts = 0.5 * (entry["cross_entropy"] + entry["tie_kd"] + entry["ranking"])
         aligned = entry["a2d.encoder"] + 0.5 * (entry["a2d.decoder"] + entry["a2d.cross"])
-        assert entry["loss"] == pytest.approx(parts + 300 * aligned, rel=1e-4)
+        assert entry["loss"] == pytest.approx(parts + DEFAULT_WEIGHTS["row"] * aligned, rel=1e-4)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -61,7 +62,9 @@ def test_lightning(tmp_path, expected, accumulation):
     figures = trainer.callback_metrics
     parts = 0.5 * (figures["cross_entropy"] + figures["tie_kd"] + figures["ranking"])
     aligned = figures["a2d.encoder"] + 0.5 * (figures["a2d.decoder"] + figures["a2d.cross"])
-    torch.testing.assert_close(figures["loss"], parts + 300 * aligned, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        figures["loss"], parts + DEFAULT_WEIGHTS["row"] * aligned, rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.slow
