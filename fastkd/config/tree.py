@@ -185,7 +185,7 @@ class TieKD:
 
     name: Literal["tie_kd"] = "tie_kd"
     weight: NonNegative = 0.8  # 0.5 as published
-    rank_weight: NonNegative = 1.0  # of the ranking, relative to the KL
+    rank_weight: NonNegative = 0.1  # of the ranking, relative to the KL; 1 as published
     top_k: Size = 5
     iterations: Repeats = 3
     student_temperature: Temperature = 1.0

@@ -49,7 +49,11 @@ def test_losses_are_those_of_logits_and_taps(family):
     teacher, student = teacher_and_student(family)
     inputs = labelled(family)
     a2d = A2D(weight=3.0, decay=0.5, normalization="row")
-    losses = [CrossEntropy(weight=0.5), TieKD(weight=0.7, iterations=1, top_k=3), a2d]
+    losses = [
+        CrossEntropy(weight=0.5),
+        TieKD(weight=0.7, iterations=1, top_k=3, rank_weight=1.0),
+        a2d,
+    ]
     distillation = Distillation(student, losses, teacher)
     total, components = distillation(student, inputs, epoch=2)
 

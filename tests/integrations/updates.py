@@ -19,8 +19,12 @@ from fastkd.integrations.teacher_columns import TeacherCollator, teacher_columns
 from tests.integrations.families import VOCABULARY, teacher_and_student, without_dropout
 
 PAIRS, UPDATE, UPDATES = 16, 4, 4  # sentences in all, sentences and number of updates
-LOSSES = [CrossEntropy(weight=0.5), TieKD(weight=0.5, iterations=2), A2D(normalization="row")]
-TOKEN_LOSSES = [CrossEntropy(weight=0.5), TieKD(weight=0.5, iterations=1)]
+LOSSES = [
+    CrossEntropy(weight=0.5),
+    TieKD(weight=0.5, iterations=2, rank_weight=1.0),
+    A2D(normalization="row"),
+]
+TOKEN_LOSSES = [CrossEntropy(weight=0.5), TieKD(weight=0.5, iterations=1, rank_weight=1.0)]
 LR = 1e-2
 
 

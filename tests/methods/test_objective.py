@@ -112,7 +112,7 @@ def literal_tie_kd(p, q, k):
 def test_iterative_tie_kd():
     student, teacher = models()
     batch = a_batch()
-    term = TieKD(weight=1.0, top_k=3, iterations=3)
+    term = TieKD(weight=1.0, top_k=3, iterations=3, rank_weight=1.0)
     loss, parts = objective_of(term, teacher=teacher)(student, batch, counts_of(batch), 1)
 
     decoder_input, kls, ranks = batch.decoder_input, [], []
