@@ -7,6 +7,7 @@ also scores the test set; choose by dev before. Beside the plan's CSV it leaves 
 """
 
 import argparse
+import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,6 +38,9 @@ def main() -> None:
             print(f"{trial.name}, seed {trial.seed}: exit status {error.returncode}")
 
     if not arguments.show:
+        # Runs that share cores must not wait for each other's threads.
+        threads = max((os.cpu_count() or 1) // arguments.jobs, 1)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
         prepare(plan.teacher)
         finish(plan.teacher)
         with ThreadPoolExecutor(arguments.jobs) as pool:
