@@ -12,8 +12,10 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import yaml
+
 from benchmarks.translation.picture import draw
-from benchmarks.translation.plan import Trial, read_plan
+from benchmarks.translation.plan import Plan, Trial, read_plan
 from benchmarks.translation.results import Results, markdown, show
 from benchmarks.translation.trial import prepare, result, train
 
@@ -21,8 +23,7 @@ SAMPLES = 1000
 
 
 def main() -> None:
-    arguments = parsed()
-    plan = read_plan(arguments.plan)
+    arguments, plan = parsed()
     splits = ("dev", "test") if arguments.test else ("dev",)
     results = Results(arguments.out / f"{arguments.plan.stem}.csv")
 
@@ -53,7 +54,7 @@ def main() -> None:
         print(f"{name}: {each['bleu']:.2f} ± {each['interval']:.2f}{chance}")
 
 
-def parsed() -> argparse.Namespace:
+def parsed() -> tuple[argparse.Namespace, Plan]:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("plan", type=Path)
     parser.add_argument("--rows", nargs="+", default=[])
@@ -62,7 +63,15 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--test", action="store_true", help="score the test set too")
     parser.add_argument("--show", action="store_true", help="train nothing, show what is there")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    try:
+        plan = read_plan(arguments.plan)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        parser.error(f"{arguments.plan}: {' '.join(str(error).split())}")
+    unknown = [name for name in arguments.rows if name not in plan.rows]
+    if unknown:
+        parser.error(f"--rows: {unknown[0]!r} is none of {', '.join(plan.rows)}")
+    return arguments, plan
 
 
 if __name__ == "__main__":
