@@ -13,7 +13,7 @@ from fastkd_kernels.attention_numerics import (
     moved_sum,
     store_statistics,
 )
-from fastkd_kernels.attention_probabilities import clamped_length
+from fastkd_kernels.attention_read import load_maps, load_weight, mix_in_parts, row_extent
 
 RUNTIME = (
     "student_sentence student_head student_row student_key teacher_sentence teacher_head "
@@ -21,126 +21,6 @@ RUNTIME = (
     "first_sentence first_row rows key_blocks row_groups rows_each segments segment_units "
     "inverse_temperature sharp parts part"
 ).split()
-
-
-@triton.jit
-def row_extent(
-    query_lengths,
-    key_lengths,
-    sentence,
-    row,
-    row_end,
-    queries,
-    keys,
-    CAUSAL: tl.constexpr,
-    INCLUDE: tl.constexpr,
-):
-    """How many keys a query row attends to and how many cells of it count; both from the left."""
-    seen = clamped_length(key_lengths, sentence, keys)
-    if CAUSAL:
-        seen = tl.minimum(seen, row + 1)
-    if INCLUDE:
-        counted = keys
-    else:
-        seen = tl.where(row < clamped_length(query_lengths, sentence, queries), seen, 0)
-        counted = seen
-    seen = tl.where(row < row_end, seen, 0)
-    counted = tl.where(row < row_end, counted, 0)
-    return seen, counted
-
-
-@triton.jit
-def load_maps(
-    maps,  # at the row
-    factors,  # (N, rows, key blocks) at the sentence and row, or None: the maps are normalised
-    head,
-    heads,
-    key,
-    seen,
-    width,
-    head_stride,
-    key_stride,
-    rows,
-    key_block,
-    key_blocks,
-    UNIT: tl.constexpr,
-    CONTIGUOUS: tl.constexpr,
-    WIDE: tl.constexpr,  # offsets beyond int32
-):
-    """One row's probabilities, (BLOCK_H, BLOCK_K) in float32; 0 from key `seen` on."""
-    if WIDE:
-        along = head.to(tl.int64) * (head_stride.to(tl.int64) * UNIT)
-    else:
-        along = head * (head_stride * UNIT)
-    across = key if CONTIGUOUS else key.to(tl.int64) * key_stride
-    # Whole 16-byte words are read; what nobody wrote is dropped after.
-    mask = (head < heads)[:, None] & (key < width * UNIT)[None, :]
-    tile = tl.load(maps + along[:, None] + across[None, :], mask=mask, other=0.0).to(tl.float32)
-    if factors is not None:
-        place = head * (rows * key_blocks) + key_block
-        tile *= tl.load(factors + place, mask=head < heads, other=0.0)[:, None]
-    return tl.where((key < seen)[None, :], tile, 0.0)
-
-
-@triton.jit
-def load_weight(weight, teacher_head, head, teacher_maps, student_maps):
-    """(BLOCK_J, BLOCK_H)"""
-    return tl.load(
-        weight + teacher_head[:, None] * student_maps + head[None, :],
-        mask=(teacher_head < teacher_maps)[:, None] & (head < student_maps)[None, :],
-        other=0.0,
-    )
-
-
-@triton.jit
-def mix_in_parts(
-    student,  # at the row
-    weight,
-    factors,
-    rival,
-    teacher_maps,
-    student_maps,
-    key,
-    seen,
-    width,
-    head_stride,
-    key_stride,
-    rows,
-    key_block,
-    key_blocks,
-    UNIT: tl.constexpr,
-    CONTIGUOUS: tl.constexpr,
-    WIDE: tl.constexpr,
-    OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_J: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """Mixed maps, (BLOCK_J, BLOCK_K), of student maps that no program holds at once."""
-    mixed = tl.zeros((BLOCK_J, BLOCK_K), tl.float32)
-    for start in range(0, student_maps, BLOCK_H):
-        head = start + tl.arange(0, BLOCK_H)
-        tile = load_maps(
-            student,
-            factors,
-            head,
-            student_maps,
-            key,
-            seen,
-            width,
-            head_stride,
-            key_stride,
-            rows,
-            key_block,
-            key_blocks,
-            UNIT,
-            CONTIGUOUS,
-            WIDE,
-        )
-        mixing = load_weight(weight, rival, head, teacher_maps, student_maps)
-        mixed = tl.dot(mixing.to(OPERAND), tile.to(OPERAND), mixed, input_precision=PRECISION)
-    return mixed
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -204,6 +84,8 @@ def mix_statistics_fwd(
     row_end = tl.minimum(first_row + rows, queries)
     student += slot.to(tl.int64) * student_sentence * STUDENT_UNIT
     teacher += slot.to(tl.int64) * teacher_sentence * TEACHER_UNIT
+    student_layout = student_width, student_head, student_key
+    teacher_layout = teacher_width, teacher_head, teacher_key
     head = tl.arange(0, BLOCK_H)
     low = segment * segment_units * 16
 
@@ -251,19 +133,14 @@ def mix_statistics_fwd(
                         other += (slot * teacher_maps * rows + local).to(tl.int64) * key_blocks
                     for first in range(low, tl.minimum(low + segment_units * 16, counted), BLOCK_K):
                         key = first + tl.arange(0, BLOCK_K)
+                        block = key, seen, first // KEY_BLOCK, key_blocks, rows
                         a = load_maps(
                             teacher_here,
                             other,
                             rival,
                             teacher_maps,
-                            key,
-                            seen,
-                            teacher_width,
-                            teacher_head,
-                            teacher_key,
-                            rows,
-                            first // KEY_BLOCK,
-                            key_blocks,
+                            block,
+                            teacher_layout,
                             TEACHER_UNIT,
                             CONTIGUOUS,
                             WIDE,
@@ -274,14 +151,8 @@ def mix_statistics_fwd(
                                 own,
                                 rival,
                                 student_maps,
-                                key,
-                                seen,
-                                student_width,
-                                student_head,
-                                student_key,
-                                rows,
-                                first // KEY_BLOCK,
-                                key_blocks,
+                                block,
+                                student_layout,
                                 STUDENT_UNIT,
                                 CONTIGUOUS,
                                 WIDE,
@@ -289,19 +160,13 @@ def mix_statistics_fwd(
                         elif not ONE_H:
                             m = mix_in_parts(
                                 student_here,
-                                weight,
                                 own,
+                                weight,
                                 rival,
                                 teacher_maps,
                                 student_maps,
-                                key,
-                                seen,
-                                student_width,
-                                student_head,
-                                student_key,
-                                rows,
-                                first // KEY_BLOCK,
-                                key_blocks,
+                                block,
+                                student_layout,
                                 STUDENT_UNIT,
                                 CONTIGUOUS,
                                 WIDE,
@@ -317,14 +182,8 @@ def mix_statistics_fwd(
                                 own,
                                 head,
                                 student_maps,
-                                key,
-                                seen,
-                                student_width,
-                                student_head,
-                                student_key,
-                                rows,
-                                first // KEY_BLOCK,
-                                key_blocks,
+                                block,
+                                student_layout,
                                 STUDENT_UNIT,
                                 CONTIGUOUS,
                                 WIDE,

@@ -3,7 +3,6 @@
 import triton
 import triton.language as tl
 
-from fastkd_kernels.attention_mix import load_maps, load_weight, mix_in_parts, row_extent
 from fastkd_kernels.attention_numerics import (
     SMALLEST,
     STATISTICS,
@@ -14,6 +13,7 @@ from fastkd_kernels.attention_numerics import (
     load_statistics,
     softmax_difference,
 )
+from fastkd_kernels.attention_read import load_maps, load_weight, mix_in_parts, row_extent
 
 RUNTIME = (
     "student_sentence student_head student_row student_key teacher_sentence teacher_head "
@@ -129,6 +129,8 @@ def mix_gradient_bwd(
         upstream += sentence.to(tl.int64) * teacher_maps
     if statistics is not None:
         statistics += slot.to(tl.int64) * STATISTICS * teacher_maps * statistic_rows
+    student_layout = student_width, student_head, student_key
+    teacher_layout = teacher_width, teacher_head, teacher_key
     head = part * BLOCK_H + tl.arange(0, BLOCK_H)
     every = tl.arange(0, BLOCK_J)
     told = tl.where(part == 0, teacher_maps, 0)  # teacher maps whose loss this program writes
@@ -177,20 +179,15 @@ def mix_gradient_bwd(
                     tl.store(loss_here + rival * queries * segments, loss_sum, mask=rival < held)
         for first in range(low, high, BLOCK_K):
             key = first + tl.arange(0, BLOCK_K)
+            block = key, seen, first // KEY_BLOCK, key_blocks, rows
             if weight is not None:
                 tile = load_maps(
                     student_here,
                     own,
                     head,
                     student_maps,
-                    key,
-                    seen,
-                    student_width,
-                    student_head,
-                    student_key,
-                    rows,
-                    first // KEY_BLOCK,
-                    key_blocks,
+                    block,
+                    student_layout,
                     STUDENT_UNIT,
                     CONTIGUOUS,
                     WIDE,
@@ -204,14 +201,8 @@ def mix_gradient_bwd(
                     other,
                     rival,
                     teacher_maps,
-                    key,
-                    seen,
-                    teacher_width,
-                    teacher_head,
-                    teacher_key,
-                    rows,
-                    first // KEY_BLOCK,
-                    key_blocks,
+                    block,
+                    teacher_layout,
                     TEACHER_UNIT,
                     CONTIGUOUS,
                     WIDE,
@@ -222,14 +213,8 @@ def mix_gradient_bwd(
                         own,
                         rival,
                         student_maps,
-                        key,
-                        seen,
-                        student_width,
-                        student_head,
-                        student_key,
-                        rows,
-                        first // KEY_BLOCK,
-                        key_blocks,
+                        block,
+                        student_layout,
                         STUDENT_UNIT,
                         CONTIGUOUS,
                         WIDE,
@@ -243,19 +228,13 @@ def mix_gradient_bwd(
                     else:
                         mixed = mix_in_parts(
                             student_here,
-                            weight,
                             own,
+                            weight,
                             rival,
                             teacher_maps,
                             student_maps,
-                            key,
-                            seen,
-                            student_width,
-                            student_head,
-                            student_key,
-                            rows,
-                            first // KEY_BLOCK,
-                            key_blocks,
+                            block,
+                            student_layout,
                             STUDENT_UNIT,
                             CONTIGUOUS,
                             WIDE,
@@ -336,14 +315,8 @@ def mix_gradient_bwd(
                         own,
                         head,
                         student_maps,
-                        key,
-                        seen,
-                        student_width,
-                        student_head,
-                        student_key,
-                        rows,
-                        first // KEY_BLOCK,
-                        key_blocks,
+                        block,
+                        student_layout,
                         STUDENT_UNIT,
                         CONTIGUOUS,
                         WIDE,

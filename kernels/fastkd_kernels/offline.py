@@ -162,9 +162,14 @@ def main(arguments: list[str] | None = None) -> int:
     targets = options.targets.split(",")
     rows: dict[str, dict[str, Resources | None]] = {}
     complaints = []
-    for case in all_cases(options.modules):
-        if options.match not in case.name or (options.representative and not case.representative):
-            continue
+    cases = [
+        case
+        for case in all_cases(options.modules)
+        if options.match in case.name and (case.representative or not options.representative)
+    ]
+    for number, case in enumerate(cases, 1):
+        if sys.stderr.isatty():
+            print(f"\r{number} of {len(cases)} kernels", end="", file=sys.stderr, flush=True)
         found = rows.setdefault(case.name, {})
         for target in targets:
             if target not in case.targets:
