@@ -6,6 +6,7 @@ reads as <unk>, come after it with the embedding of <unk>, and are never written
 a side's own model does not know is <unk>, though Marian finds it where the other side's lists it.)
 """
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,8 +87,9 @@ def import_marian(folder: Path, path: Path) -> RunFolder:
         tensors["output_bias"][PAD] = -torch.inf  # banned ids share in no probability
     load_weights(build_model(config.model, tokenizers), tensors, folder)
     run = RunFolder.create(config, tokenizers)
-    run.checkpoint(1).parent.mkdir(parents=True, exist_ok=True)
-    write_checkpoint(run.checkpoint(1), {MODEL: tensors}, {"update": 1})
+    with contextlib.closing(run):
+        run.checkpoint(1).parent.mkdir(parents=True, exist_ok=True)
+        write_checkpoint(run.checkpoint(1), {MODEL: tensors}, {"update": 1})
     return run
 
 

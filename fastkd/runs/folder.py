@@ -1,14 +1,16 @@
 """A run's folder: its configuration, tokenizer, log and checkpoints."""
 
+import contextlib
 import errno
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from fastkd.config.load import dump_config, parse, validate
@@ -38,10 +40,14 @@ class Saved:
 
 
 class RunFolder:
-    """`config.yaml`, `tokenizer/`, `log.jsonl`, `checkpoints/<update>/` and `average/`."""
+    """`config.yaml`, `tokenizer/`, `log.jsonl`, `checkpoints/<update>/`, `average/` and `.lock`.
+
+    Many may read it, also while it is trained. One at a time writes, from `create` to `close`.
+    """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self._lock = FileLock(self.path / ".lock", timeout=0)
 
     @classmethod
     def open(cls, path: str | Path) -> "RunFolder":
@@ -53,20 +59,44 @@ class RunFolder:
 
     @classmethod
     def create(cls, config: Config, tokenizers: Tokenizers) -> "RunFolder":
-        """The folder of a run about to start or to go on, with what it needs to be used."""
+        """The folder of a run about to start or to go on, with what it needs to be used.
+
+        It is this process's own until `close`; InputError where it is another's.
+        """
         run = cls(config.run)
+        run._take()
         if run.config_file.is_file() and run.checkpoints():
             _refuse_other_model(run.config, config, run.path)
             _refuse_other_tokenizer(run, tokenizers)
-        try:
-            run.path.mkdir(parents=True, exist_ok=True)
+        with run._writable():
             tokenizers.save(run.path)
             write_file(run.config_file, dump_config(config).encode())
+        return run
+
+    def close(self) -> None:
+        """Lets others write to the folder; so does the end of the process, whatever ends it."""
+        self._lock.release()
+
+    def _take(self) -> None:
+        with self._writable():
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock.acquire()
+            except Timeout:
+                raise InputError(
+                    f"{self.path}: another process trains this run; wait for it, or give this"
+                    " config another run folder"
+                ) from None
+
+    @contextlib.contextmanager
+    def _writable(self) -> Iterator[None]:
+        """Tells a path that can hold no run from a disk that may take it later."""
+        try:
+            yield
         except OSError as error:
             if error.errno in _TRANSIENT:
                 raise
-            raise InputError(f"{run.path}: cannot be a run folder: {error.strerror}") from None
-        return run
+            raise InputError(f"{self.path}: cannot be a run folder: {error.strerror}") from None
 
     @property
     def config_file(self) -> Path:

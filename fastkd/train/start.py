@@ -40,10 +40,9 @@ def start(config: Config, prepared: Prepared) -> Trainer:
         folder = begin.weights_folder(config.start.checkpoint)
         load_weights(model, read_group(folder, MODEL), folder, partly=True)
     objective = Objective(config, tokenizers.target.pad_id, teacher)
-    if ranks.first:
-        RunFolder.create(config, tokenizers)
+    run = RunFolder.create(config, tokenizers) if ranks.first else RunFolder(config.run)
     ranks.wait()
-    return Trainer(config, prepared, model, objective, RunFolder.open(config.run), device, ranks)
+    return Trainer(config, prepared, model, objective, run, device, ranks)
 
 
 def _check_lengths(config: Config, prepared: Prepared) -> None:

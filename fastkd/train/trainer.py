@@ -76,12 +76,15 @@ class Trainer:
         self.position = self._take_state(saved) if saved else Position()
 
     def train(self) -> Position:
-        """Trains until the budget is spent, patience ends, or a signal asks to stop."""
+        """Trains until the budget is spent, patience ends, or a signal asks to stop.
+
+        The run folder is free for another writer then.
+        """
         training, total = self.config.training, self.planned_updates()
         if self.finished:
             return self.position
         meter = Meter()
-        with self._opened_log(total) as log, StopRequest() as signal:
+        with contextlib.closing(self.run), self._opened_log(total) as log, StopRequest() as signal:
             for epoch, batch, ids in self._updates(total):
                 counts = self.objective.counts(self.prepared.train, ids, self.position.update + 1)
                 meter.add(self._update(ids, counts, epoch), counts)

@@ -110,6 +110,27 @@ def test_terminated_run_saves_and_ends_well(taught, tmp_path, straight):
     assert_equal(final(folder), straight)
 
 
+def test_a_run_in_training_refuses_a_second_writer(taught, tmp_path, straight, capsys):
+    folder = tmp_path / "run"
+    config = taught.config("twice", run=str(folder), training=TRAINING)
+    process = forks().Process(target=train, args=(config,))
+    process.start()
+    deadline = time.monotonic() + 60
+    while not list((folder / "checkpoints").glob("[0-9]*")):
+        assert time.monotonic() < deadline and process.is_alive()
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGSTOP)
+    capsys.readouterr()
+    assert main(["train", config]) == 2
+    told = capsys.readouterr().err
+    assert f"{folder}: another process trains this run; wait for it, or give" in told
+    assert told.count("\n") == 1
+    process.kill()
+    process.join()
+    assert main(["train", config]) == 0
+    assert_equal(final(folder), straight)
+
+
 def damage(file):
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
