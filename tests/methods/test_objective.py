@@ -24,19 +24,12 @@ from fastkd.methods.objective import Objective
 from fastkd.methods.passes import Counts
 from fastkd.nn.transformer import Transformer
 
+pytestmark = pytest.mark.usefixtures("in_float64")
 VOCABULARY, PAD, BOS, EOS = 11, 0, 2, 3
 STUDENT = ModelConfig(
     encoder_layers=1, decoder_layers=1, width=8, ffn=16, heads=2, dropout=0.0, output_bias=True
 )
 TEACHER = dataclasses.replace(STUDENT, encoder_layers=2, decoder_layers=3, width=12, heads=3)
-
-
-@pytest.fixture(autouse=True)
-def in_float64():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def models():
