@@ -49,9 +49,10 @@ def summary(plan: Plan, results: Results, splits: tuple[str, ...]) -> list[list[
                 values = [float(each[metric]) for each in found]
                 line.append(f"{sum(values) / len(values):.2f}" if values else "absent")
             line.append(str(len(found)))
-        known = next((each for trial in trials if (each := results.of(trial, splits[0]))), None)
+        found = [each for trial in trials if (each := results.of(trial, splits[0]))]
         for key in ("parameters", "training_seconds", "sentences_per_second"):
-            line.append(f"{float(known[key]):,.0f}" if known else "")
+            values = [float(each[key]) for each in found]
+            line.append(f"{sum(values) / len(values):,.0f}" if values else "")
         cells.append(line)
     return cells
 

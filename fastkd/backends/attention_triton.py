@@ -9,17 +9,21 @@ from fastkd_kernels.common import unsupported
 from torch import Tensor
 
 from fastkd.backends.attention_precision import autocast_dtype, operand_dtype
-from fastkd.errors import BackendUnavailable
 from fastkd.functional.options import AlignmentOptions
 
 HEAD_SIZE = PAIR_SIZES[-1]
 
 
 def unavailable(
-    tensor: Tensor, tensors: Sequence[Sequence[Tensor]], options: AlignmentOptions
+    tensor: Tensor,
+    tensors: Sequence[Sequence[Tensor]],
+    weight: Tensor | None,
+    options: AlignmentOptions,
 ) -> str | None:
     """Why the kernels cannot serve the call, or None."""
     reason = unsupported(*(layer for layers in tensors for layer in layers))
+    if reason is None and weight is not None and weight.dtype == torch.float64:
+        reason = "the kernels take float16, bfloat16 and float32, not a weight of float64"
     if reason is None and len(tensors) == 4:  # queries and keys, not maps
         largest = max(layers[0].shape[3] for layers in tensors)
         if largest > HEAD_SIZE:
@@ -100,11 +104,6 @@ def _settings(options: AlignmentOptions) -> tuple[bool, str, float, bool]:
 
 
 def _weight(weight: Tensor, options: AlignmentOptions) -> Tensor:
-    if weight.dtype == torch.float64:
-        raise BackendUnavailable(
-            "backend 'triton' cannot serve this attention loss: the kernels take float16, "
-            "bfloat16 and float32, not a weight of float64"
-        )
     weight = weight.float()
     return weight.softmax(1) if options.normalization == "mixture" else weight
 

@@ -18,7 +18,13 @@ from fastkd.cli.arguments import DEVICE
 )
 @click.option("--against", metavar="NAMES", help="Who takes part, with commas. Default: everyone.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]))
-@click.option("--seconds", type=float, default=3.0, show_default=True, help="Time for each shape.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=3.0,
+    show_default=True,
+    help="Time for each shape.",
+)
 @click.option("--memory/--no-memory", default=True, help="Whether to measure peak memory.")
 @click.option("--out", type=click.Path(file_okay=False), help="Folder for CSV and plots.")
 @click.option("--list", "listed", is_flag=True, help="Name the operations and providers, and end.")

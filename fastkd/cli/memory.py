@@ -46,6 +46,8 @@ def command(
     from fastkd.memory.command import Question, answer
     from fastkd.runs.device import pick_device
 
+    if predict is not None and device != "auto":
+        raise InputError("--device: has no meaning with --predict, which is for a CUDA device")
     where = pick_device(device) if predict is None else None
     if snapshot and (where is None or where.type != "cuda"):
         raise InputError("--snapshot: needs a CUDA device, and no --predict")

@@ -1,5 +1,7 @@
 """`fastkd score`."""
 
+import contextlib
+
 import click
 
 from fastkd.cli.arguments import CHECKPOINT, DEVICE, RUN, search_options
@@ -21,12 +23,13 @@ def command(run, split, checkpoint, device, output, **search) -> None:
     from fastkd.runs.translation import translate_split
 
     folder = RunFolder.open(run)
-    with counting("translating") as progress:
-        hypotheses, references = translate_split(
-            folder, split, checkpoint, device, progress, **search
-        )
-    if output:
-        with opened_output(output, None) as file:
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(opened_output(output, None)) if output else None
+        with counting("translating") as progress:
+            hypotheses, references = translate_split(
+                folder, split, checkpoint, device, progress, **search
+            )
+        if file:
             file.writelines(line.encode() + b"\n" for line in hypotheses)
     result = score(hypotheses, references)
     click.echo(f"BLEU {result.bleu:.2f}  {result.bleu_signature}")

@@ -36,7 +36,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The validated configuration in `path`, with `key.path=value` overrides applied.
 
     `path` is a YAML file, or the name of a bundled recipe such as `wmt22-de-dsb/teacher`.
-    A file may name another one it `extends`: that one is read first and overlaid.
+    A file may name another file or recipe that it `extends`, which is read first and overlaid.
     """
     path = find_config(path)
     tree = _read(path)
@@ -79,10 +79,14 @@ def find_config(path: str | Path) -> Path:
     """The file at `path`, or the bundled recipe of that name."""
     if Path(path).is_file():
         return Path(path)
-    recipe = Path(str(resources.files("fastkd") / "recipes" / f"{path}.yaml"))
+    recipe = _recipe(path)
     if recipe.is_file():
         return recipe
     raise InputError(f"{path}: no such config file, nor a recipe of that name")
+
+
+def _recipe(name: str | Path) -> Path:
+    return Path(str(resources.files("fastkd") / "recipes" / f"{name}.yaml"))
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -106,9 +110,13 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = tree.pop("extends", None)
     if base is None:
         return tree
-    if not isinstance(base, str) or not (path.parent / base).is_file():
-        raise InputError(f"{path}: extends: no such file: {base!r}, beside this one")
-    return _overlay(_read(path.parent / base, (*seen, path.resolve())), tree)
+    files = [path.parent / base, _recipe(base)] if isinstance(base, str) else []
+    found = next((file for file in files if file.is_file()), None)
+    if found is None:
+        raise InputError(
+            f"{path}: extends: expected a file beside it or the name of a recipe, not {base!r}"
+        )
+    return _overlay(_read(found, (*seen, path.resolve())), tree)
 
 
 def _overlay(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
@@ -168,7 +176,14 @@ def _complaint(error: ValidationError, tree: Any) -> str:
         return f"{key}: unknown key{hint}"
     if problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{key}: required, but missing"
+    if problem["type"] == "union_tag_invalid":
+        tag = problem["ctx"]["discriminator"].strip("'")
+        return f"{key}.{tag}: expected one of {problem['ctx']['expected_tags']}"
+    if problem["type"] == "dataclass_type":
+        return f"{key}: expected a mapping of keys, not {reprlib.repr(problem['input'])}"
     message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{key}: expected {message}"
     # Bounded in depth: a few lines of YAML that refer to each other may stand for gigabytes.
     shown = reprlib.repr(problem["input"])
     return f"{key}: expected {message}, not {shown if len(shown) < 60 else shown[:57] + '...'}"

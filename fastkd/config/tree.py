@@ -49,7 +49,7 @@ class DataConfig:
 class TokenizerConfig:
     """A sentencepiece model to train."""
 
-    vocabulary: Size = 8000
+    vocabulary: Annotated[Size, Field(gt=5)] = 8000  # pieces, with the five special ones
     joint: Flag = True  # one model for both languages
     model: Literal["unigram", "bpe"] = "unigram"
     character_coverage: Share = 1.0
@@ -206,6 +206,10 @@ class A2D:
     temperature: Temperature = 1.0
     padding: Literal["exclude", "include"] = "exclude"
 
+    def __post_init__(self) -> None:
+        if not (self.encoder or self.decoder or self.cross):
+            raise ValueError("encoder, decoder or cross above 0")
+
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class HiddenStates:
@@ -215,6 +219,10 @@ class HiddenStates:
     weight: NonNegative = 1.0
     encoder: Flag = True
     decoder: Flag = True
+
+    def __post_init__(self) -> None:
+        if not (self.encoder or self.decoder):
+            raise ValueError("encoder or decoder")
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -4,7 +4,6 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import BinaryIO, Generic, Literal, TypeVar
 import numpy as np
 from pydantic import BaseModel, NonNegativeInt
 
+from fastkd.data.files import replaced_folder
 from fastkd.data.tokenizer import Tokenizer, Tokenizers
 from fastkd.errors import InputError
 
@@ -20,6 +20,7 @@ FORMAT = 1
 SIDES = ("source", "target")
 
 _META = "meta.json"
+FILES = (_META, *(f"{side}.{kind}" for side in SIDES for kind in ("offsets", "tokens")))
 _BLOCK = 8192  # pairs encoded at once
 _HASHED_AT_ONCE = 1 << 24  # bytes
 
@@ -132,29 +133,23 @@ def write_corpus(
     replaced, only when it is complete.
     """
     folder = Path(folder)
-    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
-    try:
-        dropped = _write_arrays(partial, pairs, tokenizers, max_length, progress)
-        kept = (partial / "source.offsets").stat().st_size // 8 - 1
+    with replaced_folder(folder, FILES) as new:
+        dropped = _write_arrays(new, pairs, tokenizers, max_length, progress)
+        kept = (new / "source.offsets").stat().st_size // 8 - 1
         meta = _Meta.model_validate(
             {
                 "format": FORMAT,
                 "languages": languages,
                 "pairs": kept,
-                "tokens": {side: _tokens(partial, side) for side in SIDES},
+                "tokens": {side: _tokens(new, side) for side in SIDES},
                 "dtype": {side: _dtype(getattr(tokenizers, side)).str for side in SIDES},
                 "dropped": dropped,
                 "max_length": max_length,
-                "arrays_sha256": _hash_arrays(partial),
+                "arrays_sha256": _hash_arrays(new),
                 "tokenizers_sha256": tokenizers.sha256,
             }
         )
-        (partial / _META).write_text(meta.model_dump_json(indent=2) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        (new / _META).write_text(meta.model_dump_json(indent=2) + "\n")
     return Corpus(folder, verify=False)
 
 

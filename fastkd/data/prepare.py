@@ -10,16 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from fastkd.config.tree import Config, DataConfig, TokenizerConfig
-from fastkd.data.corpus import Corpus, write_corpus
-from fastkd.data.files import write_file
+from fastkd.data.corpus import FILES, Corpus, write_corpus
+from fastkd.data.files import replaced_folder, write_file
 from fastkd.data.text import count_pairs, read_pairs, text_file
-from fastkd.data.tokenizer import Tokenizers, train_tokenizers
+from fastkd.data.tokenizer import FOLDER, Tokenizers, train_tokenizers
 from fastkd.errors import InputError
 
 SPLITS = ("train", "dev", "test")
 
 _MANIFEST = "prepared.json"  # written last: without it a folder is not prepared
 _FORMAT = 1
+_FILES = (
+    _MANIFEST,
+    *(f"{FOLDER}/{side}.model" for side in ("joint", "source", "target")),
+    *(f"{split}/{file}" for split in SPLITS for file in FILES),
+)
 
 Progress = Callable[[str, int, int], None]  # (stage, pairs done, pairs in all)
 
@@ -99,13 +104,15 @@ class Prepared:
 def prepare(config: Config, progress: Progress = lambda stage, done, total: None) -> PreparedReport:
     """Trains or takes the tokenizer and encodes every split into `data.prepared`.
 
-    Does nothing where the folder was prepared from the same files with the same settings.
+    Does nothing where the folder was prepared from the same files with the same settings; else the
+    folder is replaced when the new one is complete.
     Training pairs with an empty side or longer than `data.max_length` are dropped and counted;
     dev and test keep every line.
 
     Raises:
         InputError: a file is missing, empty, not UTF-8, or not as long as its counterpart; the
-            text is too small for the vocabulary; no training pair is left.
+            text is too small for the vocabulary; no training pair is left; the folder holds
+            anything else.
     """
     start = time.perf_counter()
     folder, texts, given = Path(config.data.prepared), _texts(config), _given(config)
@@ -225,31 +232,28 @@ def _make(
     given: Tokenizers | None,
     progress: Progress,
 ) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / _MANIFEST).unlink(missing_ok=True)
-    except OSError as error:
-        reason = f"cannot be written: {error.strerror}"
-        raise InputError(f"data.prepared = {folder}: {reason}") from error
-    counts = {name: count_pairs(*paths) for name, paths in texts.items()}
-    tokenizers = given
-    if isinstance(config.tokenizer, TokenizerConfig):
-        progress("tokenizer", 0, counts["train"])
-        tokenizers = train_tokenizers(config.tokenizer, *texts["train"], counts["train"])
-    assert tokenizers is not None
-    tokenizers.save(folder)
-    for name, paths in texts.items():
-        _encode(config.data, name, paths, counts[name], tokenizers, progress)
-    manifest = {
-        "format": _FORMAT,
-        "made_from": _made_from(config),
-        "hashes": hashes,
-        "texts": {name: [str(path) for path in paths] for name, paths in texts.items()},
-    }
-    write_file(folder / _MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+    """Everything anew; what was prepared before stays until that is done."""
+    with replaced_folder(folder, _FILES) as new:
+        counts = {name: count_pairs(*paths) for name, paths in texts.items()}
+        tokenizers = given
+        if isinstance(config.tokenizer, TokenizerConfig):
+            progress("tokenizer", 0, counts["train"])
+            tokenizers = train_tokenizers(config.tokenizer, *texts["train"], counts["train"])
+        assert tokenizers is not None
+        tokenizers.save(new)
+        for name, paths in texts.items():
+            _encode(new / name, config.data, name, paths, counts[name], tokenizers, progress)
+        manifest = {
+            "format": _FORMAT,
+            "made_from": _made_from(config),
+            "hashes": hashes,
+            "texts": {name: [str(path) for path in paths] for name, paths in texts.items()},
+        }
+        write_file(new / _MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
 
 
 def _encode(
+    folder: Path,
     data: DataConfig,
     name: str,
     paths: tuple[Path, Path],
@@ -259,7 +263,7 @@ def _encode(
 ) -> None:
     """Writes the corpus of one split; only training pairs may be dropped."""
     corpus = write_corpus(
-        Path(data.prepared) / name,
+        folder,
         read_pairs(*paths),
         tokenizers,
         (data.source, data.target),

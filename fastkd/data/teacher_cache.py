@@ -2,8 +2,6 @@
 
 import contextlib
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastkd.data.corpus import Corpus
+from fastkd.data.files import replaced_folder
 from fastkd.errors import InputError
 
 _FORMAT = 1
@@ -73,23 +72,15 @@ def writing_cache(
     folder: Path, corpus: Corpus, top_k: int, vocabulary: int, dtype: str, about: dict[str, Any]
 ) -> Iterator[CacheWriter]:
     """A writer; the folder appears when the block ends without an error."""
-    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
     kinds = {_IDS: "uint16" if vocabulary <= 1 << 16 else "uint32", _LOG_PROBS: dtype}
     shape = (int(_first_rows(corpus)[-1]), top_k)
-    try:
-        arrays = [
-            np.memmap(partial / name, kind, "w+", shape=shape) for name, kind in kinds.items()
-        ]
+    with replaced_folder(folder, (_META, _IDS, _LOG_PROBS)) as new:
+        arrays = [np.memmap(new / name, kind, "w+", shape=shape) for name, kind in kinds.items()]
         yield CacheWriter(corpus, *arrays)
         for array in arrays:
             array.flush()
         meta = {"format": _FORMAT, "corpus_sha256": corpus.sha256, "top_k": top_k, **kinds, **about}
-        (partial / _META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        (new / _META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
 
 
 def _first_rows(corpus: Corpus) -> np.ndarray:

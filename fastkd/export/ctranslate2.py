@@ -1,16 +1,23 @@
 """A run's model as a folder that CTranslate2 loads, for deployment."""
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from fastkd.data.files import replaced_folder
 from fastkd.data.tokenizer import Tokenizer
 from fastkd.errors import InputError
 from fastkd.nn.transformer import Transformer
 from fastkd.runs.folder import RunFolder
+
+_FILES = (
+    "model.bin",
+    "config.json",
+    "source.spm",
+    "target.spm",
+    *(f"{side}_vocabulary.json" for side in ("source", "target", "shared")),
+)
 
 
 def export_ctranslate2(
@@ -38,15 +45,10 @@ def export_ctranslate2(
         def _load(self) -> Any:
             return _specification(model, tokenizers.source, tokenizers.target)
 
-    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-    try:
-        Ours().convert(str(partial), quantization=quantization)
-        (partial / "source.spm").write_bytes(tokenizers.source.model)
-        (partial / "target.spm").write_bytes(tokenizers.target.model)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with replaced_folder(folder, _FILES) as new:
+        Ours().convert(str(new), quantization=quantization, force=True)
+        (new / "source.spm").write_bytes(tokenizers.source.model)
+        (new / "target.spm").write_bytes(tokenizers.target.model)
 
 
 def _specification(model: Transformer, source: Tokenizer, target: Tokenizer) -> Any:

@@ -43,6 +43,18 @@ _EXPECTED = {
     "scale_embedding": True,
     "tie_word_embeddings": True,
 }
+_NEEDED = (
+    "activation_function",
+    "pad_token_id",
+    "eos_token_id",
+    "d_model",
+    "max_position_embeddings",
+    *(
+        f"{side}_{size}"
+        for side in ("encoder", "decoder")
+        for size in ("layers", "attention_heads", "ffn_dim")
+    ),
+)
 # Of generation: what changes a beam search into something that a run's is not.
 _PLAIN = {
     "no_repeat_ngram_size": 0,
@@ -77,6 +89,7 @@ def import_marian(folder: Path, path: Path) -> RunFolder:
                 **{split: str(path / "corpus" / split) for split in ("train", "dev")},
                 "prepared": str(path / "prepared"),
             },
+            "tokenizer": str(path),
             "model": model,
             "decoding": _decoding(folder, generation),
         },
@@ -95,6 +108,9 @@ def import_marian(folder: Path, path: Path) -> RunFolder:
 
 def _model(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """The configuration's `model`."""
+    for key in _NEEDED:
+        if key not in settings:
+            raise InputError(f"{folder / 'config.json'}: {key}: required, but missing")
     for key, expected in _EXPECTED.items():
         if settings.get(key, expected) != expected:
             raise InputError(

@@ -5,19 +5,29 @@ projections are ours.
 """
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 
 from fastkd.config.tree import Config, ModelConfig
+from fastkd.data.files import replaced_folder
 from fastkd.data.tokenizer import Tokenizer, Tokenizers
 from fastkd.errors import InputError
 from fastkd.export.layout import to_transformers
 from fastkd.runs.checkpoint import read_group
 from fastkd.runs.folder import MODEL, RunFolder
+
+_FILES = (
+    "model.safetensors",
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "source.spm",
+    "target.spm",
+    "vocab.json",
+    "target_vocab.json",
+)
 
 
 def export_transformers(run: RunFolder, folder: Path, checkpoint: str = "best") -> None:
@@ -28,17 +38,11 @@ def export_transformers(run: RunFolder, folder: Path, checkpoint: str = "best") 
     config, tokenizers = run.config, run.tokenizers
     refuse_what_does_not_fit(config.model)
     tensors = to_transformers(config.model, read_group(run.weights_folder(checkpoint), MODEL))
-    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
-    try:
-        save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
-        _write(partial / "config.json", model_config(config.model, tokenizers))
-        _write(partial / "generation_config.json", generation_config(config, tokenizers))
-        _write_tokenizer(partial, config, tokenizers)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with replaced_folder(folder, _FILES) as new:
+        save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
+        _write(new / "config.json", model_config(config.model, tokenizers))
+        _write(new / "generation_config.json", generation_config(config, tokenizers))
+        _write_tokenizer(new, config, tokenizers)
 
 
 def refuse_what_does_not_fit(config: ModelConfig) -> None:

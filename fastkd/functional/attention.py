@@ -88,11 +88,12 @@ def attention_alignment_loss(
     inputs.check_options(options, student, bias)
     query_lengths = inputs.lengths("query_lengths", query_lengths, student.batch, student.queries)
     key_lengths = inputs.lengths("key_lengths", key_lengths, student.batch, student.keys)
-    tensors = (student_query, student_key, teacher_query, teacher_key)
-    module = backend_module("attention", backend, student_query[0], tensors, options)
+    constants = inputs.constants(teacher_query), inputs.constants(teacher_key)
+    tensors = (student_query, student_key, *constants)
+    module = backend_module("attention", backend, student_query[0], tensors, weight, options)
     if not student.cells:
         learned = (*student_query, *student_key, weight, bias)
-        return inputs.nothing_to_compare(learned, student.batch, teacher.maps, options)
+        return inputs.nothing_to_compare(learned, teacher_query, teacher.maps, options)
     return module.query_key_loss(*tensors, weight, bias, query_lengths, key_lengths, options)
 
 
@@ -134,9 +135,9 @@ def alignment_loss_from_maps(
     inputs.check_options(options, student, bias)
     query_lengths = inputs.lengths("query_lengths", query_lengths, student.batch, student.queries)
     key_lengths = inputs.lengths("key_lengths", key_lengths, student.batch, student.keys)
-    tensors = (student_maps, teacher_maps)
-    module = backend_module("attention", backend, student_maps[0], tensors, options)
+    tensors = (student_maps, inputs.constants(teacher_maps))
+    module = backend_module("attention", backend, student_maps[0], tensors, weight, options)
     if not student.cells:
         learned = (*student_maps, weight, bias)
-        return inputs.nothing_to_compare(learned, student.batch, teacher.maps, options)
+        return inputs.nothing_to_compare(learned, teacher_maps, teacher.maps, options)
     return module.map_loss(*tensors, weight, bias, query_lengths, key_lengths, options)

@@ -188,15 +188,25 @@ def refuse_other_attention(**features) -> None:
             )
 
 
+def constants(teacher: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Of `torch.inference_mode`, which autograd does not keep, copies."""
+    if torch.compiler.is_compiling():
+        return tuple(teacher)
+    return tuple(layer.clone() if layer.is_inference() else layer for layer in teacher)
+
+
 def nothing_to_compare(
-    learned: Sequence[Tensor | None], batch: int, teacher_maps: int, options: AlignmentOptions
+    learned: Sequence[Tensor | None],
+    teacher: Sequence[Tensor],
+    teacher_maps: int,
+    options: AlignmentOptions,
 ) -> Tensor:
     """The loss of inputs without a single cell: zero, with gradients of zeros."""
     tensors = [tensor for tensor in learned if tensor is not None]
-    shape = (batch, teacher_maps) if options.reduction == "none" else ()
-    double = any(tensor.dtype == torch.float64 for tensor in tensors)
+    shape = (len(teacher[0]), teacher_maps) if options.reduction == "none" else ()
+    double = any(tensor.dtype == torch.float64 for tensor in (*tensors, *teacher))
     zero = tensors[0].new_zeros(shape, dtype=torch.float64 if double else torch.float32)
     for tensor in tensors:
         if tensor.requires_grad:
-            zero = zero + 0 * tensor.sum().to(zero.dtype)
+            zero = zero + tensor[..., :0].sum().to(zero.dtype)  # of nothing, whatever is there
     return zero

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import torch
 
-from fastkd.errors import BackendUnavailable
+from fastkd.errors import BackendUnavailable, InputError
 
 BACKENDS = ("reference", "torch", "triton")
 
@@ -25,7 +25,7 @@ def backend_module(family: str, backend: str, tensor: torch.Tensor, *call) -> Mo
             if module is not None and reason is None:
                 return module
     if backend not in BACKENDS:
-        raise ValueError(f"backend must be 'auto' or one of {BACKENDS}, not {backend!r}")
+        raise InputError(f"backend must be 'auto' or one of {BACKENDS}, not {backend!r}")
     module, reason = _load(family, backend, tensor, *call)
     if module is None or reason is not None:
         raise BackendUnavailable(f"backend {backend!r} cannot serve this {family} loss: {reason}")

@@ -38,6 +38,8 @@ class SparseTeacher:
             raise InputError(f"SparseTeacher: rest must be one of {RESTS}, not {self.rest!r}")
         if self.ids.is_floating_point() or self.ids.is_complex() or self.ids.dtype == torch.bool:
             raise InputError(f"SparseTeacher: ids must be integers, not {self.ids.dtype}")
+        if self.ids.dtype not in (torch.int32, torch.int64):  # PyTorch computes little with others
+            object.__setattr__(self, "ids", self.ids.long())
         if not self.log_probs.is_floating_point():
             raise InputError(
                 f"SparseTeacher: log_probs must be floating, not {self.log_probs.dtype}"

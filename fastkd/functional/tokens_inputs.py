@@ -162,7 +162,7 @@ def counted_positions(
     if target is not None:
         _integers("target", target)
         _same_shape("target", target, student)
-        counted = target != options.ignore_index
+        counted = target.long() != options.ignore_index  # which a narrow type cannot hold
     if mask is not None:
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             raise InputError(f"mask must be a bool tensor, not {_kind(mask)}")
@@ -186,6 +186,7 @@ def check_target(
 def _check_range(name: str, ids: Tensor, vocabulary: int, counted: Tensor | None) -> None:
     if not _readable(ids) or ids.numel() == 0:
         return
+    ids = ids.long()  # a narrow type may not hold the vocabulary's size
     if ids.min() >= 0 and ids.max() < vocabulary:
         return
     wrong = (ids < 0) | (ids >= vocabulary)

@@ -14,6 +14,7 @@ from fastkd.memory.fit import Progress, largest_batch, needed, predicted_steps, 
 from fastkd.memory.measure import measure_in_own_process, measure_step
 from fastkd.memory.profiling import size
 from fastkd.memory.report import StepMemory
+from fastkd.memory.search import ENOUGH
 from fastkd.memory.step import teacher_config
 from fastkd.memory.tables import step_table
 from fastkd.memory.workload import Update, Workload, workload
@@ -121,6 +122,8 @@ def _largest(
     found = largest_batch(question.config, work, teacher, question.kind, capacity, known, progress)
     if found is None:
         return f"Not even the smallest batch is predicted to fit into {size(capacity)}."
+    if found >= ENOUGH:
+        return f"Any batch that the corpus can give is predicted to fit into {size(capacity)}."
     return (
         f"Largest batch predicted to fit into {size(capacity)}: training.batch_tokens = {found:,}."
     )

@@ -11,7 +11,6 @@ import numpy as np
 from fastkd.memory.scopes import LOSSES, Scope
 from fastkd.memory.tracker import Block, Tracker
 
-HELD = ("parameters", "teacher", "optimizer", "moving average", "batch")
 LOSS_LABELS = {label for functions in LOSSES.values() for label in functions.values()}
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fastkd.errors import InputError
 from fastkd.functional import alignment_loss_from_maps, attention_alignment_loss
+from fastkd.functional.attention_inputs import CHOICES
 from fastkd.taps import AttentionTap, AttentionTaps
 
 KINDS = ("encoder", "decoder", "cross")
@@ -53,6 +54,11 @@ class AttentionAlignment(nn.Module):
             raise InputError(
                 f"student_maps and teacher_maps must be at least 1, not {student_maps} and "
                 f"{teacher_maps}"
+            )
+        if normalization not in CHOICES["normalization"]:
+            raise InputError(
+                f"normalization must be one of {', '.join(CHOICES['normalization'])}, "
+                f"not {normalization!r}"
             )
         if bias and normalization == "mixture":
             raise InputError("bias: normalization 'mixture' has none")
@@ -166,7 +172,9 @@ class AlignToDistill(nn.Module):
     @classmethod
     def from_taps(cls, student: AttentionTaps, teacher: AttentionTaps, **options) -> Self:
         """For models whose taps hold a forward pass already, on the student's device."""
-        tap = next(t for t in (student.encoder, student.decoder, student.cross) if t is not None)
+        tap = student.encoder or student.decoder or student.cross
+        if tap is None:
+            raise InputError("student: its taps hold no kind of attention")
         return cls(student, teacher, **options).to(tap.query[0].device)
 
     def forward(self, student: AttentionTaps, teacher: AttentionTaps) -> AlignmentLosses:

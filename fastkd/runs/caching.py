@@ -30,11 +30,17 @@ def cache_teacher(
 ) -> Corpus:
     """`top_k` ids and log-probabilities of every target position of a prepared split.
 
-    Raises InputError where `top_k` is more than the vocabulary, or the split is not prepared.
+    Raises InputError where `top_k` is more than the vocabulary, or the split is not prepared, or
+    with another tokenizer than the run's.
     """
     config = run.config
     prepared = open_prepared(config)
     corpus = getattr(prepared, split)
+    if run.tokenizers.sha256 != prepared.tokenizers.sha256:
+        raise InputError(
+            f"{run.path}: has another tokenizer than {prepared.folder};"
+            f" prepare the corpus with tokenizer: {run.path}"
+        )
     vocabulary = prepared.tokenizers.target.size
     if corpus is None:
         raise InputError(f"{run.config_file}: data.{split}: names no corpus")

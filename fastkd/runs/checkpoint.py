@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fastkd.data.files import sync, write_file
+from fastkd.data.files import drop_folder, sync, write_file
 from fastkd.errors import InputError
 
 META = "meta.json"
@@ -36,18 +36,9 @@ def write_checkpoint(
     checksums[META] = _checksum_of(meta)
     text = json.dumps({**meta, "sha256": checksums}, indent=1)
     write_file(temporary / META, text.encode())
-    if folder.exists():
-        drop_folder(folder)
+    drop_folder(folder)
     temporary.rename(folder)
     sync(folder.parent)
-
-
-def drop_folder(folder: Path) -> None:
-    """Deletes a folder that is never seen half-deleted."""
-    doomed = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(doomed, ignore_errors=True)
-    folder.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

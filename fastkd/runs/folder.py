@@ -1,9 +1,7 @@
 """A run's folder: its configuration, tokenizer, log and checkpoints."""
 
-import contextlib
-import errno
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,18 +13,17 @@ from torch import Tensor
 
 from fastkd.config.load import dump_config, parse, validate
 from fastkd.config.tree import Config
-from fastkd.data.files import write_file
+from fastkd.data.files import drop_folder, writable, write_file
 from fastkd.data.tokenizer import Tokenizers
 from fastkd.errors import InputError
 from fastkd.nn.build import build_model
 from fastkd.nn.transformer import Transformer
-from fastkd.runs.checkpoint import drop_folder, read_group, read_meta, write_checkpoint
+from fastkd.runs.checkpoint import read_group, read_meta, write_checkpoint
 from fastkd.runs.room import check_room
 from fastkd.runs.weights import load_weights
 
 LOGGER = logging.getLogger(__name__)
 MODEL, OBJECTIVE, STATE = "model", "objective", "state"
-_TRANSIENT = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # of disks that may take it later
 SELECTIONS = ("best", "last", "average")
 
 
@@ -42,7 +39,7 @@ class Saved:
 class RunFolder:
     """`config.yaml`, `tokenizer/`, `log.jsonl`, `checkpoints/<update>/`, `average/` and `.lock`.
 
-    Many may read it, also while it is trained. One at a time writes, from `create` to `close`.
+    Many may read it, also while it is trained; one at a time trains, from `create` to `close`.
     """
 
     def __init__(self, path: str | Path):
@@ -68,17 +65,23 @@ class RunFolder:
         if run.config_file.is_file() and run.checkpoints():
             _refuse_other_model(run.config, config, run.path)
             _refuse_other_tokenizer(run, tokenizers)
-        with run._writable():
+        with writable(run.path):
             tokenizers.save(run.path)
-            write_file(run.config_file, dump_config(config).encode())
+        if not run.config_file.is_file():
+            run.record(config)
         return run
+
+    def record(self, config: Config) -> None:
+        """Writes what the run is trained with from now on."""
+        with writable(self.path):
+            write_file(self.config_file, dump_config(config).encode())
 
     def close(self) -> None:
         """Lets others write to the folder; so does the end of the process, whatever ends it."""
         self._lock.release()
 
     def _take(self) -> None:
-        with self._writable():
+        with writable(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             try:
                 self._lock.acquire()
@@ -87,16 +90,6 @@ class RunFolder:
                     f"{self.path}: another process trains this run; wait for it, or give this"
                     " config another run folder"
                 ) from None
-
-    @contextlib.contextmanager
-    def _writable(self) -> Iterator[None]:
-        """Tells a path that can hold no run from a disk that may take it later."""
-        try:
-            yield
-        except OSError as error:
-            if error.errno in _TRANSIENT:
-                raise
-            raise InputError(f"{self.path}: cannot be a run folder: {error.strerror}") from None
 
     @property
     def config_file(self) -> Path:
@@ -192,7 +185,7 @@ class RunFolder:
 
 
 def _refuse_other_model(old: Config, new: Config, path: Path) -> None:
-    for key in ("model", "losses", "data"):
+    for key in ("model", "teacher", "losses", "data"):
         if getattr(old, key) != getattr(new, key):
             raise InputError(
                 f"{path}: holds a run with other settings under {key!r};"

@@ -83,6 +83,8 @@ class Trainer:
         training, total = self.config.training, self.planned_updates()
         if self.finished:
             return self.position
+        if self.ranks.first:
+            self.run.record(self.config)
         meter = Meter()
         with contextlib.closing(self.run), self._opened_log(total) as log, StopRequest() as signal:
             for epoch, batch, ids in self._updates(total):

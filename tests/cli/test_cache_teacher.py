@@ -49,6 +49,26 @@ def test_whole_vocabulary_equals_the_live_teacher(taught, cached, tmp_path, loss
             assert other[key] == pytest.approx(one[key], rel=1e-4, abs=1e-5), key
 
 
+def test_what_is_no_cache_is_not_replaced(taught, tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("mine")
+    run = str(taught.folder / "teacher")
+    assert taught.run("cache-teacher", run, "train", "-o", str(tmp_path)) == 2
+    assert "would be replaced, but thesis.tex in it is something else" in capsys.readouterr().err
+    assert taught.run("cache-teacher", run, "train", "-o", run) == 2
+    assert (tmp_path / "thesis.tex").read_text() == "mine"
+
+
+def test_a_corpus_with_another_tokenizer_is_refused(shop, capsys):
+    config = shop.config("run")
+    assert shop.run("prepare", config) == shop.run("train", config) == 0
+    for side in ("de", "dsb"):
+        path = shop.folder / f"train.{side}"
+        path.write_text(path.read_text().replace("hund", "fuchs").replace("pjas", "liska"))
+    assert shop.run("prepare", config) == 0
+    assert shop.run("cache-teacher", str(shop.folder / "run"), "train") == 2
+    assert "run: has another tokenizer than" in capsys.readouterr().err
+
+
 def test_few_ids_train(taught, cached, tmp_path):
     loss = {"name": "tie_kd", "iterations": 1, "top_k": 4}
     config = student(taught, tmp_path, "few", {"cache": str(cached[6])}, [loss])

@@ -45,6 +45,28 @@ def test_run_folder_holds_what_it_promises(taught):
     assert [r["step"] for r in records if "dev_bleu" in r] == [2, 4]
 
 
+def test_a_finished_run_keeps_its_record(taught, tmp_path):
+    config = taught.config("recorded", run=str(tmp_path / "run"))
+    assert taught.run("train", config) == 0
+    before = (tmp_path / "run" / "config.yaml").read_text()
+    for change in ("training.optimizer.lr=9", "training.updates=1"):
+        assert taught.run("train", config, change) == 0
+        assert (tmp_path / "run" / "config.yaml").read_text() == before
+    assert taught.run("train", config, "training.updates=5", "training.log_every=2") == 0
+    assert "log_every: 2" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_a_run_does_not_go_on_with_another_teacher(taught, tmp_path, capsys):
+    teacher = taught.folder / "teacher"
+    losses = [{"name": "cross_entropy"}, {"name": "word_kd"}]
+    run = {"run": str(tmp_path / "run"), "losses": losses}
+    config = taught.config("faithful", teacher={"run": str(teacher)}, **run)
+    assert taught.run("train", config) == 0
+    config = taught.config("faithless", teacher={"run": str(teacher), "checkpoint": "last"}, **run)
+    assert taught.run("train", config) == 2
+    assert "holds a run with other settings under 'teacher'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_students_train_and_log_each_component(taught, tmp_path, name):
     config = taught.config(

@@ -32,6 +32,11 @@ def test_resolved_config_reads_back_equal(tmp_path):
     assert load_config(written(tmp_path, dump_config(config))) == config
 
 
+def test_extends_takes_a_recipe_from_anywhere(tmp_path):
+    config = load_config(written(tmp_path, {"extends": "demo/student", "run": "mine"}))
+    assert (config.run, config.model) == ("mine", load_config("demo/student").model)
+
+
 def test_extends_overlays_nested_keys(tmp_path):
     written(tmp_path, {**BASE, "model": {"width": 64, "heads": 2}}, "base.yaml")
     config = load_config(written(tmp_path, {"extends": "base.yaml", "model": {"width": 32}}))
@@ -59,7 +64,20 @@ def test_extends_overlays_nested_keys(tmp_path):
         ({**BASE, "model": {"width": -3}}, "model.width: expected greater than 0, not -3"),
         ({**BASE, "model": {"norm": "mid"}}, "model.norm: expected 'pre' or 'post', not 'mid'"),
         ({"run": "r"}, "data: required, but missing"),
-        ({**BASE, "losses": [{"name": "nope"}]}, "losses.0"),
+        (
+            {**BASE, "losses": [{"name": "nope"}]},
+            "losses.0.name: expected one of 'cross_entropy', 'word_kd',",
+        ),
+        (
+            {**BASE, "losses": [{"name": "a2d", "encoder": 0, "decoder": 0, "cross": 0}]},
+            "losses.0.a2d: expected encoder, decoder or cross above 0",
+        ),
+        (
+            {**BASE, "losses": [{"name": "hidden", "encoder": False, "decoder": False}]},
+            "losses.0.hidden: expected encoder or decoder",
+        ),
+        ({**BASE, "data": 5}, "data: expected a mapping of keys, not 5"),
+        ({**BASE, "tokenizer": {"vocabulary": 3}}, "tokenizer.vocabulary: expected greater than 5"),
     ],
 )
 def test_complaint_is_one_line_that_names_the_key(tmp_path, tree, complaint):
@@ -128,7 +146,7 @@ def test_references_are_not_written_out(tmp_path):
         ("", "empty"),
         ("a: [1", "not valid YAML in line 1"),
         ("- a\n- b", "expected a mapping"),
-        ("extends: nowhere.yaml", "no such file"),
+        ("extends: nowhere.yaml", "or the name of a recipe, not 'nowhere.yaml'"),
         ("extends: config.yaml", "circle"),
     ],
 )

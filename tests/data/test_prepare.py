@@ -108,8 +108,9 @@ def test_what_is_not_prepared_says_which_command_to_run(config_of):
         open_prepared(config_of())
 
 
-def test_a_half_finished_one_is_not_prepared(config_of, tmp_path, monkeypatch):
+def test_what_is_prepared_stays_until_another_is_complete(config_of, tmp_path):
     prepare(config_of())
+    before = files_of(tmp_path / "prepared")
 
     def stop_in_dev(stage, done, total):
         if stage == "dev":
@@ -117,12 +118,20 @@ def test_a_half_finished_one_is_not_prepared(config_of, tmp_path, monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         prepare(config_of(max_length=99), stop_in_dev)
-    for config in (config_of(), config_of(max_length=99)):
-        with pytest.raises(InputError, match="not prepared yet"):
-            open_prepared(config)
-    assert not prepare(config_of()).reused
-    open_prepared(config_of())
-    assert not list(tmp_path.rglob("*partial*"))
+    with pytest.raises(InputError, match="no training pair is left"):
+        prepare(config_of(max_length=1))
+    assert files_of(tmp_path / "prepared") == before
+    assert prepare(config_of()).reused
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_what_is_not_a_prepared_corpus_is_not_replaced(config_of, tmp_path):
+    folder = tmp_path / "prepared" / "train"
+    folder.mkdir(parents=True)
+    (folder / "all.de").write_text("mine")
+    with pytest.raises(InputError, match=r"prepared: would be replaced, but train/all\.de in it"):
+        prepare(config_of())
+    assert [path.name for path in tmp_path.rglob("all.de")] == ["all.de"]
 
 
 @pytest.mark.parametrize("part", ["train/source.tokens", "tokenizer/joint.model", "prepared.json"])
@@ -186,7 +195,10 @@ def test_a_run_without_tokenizer_names_the_key(config_of, tmp_path):
         (lambda f: (f / "test.aa").write_bytes(b"\xff\n" * 10), r"test\.aa: line 1 is not UTF-8"),
         (lambda f: (f / "train.aa").write_text("one\n"), "has 1 lines and .* has 300; expected"),
         (lambda f: [(f / f"dev.{s}").write_text("") for s in ("aa", "bb")], "are empty"),
-        (lambda f: (f / "prepared").write_text(""), r"data\.prepared = .*: cannot be written"),
+        (
+            lambda f: (f / "prepared").write_text(""),
+            r"prepared: cannot be written: Not a directory",
+        ),
     ],
 )
 def test_wrong_inputs_are_refused(config_of, tmp_path, spoil, message):

@@ -150,3 +150,18 @@ def test_masked_models_have_no_layout_anywhere(tmp_path):
         with pytest.raises(InputError, match=r"model\.kind: cmlm has no layout in"):
             export(run, tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("export", [export_transformers, export_ctranslate2])
+def test_only_an_earlier_export_is_replaced(tmp_path, export):
+    if export is export_ctranslate2:
+        pytest.importorskip("ctranslate2")
+    run, out = a_run(tmp_path, norm="post"), tmp_path / "out"
+    export(run, out)
+    export(run, out)
+    (out / "thesis.tex").write_text("mine")
+    with pytest.raises(InputError, match=r"out: would be replaced, but thesis\.tex in it"):
+        export(run, out)
+    with pytest.raises(InputError, match="run: would be replaced, but"):
+        export(run, run.path)
+    assert run.load_model() and (out / "thesis.tex").read_text() == "mine"

@@ -181,3 +181,15 @@ def test_temperature_scales_the_maps(backend, seed, factor):
         student, factor * teacher, factor * tried.weight, backend=backend, **tried.options
     )
     torch.testing.assert_close(loss(tried, backend, temperature=1 / factor), expected)
+
+
+@every_backend
+def test_what_is_there_does_not_matter_without_cells(backend):
+    tried = case(lengths=False, queries=0).to(torch.float16)
+    tried.student_key = torch.full_like(tried.student_key, torch.nan)
+    value, found = gradients(tried, backend)
+    assert value == 0 and value.dtype == torch.float32
+    assert all(gradient.eq(0).all() for gradient in found)
+    tried.teacher_query = tried.teacher_query.double()
+    tried.teacher_key = tried.teacher_key.double()
+    assert loss(tried, backend).dtype == torch.float64

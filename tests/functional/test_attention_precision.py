@@ -92,3 +92,31 @@ def test_steep_softmaxes(backend, normalization, temperature, total):
     torch.testing.assert_close(value.double(), exact_value, rtol=1e-3, atol=0)
     for gradient, truth in zip(found, exact, strict=True):
         assert (gradient - truth).abs().max() <= 1e-3 * truth.abs().max()
+
+
+@every_backend
+@every_normalization
+def test_float16_gradients_under_a_loss_scale(backend, normalization):
+    # They are below float16's smallest number until the scale multiplies them.
+    def scaled(tried, backend):
+        tried.options["student_scale"] = 2.0**-22
+        learned = [tensor.requires_grad_() for tensor in tried.attention[:2]]
+        return torch.autograd.grad(loss(tried, backend) * 2.0**24, learned)
+
+    tried = case(dtype=torch.float16, normalization=normalization)
+    exact = scaled(tried.to(torch.float64), "reference")
+    for one, other in zip(scaled(tried, backend), exact, strict=True):
+        assert (one.double() - other).norm() < 2.0**-10 * other.norm()  # rounded once
+
+
+@every_backend
+@every_normalization
+def test_a_teacher_may_be_run_in_inference_mode(backend, normalization):
+    tried = case(normalization=normalization)
+    value, expected = gradients(tried, backend)
+    with torch.inference_mode():
+        tried.teacher_query = tried.teacher_query.clone()
+        tried.teacher_key = tried.teacher_key.clone()
+    again, found = gradients(tried, backend)
+    assert torch.equal(again, value)
+    assert all(map(torch.equal, found, expected))

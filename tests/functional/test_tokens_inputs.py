@@ -111,3 +111,25 @@ def test_a_backend_that_cannot_serve_says_so():
     with pytest.raises(ValueError, match="backend must be 'auto' or one of"):
         token_distillation_loss(LOGITS, target=TARGET, ce_weight=1, kd_weight=0, backend="fast")
     assert issubclass(BackendUnavailable, RuntimeError)
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.uint16, torch.int16, torch.int32])
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_ids_of_any_integer_type(kind, backend):
+    """Also where the type holds neither the vocabulary's size nor `ignore_index`."""
+    vocabulary = 256
+    logits = torch.randn(2, vocabulary, generator=torch.Generator().manual_seed(0))
+    target = torch.tensor([156, 2])  # 156 is -100 modulo 256
+    listed = torch.tensor([[255, 1], [0, 7]])
+
+    def losses(kind):
+        return token_distillation_loss(
+            logits,
+            SparseTeacher(listed.to(kind), torch.tensor([[0.6, 0.3], [0.5, 0.1]]).log()),
+            target.to(kind),
+            ce_weight=1,
+            kd_weight=1,
+            backend=backend,
+        )
+
+    assert losses(kind).loss == losses(torch.int64).loss

@@ -11,6 +11,7 @@ from fastkd.backends.attention_torch.divergence import MILD, Even, Groups, Steep
 from fastkd.backends.attention_torch.maps_given import GivenMaps, LearnedMaps
 from fastkd.backends.attention_torch.plan import Block, Plan, Unit
 from fastkd.backends.attention_torch.sources import Attention, LearnedAttention, Workspace, pick
+from fastkd.backends.early import early_dtype
 from fastkd.functional.options import AlignmentOptions
 
 
@@ -81,13 +82,13 @@ class Walk:
                 self.student.close_gradients(unit)
 
     def weight_gradient_of(self, weight: Tensor) -> Tensor | None:
-        """The gradient of the weight as the caller holds it."""
+        """The gradient of the weight as the caller holds it, but for float16's small numbers."""
         gradient = self.weight_gradient
         if gradient is None or self.weight is None:
             return None
         if self.options.normalization == "mixture":
             gradient = self.weight * (gradient - (self.weight * gradient).sum(1, keepdim=True))
-        return gradient.to(weight.dtype)
+        return gradient.to(early_dtype(weight.dtype))
 
     @property
     def learning(self) -> bool:

@@ -90,7 +90,14 @@ class AlignmentFunction(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         call, tensors = ctx.call, ctx.saved_tensors
         with torch.no_grad():
-            gradients = AlignmentFunction._gradients(ctx, call, tensors, upstream)
+            gradients = [
+                None if gradient is None else gradient.to(each.dtype)
+                for gradient, each in zip(
+                    AlignmentFunction._gradients(ctx, call, tensors, upstream),
+                    tensors[: call.learned],
+                    strict=True,
+                )
+            ]
         if torch.is_grad_enabled():
             gradients = _refusing_second_order(gradients, tensors, upstream)
         return (None, *gradients, *[None] * (len(tensors) - call.learned))

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from fastkd.backends.attention_torch.plan import Block, Unit
-from fastkd.backends.attention_torch.sources import Workspace, pick, put
+from fastkd.backends.attention_torch.sources import Workspace, early_zeros, pick, put
 
 
 class GivenMaps:
@@ -37,7 +36,7 @@ class LearnedMaps(GivenMaps):
     """The student's, with their gradients."""
 
     def start_gradients(self) -> None:
-        self.map_gradients = [torch.zeros_like(layer) for layer in self.layers]
+        self.map_gradients = [early_zeros(layer) for layer in self.layers]
 
     def gradients(self) -> list[Tensor]:
         return self.map_gradients

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fastkd.backends.attention_precision import operand_dtype
 from fastkd.backends.attention_torch.plan import Block, Unit
+from fastkd.backends.early import early_dtype
 
 Part = tuple[slice, Tensor]  # heads, and their tensor for the current unit
 
@@ -167,8 +168,8 @@ class LearnedAttention(Attention):
     """The student's, with the gradients of its queries and keys."""
 
     def start_gradients(self) -> None:
-        self.query_gradients = [torch.zeros_like(layer) for layer in self.query]
-        self.key_gradients = [torch.zeros_like(layer) for layer in self.key]
+        self.query_gradients = [early_zeros(layer) for layer in self.query]
+        self.key_gradients = [early_zeros(layer) for layer in self.key]
 
     def gradients(self) -> list[Tensor]:
         """Of queries, then keys, cut in layers as the caller's were."""
@@ -230,6 +231,10 @@ class LearnedAttention(Attention):
                 part = parts[n] if joined is None else joined[:, start : start + heads]
                 put(gradient[:, :, : part.shape[2]], unit, part[..., : gradient.shape[3]])
                 start += heads
+
+
+def early_zeros(layer: Tensor) -> Tensor:
+    return torch.zeros_like(layer, dtype=early_dtype(layer.dtype))
 
 
 def _cut(gradients: list[Tensor], heads: list[int]) -> Sequence[Tensor]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastkd.backends.early import early_dtype
 from fastkd.backends.tokens_torch.function import Gradients
 from fastkd.backends.tokens_torch.numerics import without_autocast
 from fastkd.backends.tokens_torch.positions import Positions
@@ -50,7 +51,8 @@ class DenseWalk:
         student = flat(given)  # (N, V)
         scratch = Scratch(positions.chunk, self.vocabulary, inside, inside, given.device)
         totals = Totals(positions, options, inside, given.device)
-        gradient = torch.zeros_like(student) if needed else None
+        early = early_dtype(student.dtype)
+        gradient = torch.zeros_like(student, dtype=early) if needed else None
         for part in positions:
             mine = positions.take(student, part)
             logits = scratch.take("student", mine.shape[0]).copy_(mine)
