@@ -20,7 +20,7 @@ from fastkd.cli.arguments import DEVICE
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]))
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=click.FloatRange(min=0),
     default=3.0,
     show_default=True,
     help="Time for each shape.",
