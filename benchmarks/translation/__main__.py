@@ -42,7 +42,10 @@ def main() -> None:
         # Runs that share cores must not wait for each other's threads.
         threads = max((os.cpu_count() or 1) // arguments.jobs, 1)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-        prepare(plan.teacher)
+        try:
+            prepare(plan.teacher)
+        except subprocess.CalledProcessError as error:
+            raise SystemExit(error.returncode) from None  # which has told why
         finish(plan.teacher)
         with ThreadPoolExecutor(arguments.jobs) as pool:
             list(pool.map(finish, plan.trials(tuple(arguments.rows), tuple(arguments.seeds))))

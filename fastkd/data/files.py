@@ -53,9 +53,7 @@ def replaced_folder(folder: Path, holds: Collection[str]) -> Iterator[Path]:
         partial.mkdir(parents=True)
     try:
         yield partial
-        drop_folder(target)
-        partial.rename(target)
-        sync(target.parent)
+        put_in_place(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -71,13 +69,25 @@ def _first_but(known: Collection[str], folder: Path) -> str | None:
     return None
 
 
+def put_in_place(new: Path, folder: Path) -> None:
+    """Renames `new` to `folder`; one that is there is deleted after that."""
+    doomed = _set_aside(folder)
+    new.rename(folder)
+    sync(folder.parent)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
 def drop_folder(folder: Path) -> None:
-    """Deletes a folder, if there is one, that is never seen half-deleted."""
+    """Deletes a folder that is never seen half-deleted."""
+    shutil.rmtree(_set_aside(folder), ignore_errors=True)
+
+
+def _set_aside(folder: Path) -> Path:
     doomed = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(doomed, ignore_errors=True)
     if folder.exists():
         folder.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+    return doomed
 
 
 @contextlib.contextmanager

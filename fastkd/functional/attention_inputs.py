@@ -125,11 +125,16 @@ def check_constant(**teacher: tuple[Tensor, ...]) -> None:
             )
 
 
+def check_choices(**chosen: str) -> None:
+    for name, value in chosen.items():
+        if value not in CHOICES[name]:
+            raise InputError(f"{name} must be one of {', '.join(CHOICES[name])}, not {value!r}")
+
+
 def check_options(options: AlignmentOptions, student: Extent, bias: Tensor | None) -> None:
-    for name, choices in CHOICES.items():
-        value = getattr(options, name)
-        if value not in choices:
-            raise InputError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+    check_choices(
+        normalization=options.normalization, padding=options.padding, reduction=options.reduction
+    )
     if not 0 < options.temperature < math.inf:
         raise InputError(f"temperature must be positive, not {options.temperature!r}")
     if options.normalization == "mixture" and bias is not None:

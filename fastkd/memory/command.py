@@ -123,7 +123,7 @@ def _largest(
     if found is None:
         return f"Not even the smallest batch is predicted to fit into {size(capacity)}."
     if found >= ENOUGH:
-        return f"Any batch that the corpus can give is predicted to fit into {size(capacity)}."
+        return f"training.batch_tokens = {ENOUGH:,} or more is predicted to fit {size(capacity)}."
     return (
         f"Largest batch predicted to fit into {size(capacity)}: training.batch_tokens = {found:,}."
     )

@@ -11,6 +11,8 @@ def largest(
 ) -> int | None:
     """The largest n >= `smallest` with taken(n) <= capacity, but for `accuracy`; None: no n.
 
+    ENOUGH stands for itself and whatever is larger.
+
     taken(n) rises with n, nearly in a straight line. Each call may take seconds, so few are made:
     about six where it is one. Every third call multiplies by 8 what fits, or halves on a scale of
     logarithms what is left between, so that there are never more than 60.
@@ -24,6 +26,8 @@ def largest(
         else:
             high = guess
         guess = _next(known, low, high, capacity, accuracy)
+    if high > ENOUGH:
+        return ENOUGH
     return low if low >= smallest else None
 
 

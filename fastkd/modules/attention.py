@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastkd.errors import InputError
 from fastkd.functional import alignment_loss_from_maps, attention_alignment_loss
-from fastkd.functional.attention_inputs import CHOICES
+from fastkd.functional.attention_inputs import check_choices
 from fastkd.taps import AttentionTap, AttentionTaps
 
 KINDS = ("encoder", "decoder", "cross")
@@ -55,11 +55,7 @@ class AttentionAlignment(nn.Module):
                 f"student_maps and teacher_maps must be at least 1, not {student_maps} and "
                 f"{teacher_maps}"
             )
-        if normalization not in CHOICES["normalization"]:
-            raise InputError(
-                f"normalization must be one of {', '.join(CHOICES['normalization'])}, "
-                f"not {normalization!r}"
-            )
+        check_choices(normalization=normalization, padding=padding, reduction=reduction)
         if bias and normalization == "mixture":
             raise InputError("bias: normalization 'mixture' has none")
         if not mix and student_maps != teacher_maps:

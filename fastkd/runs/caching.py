@@ -36,11 +36,7 @@ def cache_teacher(
     config = run.config
     prepared = open_prepared(config)
     corpus = getattr(prepared, split)
-    if run.tokenizers.sha256 != prepared.tokenizers.sha256:
-        raise InputError(
-            f"{run.path}: has another tokenizer than {prepared.folder};"
-            f" prepare the corpus with tokenizer: {run.path}"
-        )
+    run.check_corpus(prepared)
     vocabulary = prepared.tokenizers.target.size
     if corpus is None:
         raise InputError(f"{run.config_file}: data.{split}: names no corpus")

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fastkd.data.files import drop_folder, sync, write_file
+from fastkd.data.files import put_in_place, sync, write_file
 from fastkd.errors import InputError
 
 META = "meta.json"
@@ -36,9 +36,7 @@ def write_checkpoint(
     checksums[META] = _checksum_of(meta)
     text = json.dumps({**meta, "sha256": checksums}, indent=1)
     write_file(temporary / META, text.encode())
-    drop_folder(folder)
-    temporary.rename(folder)
-    sync(folder.parent)
+    put_in_place(temporary, folder)
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

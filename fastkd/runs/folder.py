@@ -14,6 +14,7 @@ from torch import Tensor
 from fastkd.config.load import dump_config, parse, validate
 from fastkd.config.tree import Config
 from fastkd.data.files import drop_folder, writable, write_file
+from fastkd.data.prepare import Prepared
 from fastkd.data.tokenizer import Tokenizers
 from fastkd.errors import InputError
 from fastkd.nn.build import build_model
@@ -110,6 +111,14 @@ class RunFolder:
     @property
     def tokenizers(self) -> Tokenizers:
         return Tokenizers.load(self.path)
+
+    def check_corpus(self, prepared: Prepared, key: str = "") -> None:
+        """InputError where a corpus has another tokenizer; `key` names the run in the complaint."""
+        if self.tokenizers.sha256 != prepared.tokenizers.sha256:
+            raise InputError(
+                f"{key}{self.path}: has another tokenizer than {prepared.folder};"
+                f" prepare the corpus with tokenizer: {self.path}"
+            )
 
     def checkpoint(self, update: int) -> Path:
         return self.path / "checkpoints" / f"{update:08d}"

@@ -78,9 +78,5 @@ def _teacher(
 def _run_of(key: str, path: str, prepared: Prepared) -> RunFolder:
     """An existing run with the tokenizers of the corpus; `key` names it in a complaint."""
     run = RunFolder.open(path)
-    if run.tokenizers.sha256 != prepared.tokenizers.sha256:
-        raise InputError(
-            f"{key}: {run.path} has another tokenizer than {prepared.folder};"
-            f" prepare the corpus with tokenizer: {run.path}"
-        )
+    run.check_corpus(prepared, f"{key}: ")
     return run

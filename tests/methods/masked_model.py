@@ -1,5 +1,7 @@
 """A small masked model, a batch, and what formulas written out literally need of them."""
 
+import dataclasses
+
 import torch
 
 from fastkd.config.tree import (
@@ -10,12 +12,12 @@ from fastkd.config.tree import (
     TeacherConfig,
     TrainingConfig,
 )
-from fastkd.data.batches import Batch
 from fastkd.methods.masking import Masking
 from fastkd.methods.objective import Objective
 from fastkd.nn.cmlm import CMLM
+from tests.methods.batches import BOS, EOS, PAD, batch_of
 
-VOCABULARY, PAD, BOS, EOS, MASK = 13, 0, 2, 3, 4
+VOCABULARY, MASK = 13, 4
 ALLOWED = [1, *range(5, VOCABULARY)]  # ids that may be predicted
 CONFIG = ModelConfig(
     kind="cmlm",
@@ -39,20 +41,10 @@ def a_model(seed=1, config=CONFIG):
     return model.eval()
 
 
-def a_batch(source_lengths=(4, 3, 5), target_lengths=(6, 3, 8), seed=0):
-    generator = torch.Generator().manual_seed(seed)
-
-    def padded(lengths):
-        rows = torch.full((len(lengths), max(lengths)), PAD)
-        for row, length in zip(rows, lengths, strict=True):
-            row[: length - 1] = torch.randint(5, VOCABULARY, (length - 1,), generator=generator)
-            row[length - 1] = EOS
-        return rows, torch.tensor(lengths)
-
-    source, source_lengths = padded(source_lengths)
-    target, target_lengths = padded(target_lengths)
-    ids = torch.arange(len(target)) + 40
-    return Batch(source, source_lengths, target, target, target_lengths, ids)
+def a_batch(source_lengths=(4, 3, 5), target_lengths=(6, 3, 8)):
+    batch = batch_of(source_lengths, target_lengths, VOCABULARY)
+    ids = batch.sentence_ids + 40
+    return dataclasses.replace(batch, decoder_input=batch.target, sentence_ids=ids)
 
 
 def objective_of(*losses, teacher=None, model=CONFIG, teacher_config=None):

@@ -15,11 +15,11 @@ from fastkd.config.tree import (
     MaskedCrossEntropy,
     WordKD,
 )
-from fastkd.data.batches import Batch
 from fastkd.errors import InputError
 from fastkd.methods.dims import teacher_steps
 from fastkd.methods.masking import Masking
 from fastkd.methods.passes import Counts
+from tests.methods.batches import cut
 from tests.methods.masked_model import (
     CONFIG,
     MASK,
@@ -79,15 +79,6 @@ def test_pieces_add_up_to_the_whole(losses):
             used += 1
     assert used > len(parameters) / 2
     assert all(p.grad is None for p in teacher.parameters())
-
-
-def cut(batch, rows):
-    fields = {f.name: getattr(batch, f.name)[rows] for f in dataclasses.fields(batch)}
-    source, target = (int(fields[f"{side}_lengths"].max()) for side in ("source", "target"))
-    fields["source"] = fields["source"][:, :source]
-    for name in ("decoder_input", "target"):
-        fields[name] = fields[name][:, :target]
-    return Batch(**fields)
 
 
 def test_alignment_composes_with_dims_and_is_not_causal():

@@ -18,14 +18,14 @@ from fastkd.config.tree import (
     TrainingConfig,
     WordKD,
 )
-from fastkd.data.batches import Batch
 from fastkd.errors import InputError
 from fastkd.methods.objective import Objective
 from fastkd.methods.passes import Counts
 from fastkd.nn.transformer import Transformer
+from tests.methods.batches import PAD, batch_of, cut
 
 pytestmark = pytest.mark.usefixtures("in_float64")
-VOCABULARY, PAD, BOS, EOS = 11, 0, 2, 3
+VOCABULARY = 11
 STUDENT = ModelConfig(
     encoder_layers=1, decoder_layers=1, width=8, ffn=16, heads=2, dropout=0.0, output_bias=True
 )
@@ -37,22 +37,8 @@ def models():
     return tuple(Transformer(c, VOCABULARY, VOCABULARY, PAD).eval() for c in (STUDENT, TEACHER))
 
 
-def a_batch(source_lengths=(4, 3), target_lengths=(5, 2), seed=0):
-    generator = torch.Generator().manual_seed(seed)
-
-    def padded(lengths):
-        rows = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
-        for row, length in zip(rows, lengths, strict=True):
-            row[: length - 1] = torch.randint(5, VOCABULARY, (length - 1,), generator=generator)
-            row[length - 1] = EOS
-        return rows, torch.tensor(lengths)
-
-    source, source_lengths = padded(source_lengths)
-    target, target_lengths = padded(target_lengths)
-    decoder_input = torch.cat([torch.full((len(target), 1), BOS), target[:, :-1]], 1)
-    decoder_input[target == PAD] = PAD
-    ids = torch.arange(len(target))
-    return Batch(source, source_lengths, decoder_input, target, target_lengths, ids)
+def a_batch(source_lengths=(4, 3), target_lengths=(5, 2)):
+    return batch_of(source_lengths, target_lengths, VOCABULARY)
 
 
 def objective_of(*losses, student=STUDENT, teacher=None):
@@ -208,15 +194,6 @@ def test_pieces_add_up_to_the_whole(losses):
     torch.testing.assert_close(together, loss)
     for one, other in zip(torch.autograd.grad(together, parameters), expected, strict=True):
         torch.testing.assert_close(one, other)
-
-
-def cut(batch, rows):
-    fields = {f.name: getattr(batch, f.name)[rows] for f in dataclasses.fields(batch)}
-    source, target = (int(fields[f"{side}_lengths"].max()) for side in ("source", "target"))
-    fields["source"] = fields["source"][:, :source]
-    for name in ("decoder_input", "target"):
-        fields[name] = fields[name][:, :target]
-    return Batch(**fields)
 
 
 def test_teacher_gets_no_gradient_and_is_no_part_of_the_objective():
