@@ -53,6 +53,13 @@ def test_folder_that_is_no_run(shop, capsys, verb):
     assert "not a run folder" in complaint(capsys)
 
 
+def test_score_that_cannot_be_written_translates_nothing(taught, capsys, monkeypatch):
+    monkeypatch.setattr("fastkd.runs.translation.translate_split", None)
+    run, output = str(taught.folder / "teacher"), str(taught.folder / "nowhere" / "file")
+    assert taught.run("score", run, "test", "-o", output) == 2
+    assert f"{output}: cannot be written" in complaint(capsys)
+
+
 def test_corpus_with_unequal_lines(shop, capsys):
     with open(shop.folder / "train.de", "a", encoding="utf-8") as file:
         file.write("noch einer\n")

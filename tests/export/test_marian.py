@@ -233,6 +233,8 @@ def test_bad_folders_are_refused(tmp_path, capsys):
     assert "not a sentencepiece model" in complaint()
     change(opus / "config.json", model_type="bart")
     assert "model_type" in complaint()
+    (opus / "config.json").write_text("{}")
+    assert "activation_function: required, but missing" in complaint()
     (opus / "config.json").unlink()
     assert "no such file" in complaint()
     run.mkdir()

@@ -19,6 +19,8 @@ from fastkd_kernels.attention_config import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastkd import BackendUnavailable, attention_alignment_loss
+from fastkd.backends.attention_triton import unavailable
+from fastkd.functional.options import AlignmentOptions
 from tests.kernels.attention_compare import (
     DEVICE,
     assert_as_exact_as_reference,
@@ -278,6 +280,14 @@ def test_float64_is_refused_by_name():
     inputs[4] = inputs[4].double()
     with pytest.raises(BackendUnavailable, match="float64"):
         run(inputs, "triton")
+
+
+def test_auto_can_know_that_a_weight_is_not_served():
+    *tensors, weight = attention()
+    layers = [(tensor,) for tensor in tensors]
+    options = AlignmentOptions()
+    assert unavailable(tensors[0], layers, weight, options) is None
+    assert "float64" in unavailable(tensors[0], layers, weight.double(), options)
 
 
 def test_larger_heads_than_served_are_refused():

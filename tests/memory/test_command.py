@@ -52,6 +52,7 @@ def test_too_little_memory_for_any_batch(config, capsys):
     ("arguments", "complaint"),
     [
         (["--predict", "much"], "--predict"),
+        (["--predict", "1GiB", "--device", "cpu"], "--device"),
         (["--snapshot", "file", "--predict", "1GiB"], "--snapshot"),
         (["losses=[{name: word_kd}]", "--predict", "1GiB"], "teacher"),
         (["teacher.run=nowhere", "--predict", "1GiB"], "teacher.run"),

@@ -163,6 +163,15 @@ def test_tensors_maps_and_no_mixing():
     ("build", "words"),
     [
         (lambda: AttentionAlignment(0, 3), "at least 1"),
+        (
+            lambda: AttentionAlignment(2, 3, "rows"),
+            "normalization must be one of map, row, mixture",
+        ),
+        (lambda: AttentionAlignment(2, 3, padding="none"), "padding must be one of"),
+        (
+            lambda: AlignToDistill.from_taps(AttentionTaps(), AttentionTaps()),
+            "no kind of attention",
+        ),
         (lambda: AttentionAlignment(2, 3, "mixture", bias=True), "bias: normalization 'mixture'"),
         (lambda: AttentionAlignment(2, 3, mix=False), "mix=False needs as many"),
         (lambda: AlignToDistill({"self": 2}, {"encoder": 2}), "'self' is none of encoder"),
