@@ -47,8 +47,10 @@ def main() -> None:
         except subprocess.CalledProcessError as error:
             raise SystemExit(error.returncode) from None  # which has told why
         finish(plan.teacher)
+        trials = list(plan.trials(tuple(arguments.rows), tuple(arguments.seeds)))
         with ThreadPoolExecutor(arguments.jobs) as pool:
-            list(pool.map(finish, plan.trials(tuple(arguments.rows), tuple(arguments.seeds))))
+            for stage in plan.stages:
+                list(pool.map(finish, [trial for trial in trials if trial.name in stage]))
     show(plan, results, splits)
     (arguments.out / f"{arguments.plan.stem}.md").write_text(markdown(plan, results, splits))
     picture = arguments.out / f"{arguments.plan.stem}-{splits[-1]}.png"

@@ -1,10 +1,12 @@
 """The table of translation quality: its plans, and what it makes of results."""
 
 import dataclasses
+import gzip
 from pathlib import Path
 
 import pytest
 
+from benchmarks.translation.halves import cut
 from benchmarks.translation.picture import draw
 from benchmarks.translation.plan import Plan, Row, Trial, read_plan
 from benchmarks.translation.results import Results, markdown
@@ -26,7 +28,9 @@ def test_rows_are_trained_by_their_recipes(file):
         if trial.row.cached:
             assert (config.teacher.run, config.teacher.cache) == (None, str(trial.cache))
         elif has_teacher:
-            assert config.teacher.run == str(plan.teacher.folder)
+            taught = trial.row.taught
+            teacher = dataclasses.replace(trial, name=taught) if taught else plan.teacher
+            assert config.teacher.run == str(teacher.folder)
 
 
 @pytest.fixture
@@ -104,3 +108,29 @@ def test_nothing_to_compare_yet(plan, tmp_path):
     results.add(line(Trial(plan, "taught", 1), "dev", 1.0))
     assert draw(plan, results, "dev", 10, tmp_path / "picture.png") == {}
     assert not (tmp_path / "picture.png").exists()
+
+
+def test_a_row_begins_with_another_of_its_seed(plan):
+    rows = plan.rows | {"then": Row(recipe="taught", begin="taught", seeds=(2,))}
+    plan = dataclasses.replace(plan, rows=rows)
+    (trial,) = plan.trials(rows=("then",))
+    assert trial.seed == 2
+    assert f"start.run={Trial(plan, 'taught', 2).folder}" in trial.overrides(has_teacher=True)
+    assert list(plan.stages) == [["alone", "taught", "planned"], ["then"]]
+
+
+def test_rows_that_need_what_is_not_there(tmp_path):
+    file = tmp_path / "plan.yaml"
+    text = "{corpus: c, recipes: r, runs: x, seeds: [1], baseline: a, rows: {a: {recipe: a, %s}}}"
+    for wrong, told in (("begin: b", "rows.a: .* not 'b'"), ("seeds: [3]", "rows.a.seeds")):
+        file.write_text(text % wrong)
+        with pytest.raises(ValueError, match=told):
+            read_plan(file)
+
+
+def test_halves_by_the_parity_of_lines(tmp_path):
+    (tmp_path / "test.de").write_text("1\n2\n3\n")
+    (tmp_path / "test.en.gz").write_bytes(gzip.compress(b"a\nb\nc\n"))
+    cut(tmp_path, tmp_path)
+    assert (tmp_path / "test-open.de").read_text() == "1\n3\n"
+    assert (tmp_path / "test-sealed.en").read_text() == "b\n"
