@@ -35,8 +35,8 @@ from fastkd.bench.tables import text_table
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests" / "kernels"
-OFFLINE = "test_tokens_offline.py"  # compiles for chips that are not there
-DRY_TESTS = ("tests/kernels/test_tokens_linear.py::test_nothing_trained_needs_no_gradient",)
+OFFLINE = "test_offline.py"  # compiles for chips that are not there
+DRY_TESTS = ("tests/kernels/tokens/test_linear.py::test_nothing_trained_needs_no_gradient",)
 TESTS_SHARE = 0.4  # of the time at most
 SPARE = 10.0  # seconds to end in
 
@@ -94,7 +94,7 @@ def environment(run: Run) -> dict:
 
 def correctness(run: Run) -> list[tuple[str, str]]:
     """Runs every module of kernel tests and the checks, all at once: (what, how it went)."""
-    modules = sorted(TESTS.glob("test_*.py"))
+    modules = sorted(TESTS.rglob("test_*.py"))
     tests = [str(module.relative_to(ROOT)) for module in modules if module.name != OFFLINE]
     options = ("-rfE", "--tb=short", "-p", "no:cacheprovider")
     end = time.monotonic() + TESTS_SHARE * run.left
@@ -102,7 +102,7 @@ def correctness(run: Run) -> list[tuple[str, str]]:
     with tempfile.TemporaryDirectory() as folder, open(run.out / "checks.csv", "w") as checks:
         running = {"checks": run.start("benchmarks.gpu_checks", *run.where, output=checks)}
         for test in DRY_TESTS if run.dry else tests:
-            with open(Path(folder) / Path(test).name, "w") as output:
+            with open(_output(folder, test), "w") as output:
                 running[test] = run.start("pytest", *options, test, output=output)
         while running:
             time.sleep(0.2)
@@ -117,14 +117,18 @@ def correctness(run: Run) -> list[tuple[str, str]]:
                 if name == "checks":
                     outcome = _checked(run.out / "checks.csv")
                 else:
-                    outcome = _tested(run.out / "tests.txt", name, Path(folder))
+                    outcome = _tested(run.out / "tests.txt", name, _output(folder, name))
                 outcomes.append((name, outcome if ended else f"{outcome}; no time left"))
     return sorted(outcomes)
 
 
-def _tested(report: Path, name: str, folder: Path) -> str:
+def _output(folder: str, test: str) -> Path:
+    return Path(folder) / test.replace("/", "-")
+
+
+def _tested(report: Path, name: str, output: Path) -> str:
     """Pytest's last line, such as "12 passed"."""
-    text = (folder / Path(name).name).read_text()
+    text = output.read_text()
     with open(report, "a") as file:
         file.write(f"{name}\n{text}\n")
     return (text.strip().splitlines() or ["no output"])[-1].strip("= ")

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+import fastkd_kernels.attention.operators  # noqa: F401  (registers them)
 import torch
-from fastkd_kernels import attention  # noqa: F401  (registers the operators)
-from fastkd_kernels.attention_config import PAIR_SIZES
+from fastkd_kernels.attention.config import PAIR_SIZES
 from fastkd_kernels.common import unsupported
 from torch import Tensor
 

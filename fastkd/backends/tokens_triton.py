@@ -1,10 +1,10 @@
 """The token losses by the fused kernels of `fastkd_kernels`."""
 
 from fastkd_kernels.common import unsupported
-from fastkd_kernels.tokens import dense_token_losses
-from fastkd_kernels.tokens_launch import Teacher
-from fastkd_kernels.tokens_linear import linear_token_losses
-from fastkd_kernels.tokens_settings import LARGEST_TOP_K, TokenSettings
+from fastkd_kernels.tokens.launch import Teacher
+from fastkd_kernels.tokens.linear import linear_token_losses
+from fastkd_kernels.tokens.operators import dense_token_losses
+from fastkd_kernels.tokens.settings import LARGEST_TOP_K, TokenSettings
 from torch import Tensor
 
 from fastkd.functional.options import TokenOptions

@@ -39,7 +39,7 @@ def workspace(operator: str, args: tuple) -> int:
     if "scaled_dot_product" in operator and operator.endswith("_backward"):
         return attention_backward_workspace(args[1])
     if operator.startswith("fastkd::align_"):
-        return importlib.import_module("fastkd_kernels.attention_plan").SCRATCH_BYTES
+        return importlib.import_module("fastkd_kernels.attention.plan").SCRATCH_BYTES
     if operator == "fastkd_kernels::linear_token_losses":
         return token_chunk(args[0], args[1], args[4])
     return 0
@@ -47,7 +47,7 @@ def workspace(operator: str, args: tuple) -> int:
 
 def token_chunk(hidden: torch.Tensor, weight: torch.Tensor, teacher: torch.Tensor | None) -> int:
     """A chunk of both models' logits: hidden (rows, D), weight and teacher (V, D)."""
-    chunk_rows = importlib.import_module("fastkd_kernels.tokens_linear").chunk_rows
+    chunk_rows = importlib.import_module("fastkd_kernels.tokens.linear").chunk_rows
     per_row = weight.shape[0] * hidden.element_size()
     if teacher is not None:
         per_row += teacher.shape[0] * teacher.element_size()

@@ -119,12 +119,13 @@ def _hip_resources(compiled) -> Resources:
 
 
 def all_cases(prefix: str = "") -> Iterator[Case]:
-    """The cases of this package's modules whose name starts with `prefix`."""
+    """The cases of this package's modules whose name within it starts with `prefix`."""
     import fastkd_kernels
 
-    for module in pkgutil.iter_modules(fastkd_kernels.__path__):
-        if module.name.startswith(prefix) and module.name != "offline":
-            loaded = importlib.import_module(f"fastkd_kernels.{module.name}")
+    root = "fastkd_kernels."
+    for module in pkgutil.walk_packages(fastkd_kernels.__path__, root):
+        if module.name.startswith(root + prefix) and module.name != f"{root}offline":
+            loaded = importlib.import_module(module.name)
             if hasattr(loaded, "offline_cases"):
                 yield from loaded.offline_cases()
 

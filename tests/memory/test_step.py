@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from fastkd_kernels import attention_plan
+from fastkd_kernels.attention import plan as attention_plan
 
 from benchmarks import a2d_memory
 from fastkd.backends.tokens_torch import positions

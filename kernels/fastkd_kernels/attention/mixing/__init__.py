@@ -1,0 +1,1 @@
+"""Mixes maps through a weight, and measures them."""

@@ -1,0 +1,112 @@
+"""Merges what programs gathered over parts of a group of cells; the second reduction."""
+
+import triton
+import triton.language as tl
+
+from fastkd_kernels.attention.mixing.statistics import store_row
+from fastkd_kernels.attention.numerics import FIELDS, STEEP, expm1_excess, finish
+
+RUNTIME = "parts teacher_maps groups_a_sentence first_sentence first_row queries".split()
+
+
+@triton.jit(do_not_specialize=RUNTIME)
+def merge_statistics_fwd(
+    partials,  # (groups, parts, FIELDS, Nt)
+    statistics,  # (sentences, STATISTICS, Nt, groups a sentence)
+    loss,  # (B, Nt, queries)
+    parts,
+    teacher_maps,
+    groups_a_sentence,
+    first_sentence,
+    first_row,
+    queries,  # 1 where a whole map is one group
+    BLOCK_P: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+):
+    blocks = tl.cdiv(teacher_maps, BLOCK_J)
+    group = tl.program_id(0) // blocks
+    rival = (tl.program_id(0) % blocks) * BLOCK_J + tl.arange(0, BLOCK_J)
+    slot = group // groups_a_sentence
+    local = group % groups_a_sentence
+    partials += group.to(tl.int64) * parts * FIELDS * teacher_maps
+
+    a_max = tl.full((BLOCK_J,), float("-inf"), tl.float32)
+    m_max = tl.full((BLOCK_J,), float("-inf"), tl.float32)
+    a_sum = tl.zeros((BLOCK_J,), tl.float32)
+    m_sum = tl.zeros((BLOCK_J,), tl.float32)
+    shifted = tl.zeros((BLOCK_J,), tl.float32)  # Σ weight · (m − a)
+    for start in range(0, parts, BLOCK_P):
+        place, mask = part_places(start, parts, rival, teacher_maps, BLOCK_P)
+        tile_max = tl.load(partials + place, mask=mask, other=float("-inf"))
+        tile_sum = tl.load(partials + place + teacher_maps, mask=mask, other=0.0)
+        # Where a part counted nothing, its maxima stand for nothing.
+        tile_max = tl.where(tile_sum > 0, tile_max, float("-inf"))
+        tile_d = tl.load(partials + place + 2 * teacher_maps, mask=mask, other=0.0)
+        tile_m_max = tl.load(partials + place + 4 * teacher_maps, mask=mask, other=float("-inf"))
+        tile_m = tl.load(partials + place + 5 * teacher_maps, mask=mask, other=0.0)
+        tile_m_max = tl.where(tile_m > 0, tile_m_max, float("-inf"))
+        tile_shift = tl.load(partials + place + 7 * teacher_maps, mask=mask, other=0.0)
+        new = tl.maximum(a_max, tl.max(tile_max, 0))
+        base = tl.where(new == float("-inf"), 0.0, new)
+        old, here = tl.exp(a_max - base), tl.exp(tile_max - base[None, :])
+        a_sum = a_sum * old + tl.sum(tile_sum * here, 0)
+        shifted = shifted * old + tl.sum((tile_d + tile_shift * tile_sum) * here, 0)
+        a_max = new
+        new = tl.maximum(m_max, tl.max(tile_m_max, 0))
+        base = tl.where(new == float("-inf"), 0.0, new)
+        m_sum = m_sum * tl.exp(m_max - base) + tl.sum(
+            tile_m * tl.exp(tile_m_max - base[None, :]), 0
+        )
+        m_max = new
+    shift = shifted / tl.where(a_sum == 0, 1.0, a_sum)
+
+    d_sum = tl.zeros((BLOCK_J,), tl.float32)
+    e_sum = tl.zeros((BLOCK_J,), tl.float32)
+    d_most = tl.zeros((BLOCK_J,), tl.float32)
+    base = tl.where(a_max == float("-inf"), 0.0, a_max)
+    for start in range(0, parts, BLOCK_P):
+        place, mask = part_places(start, parts, rival, teacher_maps, BLOCK_P)
+        tile_max = tl.load(partials + place, mask=mask, other=float("-inf"))
+        tile_sum = tl.load(partials + place + teacher_maps, mask=mask, other=0.0)
+        tile_d = tl.load(partials + place + 2 * teacher_maps, mask=mask, other=0.0)
+        tile_e = tl.load(partials + place + 3 * teacher_maps, mask=mask, other=0.0)
+        tile_most = tl.load(partials + place + 6 * teacher_maps, mask=mask, other=0.0)
+        tile_shift = tl.load(partials + place + 7 * teacher_maps, mask=mask, other=0.0)
+        move = tl.where(tile_sum > 0, tile_shift - shift[None, :], 0.0)
+        d_most = tl.maximum(d_most, tl.max(tile_most + tl.abs(move), 0))
+        weight = tl.where(tile_sum > 0, tl.exp(tile_max - base[None, :]), 0.0)
+        d_sum += tl.sum((tile_d + move * tile_sum) * weight, 0)
+        # Beyond STEEP the last sum is not used, and must not overflow.
+        move = tl.minimum(tl.maximum(move, -STEEP), STEEP)
+        small = tl.minimum(tl.maximum(move, -1.0), 1.0)
+        bent = tl.where(tl.abs(move) <= 1, expm1_excess(small), tl.exp(move) - 1 - move)
+        moved = tile_e * (1 + move + bent) + tile_d * (move + bent) + tile_sum * bent
+        e_sum += tl.sum(moved * weight, 0)
+    a_base, a_scale, m_base, m_scale, ratio, divergence = finish(
+        a_max, a_sum, d_sum, e_sum, m_max, m_sum, d_most, shift
+    )
+    store_row(
+        statistics,
+        loss,
+        a_base,
+        a_scale,
+        m_base,
+        m_scale,
+        ratio,
+        divergence,
+        slot,
+        first_sentence + slot,
+        rival,
+        teacher_maps,
+        local,
+        groups_a_sentence,
+        first_row + local,
+        queries,
+    )
+
+
+@triton.jit
+def part_places(start, parts, rival, teacher_maps, BLOCK_P: tl.constexpr):
+    part = start + tl.arange(0, BLOCK_P)
+    place = part.to(tl.int64)[:, None] * FIELDS * teacher_maps + rival[None, :]
+    return place, (part < parts)[:, None] & (rival < teacher_maps)[None, :]

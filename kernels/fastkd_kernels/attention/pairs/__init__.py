@@ -1,0 +1,1 @@
+"""Head against head, without maps."""

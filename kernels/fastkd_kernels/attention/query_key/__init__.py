@@ -1,0 +1,1 @@
+"""Alignment of queries and keys through a weight."""

@@ -1,0 +1,220 @@
+"""The alignment kernels against the reference, under the interpreter or on a GPU."""
+
+import pytest
+import torch
+from fastkd_kernels import common
+from fastkd_kernels.attention.query_key import alignment as attention_query_key
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.kernels.attention_compare import (
+    assert_as_exact_as_reference,
+    attention,
+    maps,
+    run,
+)
+
+NORMALIZATIONS = ("map", "row", "mixture")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def poisoned_workspaces():
+    """Memory that no kernel wrote reads as NaN."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(
+        common,
+        "empty",
+        lambda shape, dtype, device: torch.full(shape, torch.nan, dtype=dtype, device=device),
+    )
+    yield
+    patch.undo()
+
+
+def lengths(*values: int) -> torch.Tensor:
+    return torch.tensor(values)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("padding", ["exclude", "include"])
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_every_normalization_padding_and_reduction(normalization, padding, reduction):
+    assert_as_exact_as_reference(
+        attention(),
+        normalization=normalization,
+        padding=padding,
+        reduction=reduction,
+        query_lengths=lengths(7, 3),
+        key_lengths=lengths(4, 9),
+    )
+
+
+@pytest.mark.parametrize("padding", ["exclude", "include"])
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_head_against_head(normalization, padding):
+    inputs = attention(students=4, teachers=4, group=2, queries=9, weighted=False)
+    assert_as_exact_as_reference(
+        inputs,
+        normalization=normalization,
+        padding=padding,
+        reduction="none",
+        causal=True,
+        query_lengths=lengths(9, 3),
+        key_lengths=lengths(4, 0),
+    )
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("padding", ["exclude", "include"])
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_maps(normalization, padding, weighted):
+    inputs = maps(teachers=5 if weighted else 3, weighted=weighted, queries=9)
+    assert_as_exact_as_reference(
+        inputs,
+        normalization=normalization,
+        padding=padding,
+        reduction="none",
+        causal=True,
+        query_lengths=lengths(2, 9),
+        key_lengths=lengths(9, 5),
+    )
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_rows_longer_than_a_block_and_more_maps_than_one(normalization):
+    inputs = attention(students=2, teachers=33, queries=2, keys=150, batch=1)
+    assert_as_exact_as_reference(
+        inputs, normalization=normalization, reduction="none", key_lengths=lengths(140)
+    )
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_long_maps(normalization):
+    inputs = maps(batch=1, teachers=33, queries=2, keys=150)
+    assert_as_exact_as_reference(inputs, normalization=normalization, key_lengths=lengths(140))
+
+
+@pytest.mark.parametrize("keys", [5, 70])
+@pytest.mark.parametrize("teachers", [5, 17])
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_more_student_maps_than_a_program_holds(normalization, teachers, keys):
+    """Of float32; rows of 70 keys go over several blocks, some of them without a key."""
+    options = {"normalization": normalization, "reduction": "none"}
+    options |= {"query_lengths": lengths(3, 2), "key_lengths": lengths(keys, 3)}
+    shape = {"students": 18, "teachers": teachers, "queries": 3, "keys": keys}
+    assert_as_exact_as_reference(attention(**shape), **options)
+    assert_as_exact_as_reference(maps(**shape), **options)
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_long_rows_head_against_head(normalization):
+    inputs = attention(batch=1, students=1, teachers=1, queries=34, keys=70, weighted=False)
+    assert_as_exact_as_reference(inputs, normalization=normalization, key_lengths=lengths(67))
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_long_heads_against_heads(normalization):
+    """Heads read in parts, of which the teacher has one less."""
+    inputs = attention(
+        1, 2, 2, queries=34, keys=34, student_size=130, teacher_size=80, group=2, weighted=False
+    )
+    assert_as_exact_as_reference(inputs, normalization=normalization, causal=True)
+
+
+@pytest.mark.parametrize("normalization", ["map", "row"])
+@pytest.mark.parametrize("padding", ["exclude", "include"])
+def test_chunks_of_part_of_a_sentence(normalization, padding, monkeypatch):
+    monkeypatch.setattr(attention_query_key, "scratch_bytes", lambda device: 1)
+    inputs = attention(batch=1, students=2, teachers=2, group=2, queries=20, keys=70)
+    assert_as_exact_as_reference(
+        inputs, normalization=normalization, padding=padding, query_lengths=lengths(19)
+    )
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.01])
+@pytest.mark.parametrize("normalization", ["map", "row"])
+def test_temperature_and_scales(normalization, temperature):
+    assert_as_exact_as_reference(
+        attention(),
+        normalization=normalization,
+        temperature=temperature,
+        student_scale=0.7,
+        teacher_scale=0.1,
+        reduction="none",
+    )
+
+
+@pytest.mark.parametrize("temperature", [0.3, 0.13, 0.05])
+@pytest.mark.parametrize("form", ["row", "map", "row pairs", "map pairs"])
+@pytest.mark.parametrize("seed", [0, 30])
+def test_sharp_exponents(form, temperature, seed):
+    """One cell decides Σexp(a), and student and teacher differ there: sums of d nearly cancel."""
+    pairs = form.endswith("pairs")
+    inputs = attention(teachers=3, queries=4, keys=20, batch=1, weighted=not pairs, seed=seed)
+    inputs[0] *= 0.1
+    inputs[2] *= 20
+    if not pairs:
+        inputs[4] = inputs[4].abs() / inputs[4].abs().sum(1, keepdim=True)
+    assert_as_exact_as_reference(inputs, normalization=form[:3], temperature=temperature)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.01])
+@pytest.mark.parametrize("normalization", ["map", "row"])
+@pytest.mark.parametrize("seed", [0, 50])
+def test_large_weights_and_small_temperatures(normalization, temperature, seed):
+    inputs = attention(batch=1, queries=4, seed=seed)
+    inputs[4] *= 100 / inputs[4].abs().sum(1).max()
+    assert_as_exact_as_reference(inputs, normalization=normalization, temperature=temperature)
+
+
+def test_long_maps_keep_their_digits():
+    """At τ = 1 the two softmaxes over a map are nearly uniform, and the loss about 1e-5."""
+    inputs = maps(1, 1, 1, queries=64, keys=512)
+    truth = run([tensor.double() for tensor in inputs], "reference", normalization="map")
+    found = run(inputs, "triton", normalization="map")
+    torch.testing.assert_close(found[0].double(), truth[0], rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("weighted", [True, False])
+def test_float16(normalization, weighted):
+    inputs = attention(teachers=5 if weighted else 3, dtype=torch.float16, weighted=weighted)
+    assert_as_exact_as_reference(inputs, normalization=normalization, reduction="none")
+
+
+@given(
+    batch=st.integers(1, 3),
+    group=st.integers(1, 2),
+    students=st.integers(1, 3),
+    teachers=st.integers(1, 3),
+    queries=st.integers(1, 18),
+    keys=st.integers(1, 35),
+    student_size=st.sampled_from([16, 20, 80]),
+    teacher_size=st.sampled_from([16, 33]),
+    normalization=st.sampled_from(NORMALIZATIONS),
+    padding=st.sampled_from(["exclude", "include"]),
+    causal=st.booleans(),
+    weighted=st.booleans(),
+    data=st.data(),
+)
+@settings(max_examples=12, deadline=None)
+def test_drawn_shapes(
+    batch, group, students, teachers, queries, keys, student_size, teacher_size, normalization,
+    padding, causal, weighted, data,
+):  # fmt: skip
+    keys = queries if causal else keys
+    teachers = teachers if weighted else students
+    inputs = attention(
+        batch, students * group, teachers * group, queries, keys, student_size, teacher_size, group,
+        weighted=weighted,
+    )  # fmt: skip
+    drawn = [data.draw(st.lists(st.integers(0, most), min_size=batch, max_size=batch))
+             for most in (queries, keys)]  # fmt: skip
+    assert_as_exact_as_reference(
+        inputs,
+        normalization=normalization,
+        padding=padding,
+        causal=causal,
+        query_lengths=lengths(*drawn[0]),
+        key_lengths=lengths(*drawn[1]),
+        reduction=data.draw(st.sampled_from(["none", "sum"])),
+    )
