@@ -2,12 +2,12 @@
 
 import contextlib
 import gzip
-import os
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from fastkd.data.files import whole_file, writable
 from fastkd.errors import InputError
 
 
@@ -40,21 +40,13 @@ def opened_output(path: str | None, standard: BinaryIO | None) -> Iterator[Binar
             raise InputError("standard output: closed; expected it open, or --output FILE")
         yield standard
         return
-    target = Path(path).resolve()
+    target = Path(path)
     device = target.exists() and not target.is_file()
-    partial = target if device else target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        file = open(partial, "wb")  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
-    try:
-        with file:
-            yield file
-        if not device:
-            partial.replace(target)
-    finally:
-        if not device:
-            partial.unlink(missing_ok=True)
+    with contextlib.ExitStack() as stack:
+        with writable(target):
+            opened_file = open(target, "wb") if device else whole_file(target)  # noqa: SIM115
+            file = stack.enter_context(opened_file)
+        yield file
 
 
 def decoded_lines(file: Iterable[bytes], name: str, invalid: str = "refuse") -> Iterator[str]:

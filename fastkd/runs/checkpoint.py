@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fastkd.data.files import put_in_place, sync, write_file
+from fastkd.data.files import replaced_folder, write_file
 from fastkd.errors import InputError
 
 META = "meta.json"
+_FILES = (META, "*.safetensors")
 
 
 def write_checkpoint(
@@ -22,21 +22,24 @@ def write_checkpoint(
 ) -> None:
     """Writes `<group>.safetensors` for each group and `meta.json` with `meta` and checksums.
 
-    Everything goes to a temporary folder beside `folder`, is synced, and renamed last.
+    The folder appears whole; one of the name that holds other files than a checkpoint's stays.
     """
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    checksums = {}
-    for group, tensors in groups.items():
-        file = temporary / f"{group}.safetensors"
-        _save({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
-        sync(file)
-        checksums[file.name] = checksum(file)
-    checksums[META] = _checksum_of(meta)
-    text = json.dumps({**meta, "sha256": checksums}, indent=1)
-    write_file(temporary / META, text.encode())
-    put_in_place(temporary, folder)
+    with replaced_folder(folder, _FILES) as new:
+        checksums = {}
+        for group, tensors in groups.items():
+            file = new / f"{group}.safetensors"
+            _save({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+            checksums[file.name] = checksum(file)
+        write_meta(new, meta, checksums)
+
+
+def write_meta(folder: Path, meta: dict[str, Any], checksums: dict[str, str]) -> None:
+    """Writes `meta.json`, the last file of a checkpoint, or anew with another `meta`.
+
+    checksums: of the other files, by their names
+    """
+    checked = {**checksums, META: _checksum_of(meta)}
+    write_file(folder / META, json.dumps({**meta, "sha256": checked}, indent=1).encode())
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
