@@ -292,7 +292,7 @@ def test_a_forked_process_computes_too(compiled):
     queue = context.Queue()
     child = context.Process(target=in_a_child, args=(queue,))
     child.start()
-    assert queue.get(timeout=60) == pytest.approx(expected, rel=1e-6)
+    assert queue.get(timeout=300) == pytest.approx(expected, rel=1e-6)
     child.join()
 
 

@@ -5,6 +5,7 @@ import torch
 import yaml
 
 from fastkd.__main__ import main
+from fastkd.decode.translate import translate
 from fastkd.demo.language import write_corpus
 from fastkd.runs.folder import RunFolder
 from fastkd.runs.translation import translate_lines
@@ -109,11 +110,23 @@ def test_ctranslate2_translates_the_same(trained, tmp_path):
     assert_same(theirs, ours, ended)
 
 
+def by_rounded_weights(run, lines):
+    """Our translations with what CTranslate2's int8 keeps of a matrix: 8 bits, a scale a row."""
+    model = run.load_model()
+    with torch.no_grad():
+        for matrix in (p for p in model.parameters() if p.dim() == 2):
+            scale = 127 / matrix.abs().amax(1, keepdim=True)
+            matrix.copy_((matrix * scale).round() / scale)
+    return translate(model, run.tokenizers, lines, run.config.decoding, torch.device("cpu"))
+
+
 def test_quantized_for_ctranslate2(trained, tmp_path):
-    run, lines, ours = trained
+    """What it keeps is the same everywhere; its products of 8 bits are right on some processors."""
+    run, lines, _ = trained
     arguments = ["--to", "ctranslate2", str(tmp_path / "out"), "--quantization", "int8"]
     assert main(["export", str(run.path), *arguments]) == 0
     whole = sum(p.numel() * 4 for p in run.load_model().parameters())
     assert (tmp_path / "out" / "model.bin").stat().st_size < 0.5 * whole
-    theirs, _ = by_ctranslate2(tmp_path / "out", lines, run)
-    assert sum(one == other for one, other in zip(theirs, ours, strict=True)) > 10
+    theirs, ended = by_ctranslate2(tmp_path / "out", lines, run, compute_type="float32")
+    assert_same(theirs, by_rounded_weights(run, lines), ended)
+    assert len(by_ctranslate2(tmp_path / "out", lines, run)[0]) == len(lines)
