@@ -12,9 +12,9 @@ from typing import BinaryIO, Generic, Literal, TypeVar
 import numpy as np
 from pydantic import BaseModel, NonNegativeInt
 
-from fastkd.data.files import replaced_folder
 from fastkd.data.tokenizer import Tokenizer, Tokenizers
 from fastkd.errors import InputError
+from fastkd.files import replaced_folder
 
 FORMAT = 1
 SIDES = ("source", "target")

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from fastkd.data.files import whole_file, writable
 from fastkd.errors import InputError
+from fastkd.files import whole_file, writable
 
 
 def opened(path: str | Path) -> BinaryIO:

@@ -11,10 +11,10 @@ from typing import Any
 
 from fastkd.config.tree import Config, DataConfig, TokenizerConfig
 from fastkd.data.corpus import FILES, Corpus, write_corpus
-from fastkd.data.files import replaced_folder, write_file
 from fastkd.data.text import count_pairs, read_pairs, text_file
 from fastkd.data.tokenizer import FOLDER, Tokenizers, train_tokenizers
 from fastkd.errors import InputError
+from fastkd.files import replaced_folder, write_file
 
 SPLITS = ("train", "dev", "test")
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fastkd.data.corpus import Corpus
-from fastkd.data.files import replaced_folder
 from fastkd.errors import InputError
+from fastkd.files import replaced_folder
 
 _FORMAT = 1
 _META, _IDS, _LOG_PROBS = "meta.json", "ids", "log_probs"

@@ -11,9 +11,9 @@ from pathlib import Path
 import sentencepiece
 
 from fastkd.config.tree import TokenizerConfig
-from fastkd.data.files import write_file
 from fastkd.data.text import read_lines, sample_evenly
 from fastkd.errors import InputError
+from fastkd.files import write_file
 
 PAD, UNK, BOS, EOS, MASK = range(5)
 MASK_PIECE = "<mask>"

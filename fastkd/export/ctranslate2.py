@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from fastkd.data.files import replaced_folder
 from fastkd.data.tokenizer import Tokenizer
 from fastkd.errors import InputError
+from fastkd.files import replaced_folder
 from fastkd.nn.transformer import Transformer
 from fastkd.runs.folder import RunFolder
 

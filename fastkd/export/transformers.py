@@ -11,10 +11,10 @@ from typing import Any
 from safetensors.torch import save_file
 
 from fastkd.config.tree import Config, ModelConfig
-from fastkd.data.files import replaced_folder
 from fastkd.data.tokenizer import Tokenizer, Tokenizers
 from fastkd.errors import InputError
 from fastkd.export.layout import to_transformers
+from fastkd.files import replaced_folder
 from fastkd.runs.checkpoint import read_group
 from fastkd.runs.folder import MODEL, RunFolder
 

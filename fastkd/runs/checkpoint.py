@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fastkd.data.files import replaced_folder, write_file
 from fastkd.errors import InputError
+from fastkd.files import replaced_folder, write_file
 
 META = "meta.json"
 _FILES = (META, "*.safetensors")

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from fastkd.config.load import dump_config, parse, validate
 from fastkd.config.tree import Config
-from fastkd.data.files import drop_folder, writable, write_file
 from fastkd.data.prepare import Prepared
 from fastkd.data.tokenizer import Tokenizers
 from fastkd.errors import InputError
+from fastkd.files import drop_folder, writable, write_file
 from fastkd.nn.build import build_model
 from fastkd.nn.transformer import Transformer
 from fastkd.runs.checkpoint import read_group, read_meta, write_checkpoint

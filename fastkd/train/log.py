@@ -15,8 +15,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from fastkd.data.files import named, write_file
 from fastkd.errors import InputError
+from fastkd.files import named, write_file
 
 
 class RunLog:

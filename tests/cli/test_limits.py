@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from fastkd.data.files import write_file
+from fastkd.files import write_file
 
 
 def complaint(capsys) -> str:

@@ -14,8 +14,8 @@ import torch
 from safetensors import SafetensorError
 
 import fastkd.runs.checkpoint
+from fastkd import files
 from fastkd.__main__ import main
-from fastkd.data import files
 from fastkd.train.log import read_log
 from tests.cli.conftest import checkpoint, position
 

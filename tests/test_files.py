@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fastkd.data import files
-from fastkd.data.files import clear_leftovers, drop_folder, replaced_folder, whole_file, write_file
+from fastkd import files
 from fastkd.errors import InputError
+from fastkd.files import clear_leftovers, drop_folder, replaced_folder, whole_file, write_file
 
 HOLDS = ("meta.json", "inside/*.bin")
 
@@ -107,7 +107,7 @@ def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch)
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from fastkd.data.files import replaced_folder, whole_file
+from fastkd.files import replaced_folder, whole_file
 with whole_file(Path(sys.argv[1], "a")) as file, replaced_folder(Path(sys.argv[1], "f"), ()) as new:
     file.write(b"half")
     (new / "half").write_text("half")
