@@ -30,6 +30,7 @@ Share = Annotated[float, Field(gt=0, le=1, strict=True)]
 Probability = Annotated[float, Field(ge=0, lt=1, strict=True)]
 Temperature = Annotated[float, Field(ge=1e-3, le=1e3, strict=True)]
 Exponent = Annotated[float, Field(ge=-10, le=10, strict=True)]
+BleuTokenizer = Literal["13a", "intl", "char", "zh", "ja-mecab", "ko-mecab", "none"]
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -53,6 +54,11 @@ class TokenizerConfig:
     joint: Flag = True  # one model for both languages
     model: Literal["unigram", "bpe"] = "unigram"
     character_coverage: Share = 1.0
+    # What becomes of characters before they are cut, so also of what a student can write:
+    # identity leaves them, nfc composes accents, nmt_nfkc rewrites widths, ligatures, joiners ...
+    normalization: Literal["identity", "nfc", "nmt_nfkc"] = "identity"  # of the target
+    source_normalization: Literal["identity", "nfc", "nmt_nfkc"] | None = None  # None = as above
+    byte_fallback: Flag = False  # unknown characters are cut into 256 pieces for their bytes
     sample: Positive = 1_000_000  # lines a side that the model is trained on, at most
 
 
@@ -117,9 +123,10 @@ class TrainingConfig:
     log_every: Positive = 50
     save_every: Positive = 1000  # updates between saves of the training state
     keep_last: Positive = 5
-    early_metric: Literal["bleu", "loss"] = "bleu"
+    early_metric: Literal["bleu", "chrf", "loss"] = "bleu"
     patience: Positive | None = None  # validations without a better early_metric
-    bleu_sentences: Natural = 1000  # of dev, for BLEU in validation; 0 = off
+    bleu_sentences: Natural = 1000  # of dev, for BLEU and chrF in validation; 0 = off
+    bleu_tokenizer: BleuTokenizer | None = None  # sacrebleu's; None = the target language's own
     max_skipped: Positive = 10  # updates in a row with a loss or gradient that is not finite
     ema: Probability = 0.0  # decay of the averaged weights; 0 = off
     tensorboard: Flag = False
@@ -139,6 +146,7 @@ class DecodingConfig:
     length_window: Annotated[Natural, Field(le=2**10)] = 2  # lengths tried: predicted ± so many
     remove_duplicates: Flag = True  # drop a piece that repeats the one before it
     reconsider: Flag = False  # a pass may change unmasked pieces too, as CMLMC does
+    unknown: Flag = False  # whether <unk> may be written, as " ⁇ "
     batch_tokens: Positive = 8192
 
 

@@ -33,7 +33,7 @@ from fastkd.train.position import Position
 from fastkd.train.ranks import Ranks
 from fastkd.train.schedule import learning_rate
 from fastkd.train.sharding import whole
-from fastkd.train.validation import validation_bleu, validation_loss
+from fastkd.train.validation import bleu_tokenizer, validate
 
 LOGGER = logging.getLogger(__name__)
 
@@ -258,18 +258,15 @@ class Trainer:
 
     def _validate(self, log: RunLog) -> None:
         training = self.config.training
+        tokenizer = bleu_tokenizer(self.config, self.position)
         with self._evaluated() as model, autocast(self.device, training.precision):
             where = self.prepared, self.config, self.device, self.ranks
-            loss = validation_loss(self.objective, model, *where)
-            bleu = None
-            if training.bleu_sentences:
-                bleu = validation_bleu(model, *where)
-        result = -loss if bleu is None or training.early_metric == "loss" else bleu
-        self.position = self.position.with_result(result)
-        record = {"step": self.position.update, "dev_loss": loss}
-        log.write(record if bleu is None else record | {"dev_bleu": bleu})
-        shown = "" if bleu is None else f", BLEU {bleu:.2f}"
-        log.say(f"update {self.position.update}: dev loss {loss:.4f}{shown}")
+            found = validate(self.objective, model, *where, tokenizer)
+        self.position = self.position.measured_by(tokenizer).with_result(
+            found.result(training.early_metric), found.loss
+        )
+        log.write({"step": self.position.update, **found.record()})
+        log.say(f"update {self.position.update}: {found}")
 
     def _log(self, log: RunLog, meter: Meter) -> None:
         rate = self.optimizer.param_groups[0]["lr"]

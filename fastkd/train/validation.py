@@ -1,17 +1,93 @@
-"""Loss and BLEU on the development set."""
+"""Loss, BLEU and chrF on the development set."""
 
 import dataclasses
+import logging
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from fastkd.config.tree import Config
 from fastkd.data.batches import BatchPlan, collate
+from fastkd.data.corpus import Corpus
 from fastkd.data.prepare import Prepared
-from fastkd.decode.score import score
+from fastkd.decode.score import DEFAULT, Scores, score, tokenizer_of
 from fastkd.decode.translate import translate
 from fastkd.methods.objective import Objective
 from fastkd.nn.transformer import Transformer
+from fastkd.train.position import Position
 from fastkd.train.ranks import Ranks
+
+LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What the development set says of a model; no scores where none were asked for."""
+
+    loss: float  # nats per predicted piece
+    scores: Scores | None
+
+    def result(self, metric: str) -> float:
+        """The value of `early_metric`, higher is better; the loss where there are no scores."""
+        if self.scores is None or metric == "loss":
+            return -self.loss
+        return self.scores.chrf if metric == "chrf" else self.scores.bleu
+
+    def record(self) -> dict[str, Any]:
+        """For the log."""
+        if self.scores is None:
+            return {"dev_loss": self.loss}
+        return {
+            "dev_loss": self.loss,
+            "dev_bleu": self.scores.bleu,
+            "dev_chrf": self.scores.chrf,
+            "bleu_signature": self.scores.bleu_signature,
+        }
+
+    def __str__(self) -> str:
+        if self.scores is None:
+            return f"dev loss {self.loss:.4f}"
+        return f"dev loss {self.loss:.4f}, BLEU {self.scores.bleu:.2f}, chrF {self.scores.chrf:.2f}"
+
+
+def bleu_tokenizer(config: Config, position: Position) -> str:
+    """What cuts BLEU's words in this run's validations.
+
+    The configured one; else that of the validations before, so that their scores compare; at the
+    first, the target language's own.
+    """
+    configured = config.training.bleu_tokenizer
+    if configured is not None:
+        return configured
+    own = tokenizer_of(config.data.target)
+    if position.bleu_tokenizer is not None:
+        return position.bleu_tokenizer
+    if position.best_update is None or own == DEFAULT or config.training.early_metric == "loss":
+        return own
+    # Validated before the choice was made by language.
+    LOGGER.warning(
+        "this run's best checkpoint was chosen by BLEU with tokenizer %s, which is kept; "
+        "training.bleu_tokenizer=%s is the one for %s",
+        *(DEFAULT, own, config.data.target),
+    )
+    return DEFAULT
+
+
+def validate(
+    objective: Objective,
+    model: Transformer,
+    prepared: Prepared,
+    config: Config,
+    device: torch.device,
+    ranks: Ranks,
+    tokenizer: str,
+) -> Validation:
+    """Loss on all of dev; BLEU and chrF on its first `training.bleu_sentences` sentences."""
+    loss = validation_loss(objective, model, prepared, config, device, ranks)
+    if not config.training.bleu_sentences:
+        return Validation(loss, None)
+    return Validation(loss, validation_scores(model, prepared, config, device, ranks, tokenizer))
 
 
 def validation_loss(
@@ -42,20 +118,21 @@ def validation_loss(
     return float(sums["loss"] / sums["pieces"])
 
 
-def validation_bleu(
+def validation_scores(
     model: Transformer,
     prepared: Prepared,
     config: Config,
     device: torch.device,
     ranks: Ranks,
-) -> float:
-    """BLEU of greedy translations of dev's first `training.bleu_sentences` sentences."""
+    tokenizer: str,
+) -> Scores:
+    """Of greedy translations of dev's first `training.bleu_sentences` sentences."""
     count = config.training.bleu_sentences
     sources, references = prepared.dev_lines(count)
     greedy = dataclasses.replace(config.decoding, beam=1)
     mine = translate(model, prepared.tokenizers, ranks.share(sources), greedy, device)
-    return score(ranks.join_shares(mine), references).bleu
+    return score(ranks.join_shares(mine), references, tokenizer)
 
 
-def _longest(corpus) -> int:
+def _longest(corpus: Corpus) -> int:
     return int(max(corpus.source_lengths.max(), corpus.target_lengths.max()))
