@@ -11,14 +11,15 @@ from sacrebleu.significance import PairedTest
 
 from benchmarks.translation.plan import Plan, Trial
 from benchmarks.translation.results import Results
-from benchmarks.translation.trial import read_translations
+from benchmarks.translation.trial import has_translations, read_translations
 
 
 def bootstrap(plan: Plan, results: Results, split: str, samples: int) -> dict[str, dict]:
     """By method, its BLEU and confidence interval, and the p-value against the baseline.
 
     The seeds that all methods have in common are taken together as one long test set. Empty where
-    there is no baseline yet, nothing to compare with it, or no seed in common.
+    there is no baseline yet, nothing to compare with it, no seed in common, or where translations
+    are not beside the runs any more.
     """
     done = {
         name: {seed for seed in plan.seeds if results.of(Trial(plan, name, seed), split)}
@@ -30,6 +31,10 @@ def bootstrap(plan: Plan, results: Results, split: str, samples: int) -> dict[st
         return {}
     seeds = sorted(set.intersection(*(done[name] for name in names)))
     if not seeds:
+        return {}
+    if not all(
+        has_translations(Trial(plan, name, seed), split) for name in names for seed in seeds
+    ):
         return {}
     systems, references = [], []
     for name in names:
@@ -45,25 +50,35 @@ def bootstrap(plan: Plan, results: Results, split: str, samples: int) -> dict[st
 
 
 def draw(plan: Plan, results: Results, split: str, samples: int, file: Path) -> dict[str, dict]:
-    """Points are runs, bars 95 % intervals; no picture where there is nothing to compare."""
+    """A line a method: its mean, a tick a seed, and 95 % intervals where translations are there.
+
+    No picture where there are not two methods.
+    """
     found = bootstrap(plan, results, split, samples)
-    if not found:
+    seeds = {name: _by_seed(plan, results, name, split) for name in plan.rows}
+    names = [name for name, row in plan.rows.items() if seeds[name] and not row.teacher]
+    if len(names) < 2:
         return found
-    figure, axis = plt.subplots(figsize=(8, 0.6 * len(found) + 1.6), layout="constrained")
-    for height, (name, each) in enumerate(reversed(found.items())):
-        axis.errorbar(each["bleu"], height, xerr=each["interval"], fmt="o", capsize=4)
-        for seed in plan.seeds:
-            line = results.of(Trial(plan, name, seed), split)
-            if line:
-                axis.plot(float(line["bleu"]), height, marker="|", color="black", markersize=12)
+    figure, axis = plt.subplots(figsize=(8, 0.5 * len(names) + 1.6), layout="constrained")
+    for height, name in enumerate(reversed(names)):
+        each = found.get(name)
+        mean = each["bleu"] if each else sum(seeds[name]) / len(seeds[name])
+        axis.errorbar(mean, height, xerr=each and each["interval"], fmt="o", capsize=4)
+        axis.plot(seeds[name], [height] * len(seeds[name]), "|", color="black", markersize=12)
     teacher = results.of(plan.teacher, split)
     if teacher:
         axis.axvline(float(teacher["bleu"]), linestyle="--", color="grey", label="teacher")
         axis.legend()
-    axis.set_yticks(range(len(found)), list(reversed(found)))
-    axis.set(xlabel=f"BLEU, {split}", title=plan.corpus)
+    axis.set_yticks(range(len(names)), list(reversed(names)))
+    bars = "; bars: 95 % of the paired bootstrap" if found else ""
+    axis.set(xlabel=f"BLEU, {split} (point: mean, tick: a seed{bars})", title=plan.corpus)
     axis.grid(axis="x", alpha=0.3)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=120)
     plt.close(figure)
     return found
+
+
+def _by_seed(plan: Plan, results: Results, name: str, split: str) -> list[float]:
+    lines = (results.of(Trial(plan, name, seed), split) for seed in plan.seeds)
+    return [float(line["bleu"]) for line in lines if line]

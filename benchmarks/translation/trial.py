@@ -99,6 +99,10 @@ def write_lines(file: Path, lines: list[str]) -> None:
     os.replace(temporary, file)
 
 
+def has_translations(trial: Trial, split: str) -> bool:
+    return (trial.folder / f"{split}.hypotheses").exists()
+
+
 def read_translations(trial: Trial, split: str) -> tuple[list[str], list[str]]:
     """What `result` left: translations and references."""
     names = (f"{split}.hypotheses", f"{split}.references")
