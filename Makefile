@@ -1,8 +1,15 @@
-PYTHON ?= python3
 OUT ?= out
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
+
+# Where PYTHON is not given, `make gpu` takes the environment of `make demo` if there is one.
+ifeq ($(origin PYTHON),undefined)
+PYTHON := python3
+GPU_PYTHON := $(if $(wildcard $(READY)),$(RUN),$(PYTHON))
+else
+GPU_PYTHON := $(PYTHON)
+endif
 
 .PHONY: test demo gpu
 
@@ -14,9 +21,9 @@ test: $(READY)
 demo: $(READY)
 	$(RUN) -m fastkd demo
 
-# Uses the Python it is given and installs nothing: for machines without network.
+# Installs nothing, for machines without network. ARGS=--dry-run rehearses it on a CPU.
 gpu:
-	OUT=$(OUT) PYTHONPATH=.:kernels $(PYTHON) -m benchmarks.gpu
+	OUT=$(OUT) PYTHONPATH=.:kernels $(GPU_PYTHON) -m benchmarks.gpu $(ARGS)
 
 $(READY): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)

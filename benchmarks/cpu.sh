@@ -62,8 +62,8 @@ bench "alignment-row alignment-map" "$main" "$attention"
 bench "linear-tie linear-kd" "$tokens" "$losses"
 bench linear-ce "$tokens" "$losses,pytorch,pytorch-chunked"
 bench training "$scale" reference,torch
-real benchmarks.alignment_step
-real benchmarks.training_throughput
+real benchmarks.training.alignment_step
+real benchmarks.training.throughput
 bench alignment-mixture "$main" "$attention"
 bench alignment-row "$rest" "$attention"
 bench "linear-tie linear-ce" "$more" reference,by-hand,torch

@@ -10,7 +10,7 @@ both are, the repository if not given.
 import sys
 from pathlib import Path
 
-from benchmarks.a2d_memory import draw
+from benchmarks.losses.a2d_memory import draw
 from fastkd.bench.plots import plot_all
 from fastkd.bench.record import latest, read
 from fastkd.bench.section import Results, full, short

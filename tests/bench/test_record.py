@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from benchmarks import a2d_memory, readme
+from benchmarks import readme
+from benchmarks.losses import a2d_memory
 from fastkd.bench.plots import plot_all
 from fastkd.bench.record import Machine, Row, append, latest, read, this_machine
 from fastkd.bench.section import full, short

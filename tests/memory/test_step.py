@@ -7,7 +7,7 @@ import pytest
 import torch
 from fastkd_kernels.attention import plan as attention_plan
 
-from benchmarks import a2d_memory
+from benchmarks.losses import a2d_memory
 from fastkd.backends.tokens_torch import positions
 from fastkd.bench.peak import peak_in_own_process
 from fastkd.memory import cuda_formulas

@@ -29,11 +29,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu_losses import CASES, TINY, short_table
+from benchmarks.gpu.losses import CASES, TINY, short_table
 from fastkd.bench.record import latest, read, this_machine
 from fastkd.bench.tables import text_table
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests" / "kernels"
 OFFLINE = "test_offline.py"  # compiles for chips that are not there
 DRY_TESTS = ("tests/kernels/tokens/test_linear.py::test_nothing_trained_needs_no_gradient",)
@@ -100,7 +100,7 @@ def correctness(run: Run) -> list[tuple[str, str]]:
     end = time.monotonic() + TESTS_SHARE * run.left
     outcomes = []
     with tempfile.TemporaryDirectory() as folder, open(run.out / "checks.csv", "w") as checks:
-        running = {"checks": run.start("benchmarks.gpu_checks", *run.where, output=checks)}
+        running = {"checks": run.start("benchmarks.gpu.checks", *run.where, output=checks)}
         for test in DRY_TESTS if run.dry else tests:
             with open(_output(folder, test), "w") as output:
                 running[test] = run.start("pytest", *options, test, output=output)
@@ -150,7 +150,7 @@ def sweep(run: Run) -> list[str]:
     while first < len(cases) and run.left > SPARE:
         options = ("--seconds", run.left - SPARE, "--first", first, *run.where)
         with open(log, "a") as output:
-            process = run.start("benchmarks.gpu_losses", run.out, *options, output=output)
+            process = run.start("benchmarks.gpu.losses", run.out, *options, output=output)
             try:
                 status = process.wait(timeout=run.left)
             except subprocess.TimeoutExpired:
@@ -188,7 +188,3 @@ def main() -> int:
     print("\n\n".join(parts), flush=True)
     wrong = any(re.search("WRONG|failed|error|no ", outcome) for _, outcome in outcomes)
     return 1 if wrong else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

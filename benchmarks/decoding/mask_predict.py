@@ -1,6 +1,6 @@
 """Sentences a second of mask-predict beside beam search, with batches of 1 and of 32.
 
-    python -m benchmarks.mask_predict AUTOREGRESSIVE_RUN MASKED_RUN [--split test] [--sentences 64]
+    python -m benchmarks.decoding.mask_predict AUTOREGRESSIVE_RUN MASKED_RUN [--split test] …
 
 Both runs translate the same sentences, longest first, with PyTorch on `--threads` threads. The
 candidates take turns batch by batch, so that whatever else the machine does falls on all of them;

@@ -2,7 +2,7 @@
 # Masked models before and after DiMS, on raw and on sequence-distilled text: BLEU and seconds at 1,
 # 2, 4 and 8 passes beside beam search.
 #
-#     sh benchmarks/non_autoregressive.sh multi30k cmlm dims dims-further cmlm-distilled dims-distilled
+#     sh benchmarks/decoding/non_autoregressive.sh multi30k cmlm dims dims-further cmlm-distilled dims-distilled
 #
 # The first word is a folder of fastkd/recipes/, the others are recipes in it, in the order of
 # training. Run it where data/CORPUS is; it goes on where it was stopped.

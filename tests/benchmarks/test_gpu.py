@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu, gpu_losses
-from benchmarks.gpu import Run, sweep
-from benchmarks.gpu_checks import COLUMNS
-from benchmarks.gpu_losses import CASES, Case, measure
+from benchmarks.gpu import losses
+from benchmarks.gpu.checks import COLUMNS
+from benchmarks.gpu.losses import CASES, Case, measure
+from benchmarks.gpu.run import Run, sweep
 from fastkd.bench import command
 from fastkd.bench.command import NAMES, Question, check
 from fastkd.bench.record import read
@@ -91,7 +91,7 @@ def test_results_and_tables_as_they_come(tmp_path, capsys):
     assert "case 0: linear-ce N=16" in capsys.readouterr().out
     rows = [row for _, row in read(tmp_path / "cpu.csv")]
     assert {row.provider for row in rows} == set(OURS)
-    short = gpu_losses.short_table(rows)
+    short = losses.short_table(rows)
     assert short.splitlines()[1].startswith("linear-ce N=16,V=64,Ds=8,Dt=16  torch")
 
 
@@ -112,7 +112,7 @@ def test_a_failure_leaves_the_others_their_turn(tmp_path, monkeypatch, capsys):
 def test_what_there_is_no_time_for_is_said(tmp_path):
     assert measure((TINY,), 0, tmp_path, -1, "cpu") == 0
     missing = sweep(Run(tmp_path, time.monotonic(), dry=True))
-    assert missing == [f"{case}: absent, no time left" for case in gpu_losses.TINY]
+    assert missing == [f"{case}: absent, no time left" for case in losses.TINY]
 
 
 def test_a_process_that_ends_early_is_replaced(tmp_path, monkeypatch):
@@ -126,7 +126,7 @@ def test_a_process_that_ends_early_is_replaced(tmp_path, monkeypatch):
         first = str(options[options.index("--first") + 1])
         return subprocess.Popen([sys.executable, "-c", code, first], stdout=output)
 
-    monkeypatch.setattr(gpu.Run, "start", start)
+    monkeypatch.setattr(Run, "start", start)
     missing = sweep(Run(tmp_path, time.monotonic() + 60, dry=True))
     assert [line.rpartition(": ")[2] for line in missing] == [
         "ended with status 3, see sweep.txt"
@@ -135,10 +135,10 @@ def test_a_process_that_ends_early_is_replaced(tmp_path, monkeypatch):
 
 def test_a_case_that_hangs_ends_its_process(tmp_path):
     code = (
-        "import time; from benchmarks import gpu_losses;"
-        "gpu_losses.answer = lambda question: time.sleep(60);"
+        "import time; from benchmarks.gpu import losses;"
+        "losses.answer = lambda question: time.sleep(60);"
         "from pathlib import Path;"
-        f"gpu_losses.measure(gpu_losses.TINY, 0, Path({str(tmp_path)!r}), 1.0, 'cpu')"
+        f"losses.measure(losses.TINY, 0, Path({str(tmp_path)!r}), 1.0, 'cpu')"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1

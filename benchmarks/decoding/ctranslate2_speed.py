@@ -1,6 +1,6 @@
 """Sentences a second of a run beside its export for CTranslate2, with batches of 1 and of 32.
 
-    python -m benchmarks.ctranslate2_speed RUN LINES [--sentences 64] [--threads 1] [--rounds 3]
+    python -m benchmarks.decoding.ctranslate2_speed RUN LINES [--sentences 64] [--rounds 3] …
 
 Both translate the same lines of a text file, longest first, with the run's beam, in float32; for
 int8 CTranslate2 quantizes the weights. The candidates take turns batch by batch, so that whatever

@@ -1,6 +1,6 @@
 """What attention alignment adds to a training step that distils words already.
 
-    python -m benchmarks.alignment_step PREPARED [--recipe NAME] [--rounds N] [--out FOLDER]
+    python -m benchmarks.training.alignment_step PREPARED [--recipe NAME] [--out FOLDER] …
 
 Updates have the sentence lengths of the corpus that `fastkd prepare` wrote to PREPARED, cut as the
 recipe cuts them; weights and pieces are random. All steps take turns, update by update; `cost` is

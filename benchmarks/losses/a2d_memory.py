@@ -1,6 +1,6 @@
 """Peak memory of A2D's alignment loss over the length of sentences, as one picture.
 
-    python -m benchmarks.a2d_memory [--measure [PROVIDER …]]
+    python -m benchmarks.losses.a2d_memory [--measure [PROVIDER …]]
 
 On a CPU of one sentence, in float32: `--measure` adds to `results/a2d_memory/cpu.csv`. Where eager
 PyTorch would take more than 4 GB it is predicted, by running the loss on tensors without data. On
@@ -26,7 +26,7 @@ from fastkd.memory.cuda_formulas import CUBLAS_WORKSPACE, CudaPredictor, kernels
 from fastkd.memory.predictor import Predictor
 from fastkd.memory.report import running_total
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 OPERATION = OPERATIONS["alignment-row"]
 LENGTHS = tuple(128 << power for power in range(7))  # to 8192
 LONGEST = {"reference": 1024, "compile": 2048, "torch-uncompiled": 8192, "torch": 8192}

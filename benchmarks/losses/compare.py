@@ -1,6 +1,6 @@
 """Two commits side by side: the same benchmarks from a checkout of each, in turns.
 
-    python -m benchmarks.compare BEFORE AFTER [--op NAME …] [--shapes SHAPE …] [--rounds N]
+    python -m benchmarks.losses.compare BEFORE AFTER [--op NAME …] [--shapes SHAPE …] [--rounds N]
 
 Each commit is checked out into a temporary folder and measured by its own `fastkd.bench`. Rounds
 alternate, so that whatever else the machine does falls on both; the ratio, AFTER over BEFORE, is
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parents[2]
 _MEASURE = """
 import json, sys, statistics
 import torch

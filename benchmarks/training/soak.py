@@ -1,7 +1,7 @@
 """Training on the invented language that is killed at random moments, and the memory it takes.
 
-    python -m benchmarks.soak FOLDER [--minutes 120] [--seed 1]
-    python -m benchmarks.soak FOLDER --draw
+    python -m benchmarks.training.soak FOLDER [--minutes 120] [--seed 1]
+    python -m benchmarks.training.soak FOLDER --draw
 
 A teacher and then its student each train for half of the time, by `fastkd train` on one thread. A
 process lives for 10 seconds to half an hour and is then killed, or asked to end by SIGTERM one time

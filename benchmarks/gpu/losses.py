@@ -1,6 +1,6 @@
 """Every loss and training step on a GPU against its alternatives, within a given time.
 
-    python -m benchmarks.gpu_losses OUT --seconds S [--first N] [--tiny]
+    python -m benchmarks.gpu.losses OUT --seconds S [--first N] [--tiny]
 
 Rows go to `OUT/cuda.csv` as they are measured. It needs torch, Triton and NumPy; training steps
 also need the trainer's packages, and are absent without them. A case that hangs ends the process,

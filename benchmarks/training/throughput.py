@@ -1,6 +1,6 @@
 """Target tokens a second of a training step, against a bare loop over torch.nn.Transformer.
 
-    python -m benchmarks.training_throughput PREPARED [--rounds N] [--out FOLDER]
+    python -m benchmarks.training.throughput PREPARED [--rounds N] [--out FOLDER]
 
 Ours trains on real batches of the corpus that `fastkd prepare` wrote to PREPARED, padding and
 all: model, linear cross-entropy with label smoothing, gradient and AdamW. The bare loop is fed

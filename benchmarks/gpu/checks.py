@@ -1,6 +1,6 @@
 """The kernels' errors at sizes of training, beside those of plain PyTorch.
 
-    python -m benchmarks.gpu_checks [--device cpu] [--tiny]
+    python -m benchmarks.gpu.checks [--device cpu] [--tiny]
 
 Truth is the reference backend in float64 on the same numbers. Losses (of all rows or maps, as one
 vector) and gradients may be three times as far from it as the reference in the inputs' type is, and

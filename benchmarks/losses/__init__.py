@@ -1,0 +1,1 @@
+"""What the losses take beside other implementations, and two commits side by side."""

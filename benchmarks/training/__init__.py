@@ -1,0 +1,1 @@
+"""Whole training steps, beside a bare loop, and training that is killed again and again."""
