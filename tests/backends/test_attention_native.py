@@ -314,6 +314,15 @@ def with_a_broken_compiler(patch, folder):
     patch.setenv("CXX", "false --always")
 
 
+def with_a_quote_that_is_not_closed(patch, folder):
+    patch.setenv("CXX", 'g++ "')
+
+
+def with_a_folder_that_others_can_write(patch, folder):
+    (folder / "fastkd").mkdir()
+    (folder / "fastkd").chmod(0o777)
+
+
 def with_a_file_for_a_folder(patch, folder):
     (folder / "file").touch()
     patch.setenv("XDG_CACHE_HOME", str(folder / "file"))
@@ -330,14 +339,21 @@ def without_a_home_folder():
 
 @pytest.mark.parametrize(
     "trouble",
-    [without_a_compiler, with_a_broken_compiler, with_a_file_for_a_folder, without_a_home],
+    [
+        without_a_compiler,
+        with_a_broken_compiler,
+        with_a_quote_that_is_not_closed,
+        with_a_folder_that_others_can_write,
+        with_a_file_for_a_folder,
+        without_a_home,
+    ],
 )
 def test_what_cannot_be_built_is_done_without(trouble, not_yet_built, monkeypatch, caplog):
     trouble(monkeypatch, not_yet_built)
-    with caplog.at_level("INFO"):
-        found = run(attention(), "torch", normalization="row")
+    found = run(attention(), "torch", normalization="row")
     assert native.library() is None
-    assert "runs without its compiled kernel" in caplog.text
+    (told,) = [each for each in caplog.records if "without its compiled kernel" in each.message]
+    assert told.levelname == "WARNING" and "\n" not in told.message
     monkeypatch.setenv("FASTKD_NATIVE", "never")
     for mine, plain in zip(found, run(attention(), "torch", normalization="row"), strict=True):
         assert torch.equal(mine, plain)
@@ -348,7 +364,7 @@ def test_a_built_kernel_is_kept(monkeypatch):
     native.library.cache_clear()
     monkeypatch.setattr(subprocess, "run", None)
     assert native.library() is not None
-    assert os.stat(native.cache_folder()).st_mode & 0o022 == 0
+    assert os.stat(native.native_library.cache_folder()).st_mode & 0o022 == 0
 
 
 @pytest.mark.parametrize("choice, cells, taken", [

@@ -6,25 +6,20 @@ takes a few seconds; `wanted` says which calls may wait for that.
 
 import ctypes
 import functools
-import hashlib
 import logging
 import os
-import platform
-import shlex
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from subprocess import SubprocessError
 
 import torch
 from torch import Tensor
 
-SOURCES = Path(__file__).parent / "cpp"
+from fastkd.backends.attention_torch import native_library
+
+SOURCE = Path(__file__).parent / "cpp" / "kernel.cpp"
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math",
          "-ffp-contract=fast", "-std=c++17", "-shared", "-fPIC")  # fmt: skip
-COMPILERS = ("c++", "g++", "clang++")
-TIMEOUT = 120  # seconds
 LARGE = 1 << 16  # cells of all maps
 HEAD = 16  # head sizes are multiples of this
 
@@ -115,49 +110,20 @@ def wanted(cells: int) -> bool:
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernel; None where it cannot be built or loaded."""
+    """The compiled kernel; None, with one line of warning, where it cannot be built or loaded."""
     try:
-        loaded = ctypes.CDLL(str(_built()))
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        _log.info("attention alignment runs without its compiled kernel: %s", error)
+        loaded = native_library.load("attention", SOURCE, FLAGS)
+        memory, alignment = loaded.fastkd_memory, loaded.fastkd_alignment
+    except (AttributeError, OSError, RuntimeError, ValueError, SubprocessError) as error:
+        said = " ".join(str(error).split())
+        _log.warning(
+            "attention alignment runs without its compiled kernel, which saves time on a CPU: %s"
+            " (FASTKD_NATIVE=never does without a word)",
+            said,
+        )
         return None
-    for function in (loaded.fastkd_memory, loaded.fastkd_alignment):
+    for function in (memory, alignment):
         function.argtypes = (ctypes.POINTER(Call),)
-    loaded.fastkd_memory.restype = ctypes.c_int64
-    loaded.fastkd_alignment.restype = None
+    memory.restype = ctypes.c_int64
+    alignment.restype = None
     return loaded
-
-
-def _built() -> Path:
-    compiler = shlex.split(os.environ.get("CXX", "")) or list(filter(shutil.which, COMPILERS))[:1]
-    if not compiler:
-        raise OSError("no C++ compiler found")
-    texts = [path.read_text() for path in sorted(SOURCES.iterdir())]
-    what = "\0".join((*texts, *FLAGS, *compiler, _processor()))
-    name = hashlib.sha256(what.encode()).hexdigest()[:16]
-    folder = cache_folder()
-    target = folder / f"attention-{name}.so"
-    if target.exists():
-        return target
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        output = Path(scratch) / target.name
-        command = (*compiler, *FLAGS, str(SOURCES / "kernel.cpp"), "-o", str(output))
-        subprocess.run(command, check=True, capture_output=True, timeout=TIMEOUT)
-        output.replace(target)  # at once: another process may be building the same
-    return target
-
-
-def cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "fastkd"
-
-
-def _processor() -> str:
-    """What -march=native depends on; the cache folder may be shared between machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return f"{platform.machine()} {platform.processor()}"
-    told = ("flags", "features", "model name")
-    return "\n".join(sorted({line for line in lines if line.lower().startswith(told)}))
