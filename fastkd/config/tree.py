@@ -3,37 +3,61 @@
 from dataclasses import field
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+from fastkd.config.losses import (
+    A2D,
+    CrossEntropy,
+    DiMS,
+    HiddenStates,
+    Length,
+    LossConfig,
+    MaskedCrossEntropy,
+    TieKD,
+    WordKD,
+)
+from fastkd.config.types import (
+    STRICT,
+    AboveZero,
+    BleuTokenizer,
+    Exponent,
+    Flag,
+    Natural,
+    NonNegative,
+    PathText,
+    Positive,
+    Probability,
+    Repeats,
+    Share,
+    Size,
+    Width,
+)
+
+__all__ = [
+    "A2D",
+    "CMLMConfig",
+    "Config",
+    "CrossEntropy",
+    "DataConfig",
+    "DecodingConfig",
+    "DiMS",
+    "HiddenStates",
+    "Length",
+    "LossConfig",
+    "MaskedCrossEntropy",
+    "ModelConfig",
+    "OptimizerConfig",
+    "StartConfig",
+    "TeacherConfig",
+    "TieKD",
+    "TokenizerConfig",
+    "TrainingConfig",
+    "WordKD",
+]
 
 
-def _path(text: str) -> str:
-    if not text or "\0" in text:
-        raise ValueError("a path")
-    return text
-
-
-# Strict: true is no number, 1e3 no whole one, and "5" neither. Bounds keep what is far outside of
-# any use from ending in NaN, in an overflow or in a process that the system kills.
-PathText = Annotated[str, AfterValidator(_path)]
-Flag = Annotated[bool, Field(strict=True)]
-Natural = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
-Positive = Annotated[int, Field(gt=0, lt=2**63, strict=True)]
-Size = Annotated[int, Field(gt=0, le=2**20, strict=True)]
-Width = Annotated[int, Field(gt=0, le=2**16, strict=True)]
-Repeats = Annotated[int, Field(gt=0, le=2**10, strict=True)]
-NonNegative = Annotated[float, Field(ge=0, le=1e6, strict=True)]
-AboveZero = Annotated[float, Field(gt=0, le=1e6, strict=True)]
-Share = Annotated[float, Field(gt=0, le=1, strict=True)]
-Probability = Annotated[float, Field(ge=0, lt=1, strict=True)]
-Temperature = Annotated[float, Field(ge=1e-3, le=1e3, strict=True)]
-Exponent = Annotated[float, Field(ge=-10, le=10, strict=True)]
-BleuTokenizer = Literal["13a", "intl", "char", "zh", "ja-mecab", "ko-mecab", "none"]
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class DataConfig:
     """The parallel corpus: `<prefix>.<language>` or `<prefix>.<language>.gz` for each split."""
 
@@ -46,7 +70,7 @@ class DataConfig:
     max_length: Size = 256  # pieces, end-of-sentence included; longer training pairs are dropped
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class TokenizerConfig:
     """A sentencepiece model to train."""
 
@@ -62,7 +86,7 @@ class TokenizerConfig:
     sample: Positive = 1_000_000  # lines a side that the model is trained on, at most
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class CMLMConfig:
     """What only a conditional masked language model has."""
 
@@ -71,7 +95,7 @@ class CMLMConfig:
     causal_attention: Flag = False  # causal self-attention after the full one (CMLMC)
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ModelConfig:
     """An encoder-decoder Transformer: autoregressive, or a conditional masked language model."""
 
@@ -94,7 +118,7 @@ class ModelConfig:
     cmlm: CMLMConfig = field(default_factory=CMLMConfig)
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class OptimizerConfig:
     """AdamW and its schedule."""
 
@@ -107,7 +131,7 @@ class OptimizerConfig:
     clip: NonNegative = 0.0  # gradient norm; 0 = off
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class TrainingConfig:
     """The training loop. `batch_tokens` is one update's size over all devices and pieces."""
 
@@ -134,7 +158,7 @@ class TrainingConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class DecodingConfig:
     """Beam search; mask-predict for a model of kind cmlm."""
 
@@ -150,7 +174,7 @@ class DecodingConfig:
     batch_tokens: Positive = 8192
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class StartConfig:
     """A trained run whose weights a new one begins with; what that run lacks begins at random."""
 
@@ -158,7 +182,7 @@ class StartConfig:
     checkpoint: Literal["best", "last", "average"] = "best"
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class TeacherConfig:
     """A trained run, or what `fastkd cache-teacher` wrote of one: `run` or `cache`."""
 
@@ -168,117 +192,7 @@ class TeacherConfig:
     rest: Literal["drop", "spread", "renormalize"] = "renormalize"  # the mass a cache leaves out
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class CrossEntropy:
-    """Cross-entropy to the reference translation."""
-
-    name: Literal["cross_entropy"] = "cross_entropy"
-    weight: NonNegative = 1.0
-    label_smoothing: Probability = 0.1
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class WordKD:
-    """Word-level distillation: KL(teacher ‖ student) at each target position."""
-
-    name: Literal["word_kd"] = "word_kd"
-    weight: NonNegative = 0.8
-    student_temperature: Temperature = 1.0
-    teacher_temperature: Temperature = 1.0
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class TieKD:
-    """KL + hierarchical ranking, averaged over iterative passes."""
-
-    name: Literal["tie_kd"] = "tie_kd"
-    weight: NonNegative = 0.8  # 0.5 as published
-    rank_weight: NonNegative = 0.1  # of the ranking, relative to the KL; 1 as published
-    top_k: Size = 5
-    iterations: Repeats = 3
-    student_temperature: Temperature = 1.0
-    teacher_temperature: Temperature = 1.0
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class A2D:
-    """Attention alignment, per kind of map."""
-
-    name: Literal["a2d"] = "a2d"
-    weight: NonNegative | None = None  # None: the normalization's own; 2400 with "map" as published
-    encoder: NonNegative = 1.0
-    decoder: NonNegative = 0.5
-    cross: NonNegative = 0.5
-    decay: Share = 0.9  # weight · decay^(epoch-1)
-    normalization: Literal["map", "row", "mixture"] = "mixture"  # "map": as published
-    temperature: Temperature = 1.0
-    padding: Literal["exclude", "include"] = "exclude"
-
-    def __post_init__(self) -> None:
-        if not (self.encoder or self.decoder or self.cross):
-            raise ValueError("encoder, decoder or cross above 0")
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class HiddenStates:
-    """Mean squared distance of the last hidden states, through a learned map of widths."""
-
-    name: Literal["hidden"] = "hidden"
-    weight: NonNegative = 1.0
-    encoder: Flag = True
-    decoder: Flag = True
-
-    def __post_init__(self) -> None:
-        if not (self.encoder or self.decoder):
-            raise ValueError("encoder or decoder")
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class MaskedCrossEntropy:
-    """Cross-entropy to the reference at the masked positions of a cmlm's input."""
-
-    name: Literal["masked_cross_entropy"] = "masked_cross_entropy"
-    weight: NonNegative = 1.0
-    label_smoothing: Probability = 0.1
-    self_correction: Probability = 0.0  # share of unmasked pieces replaced by guesses (CMLMC)
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Length:
-    """Cross-entropy of a cmlm's length predictor."""
-
-    name: Literal["length"] = "length"
-    weight: NonNegative = 0.1
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class DiMS:
-    """Several mask-predict steps of the teacher distilled into one pass of the student.
-
-    The student starts from the teacher's weights, so both models have the same sizes.
-    """
-
-    name: Literal["dims"] = "dims"
-    weight: NonNegative = 1.0
-    steps: Repeats = 2  # of the teacher
-    mask: Literal["random", "full"] = "random"
-    reconsider: Flag = True  # steps predict unmasked pieces anew; false for a teacher that never
-    # learned to (without self-correction): such pieces keep what they were predicted with
-    ema: Probability = 0.9992  # decay of the teacher that follows the student; 0 = it stays fixed
-    teacher_temperature: Temperature = 0.5
-    student_temperature: Temperature = 1.0
-    labels: Literal["soft", "hard"] = "soft"  # hard: the teacher's best piece
-    hidden_weight: NonNegative = 0.4  # of the distance of the last states, relative to the KL
-    dropout: Flag = False  # whether the student has dropout
-
-
-LossConfig = Annotated[
-    CrossEntropy | WordKD | TieKD | A2D | HiddenStates | MaskedCrossEntropy | Length | DiMS,
-    Field(discriminator="name"),
-]
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Config:
     """Everything that one run needs."""
 

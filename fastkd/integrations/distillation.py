@@ -28,8 +28,8 @@ from fastkd.integrations.passes import (
 )
 from fastkd.integrations.token_terms import Teaching, TokenTerms
 from fastkd.integrations.transformers import ModelTaps
-from fastkd.methods.alignment_term import DEFAULT_WEIGHTS
 from fastkd.modules import AlignToDistill
+from fastkd.terms.alignment import DEFAULT_WEIGHTS
 
 
 class Distilled(NamedTuple):
@@ -165,7 +165,7 @@ class Distillation(nn.Module):
         counts: Counts,
         epoch: int,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """A2D, divided as `fastkd.methods.alignment_term` does."""
+        """A2D, divided as `fastkd.terms.alignment` does."""
         config = self.losses["a2d"]
         weight = DEFAULT_WEIGHTS[config.normalization] if config.weight is None else config.weight
         weight *= config.decay ** (epoch - 1)

@@ -6,14 +6,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastkd.config.tree import Config, CrossEntropy, ModelConfig, TieKD, WordKD
+from fastkd.config.losses import CrossEntropy, TieKD, WordKD
+from fastkd.config.tree import Config, ModelConfig
 from fastkd.data.batches import Batch
 from fastkd.data.corpus import Corpus
 from fastkd.functional import linear_token_distillation_loss
 from fastkd.methods.cached_teacher import CachedTeacher
-from fastkd.methods.passes import Components, Counts, Passes
-from fastkd.methods.token_terms import TokenTerms
+from fastkd.methods.passes import counts_of, gold_passes
 from fastkd.nn.transformer import Transformer
+from fastkd.terms.passes import Counts, Passes, Weighted
+from fastkd.terms.tokens import TokenTerms
 
 
 class CausalScheme:
@@ -23,19 +25,16 @@ class CausalScheme:
     needed: ClassVar[tuple[Any, ...]] = losses
 
     def __init__(self, config: Config, losses: dict[str, Any], pad_id: int) -> None:
-        distillation = [losses[loss.name] for loss in (WordKD, TieKD) if loss.name in losses]
         self.backend = config.training.backend
         self.pad_id = pad_id
-        self.terms = TokenTerms(
-            losses.get(CrossEntropy.name), distillation, pad_id, config.training.backend
-        )
+        self.terms = TokenTerms.of(losses, config.training.backend)
 
     @property
     def moves_teacher(self) -> bool:
         return False
 
     def counts(self, corpus: Corpus, ids: np.ndarray, update: int) -> Counts:
-        return Counts.of(corpus, ids)
+        return counts_of(corpus, ids)
 
     def passes(
         self,
@@ -45,9 +44,9 @@ class CausalScheme:
         counts: Counts,
         taps: bool,
     ) -> Passes:
-        return Passes.over(batch, student, teacher, taps)
+        return gold_passes(batch, student, teacher, self.pad_id, taps)
 
-    def __call__(self, passes: Passes, counts: Counts) -> tuple[Tensor, Components]:
+    def __call__(self, passes: Passes, counts: Counts) -> Weighted:
         return self.terms(passes, counts)
 
     def check_teacher(self, teacher: ModelConfig) -> None:

@@ -7,18 +7,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastkd.config.tree import Config, DiMS, Length, MaskedCrossEntropy, ModelConfig
+from fastkd.config.losses import DiMS, Length, MaskedCrossEntropy
+from fastkd.config.tree import Config, ModelConfig
 from fastkd.data.batches import Batch
 from fastkd.data.corpus import Corpus
 from fastkd.errors import InputError
 from fastkd.functional import linear_token_distillation_loss
-from fastkd.methods.dims import DiMSTerm, TeacherSteps, teacher_steps
 from fastkd.methods.masked_passes import MaskedPasses, rows_where
-from fastkd.methods.masked_terms import LengthTerm, MaskedCrossEntropyTerm
 from fastkd.methods.masking import Masking
-from fastkd.methods.passes import Components, Counts, Pass
+from fastkd.methods.passes import ModelPass, counts_of
+from fastkd.methods.teacher_steps import TeacherSteps, teacher_steps
 from fastkd.nn.cmlm import CMLM
 from fastkd.nn.parameters import move_average
+from fastkd.terms.masked import DiMSTerm, LengthTerm, MaskedCrossEntropyTerm
+from fastkd.terms.passes import Counts, Weighted, summed
 
 _MAY_DIFFER = {"dropout", "attention_dropout", "activation_dropout"}
 _VALIDATION = Masking("random", seed=0)
@@ -38,6 +40,7 @@ class MaskedScheme:
         backend = config.training.backend
         cross_entropy = losses.get(MaskedCrossEntropy.name)
         self.model = config.model
+        self.pad_id = pad_id
         self.dims: DiMS | None = losses.get(DiMS.name)
         self.masking = Masking(
             self.dims.mask if self.dims else "random",
@@ -47,7 +50,7 @@ class MaskedScheme:
         self.backend = backend
         self.terms: list[MaskedCrossEntropyTerm | DiMSTerm | LengthTerm] = []
         if cross_entropy:
-            self.terms.append(MaskedCrossEntropyTerm(cross_entropy, self.masking, backend))
+            self.terms.append(MaskedCrossEntropyTerm(cross_entropy, backend))
         if self.dims:
             self.terms.append(DiMSTerm(self.dims, backend))
         if Length.name in losses:
@@ -60,7 +63,7 @@ class MaskedScheme:
     def counts(self, corpus: Corpus, ids: np.ndarray, update: int) -> Counts:
         lengths = corpus.target_lengths[ids]
         return replace(
-            Counts.of(corpus, ids),
+            counts_of(corpus, ids),
             update=update,
             masked=int(self.masking.counts(ids, lengths, update).sum()),
             replaced=int(self.masking.replaced_counts(ids, lengths, update).sum()),
@@ -78,10 +81,20 @@ class MaskedScheme:
         taught = states = None
         if teacher is not None:
             last, states = self._teach(teacher, batch, masked, taps)
-            taught = Pass(teacher, last)
-        rows = rows_where(output.layout, masked)
-        passed = Pass(student, output)
-        return MaskedPasses(batch, passed, taught, masked, shown, rows, counts.update, states)
+            taught = ModelPass(teacher, batch, last)
+        passed = ModelPass(student, batch, output)
+        return MaskedPasses(
+            passed,
+            taught,
+            passed.target,
+            self.pad_id,
+            masking=self.masking,
+            masked=masked,
+            shown=shown,
+            rows=rows_where(output.layout, masked),
+            update=counts.update,
+            taught_states=states,
+        )
 
     def _teach(self, teacher: CMLM, batch: Batch, masked: Tensor, taps: bool) -> TeacherSteps:
         dims = self.dims or DiMS(steps=1)
@@ -92,11 +105,8 @@ class MaskedScheme:
             teacher, encoded, target, lengths, masked, dims.steps, taps, dims.reconsider
         )
 
-    def __call__(self, passes: MaskedPasses, counts: Counts) -> tuple[Tensor, Components]:
-        (loss, components), *others = [term(passes, counts) for term in self.terms]
-        for more, parts in others:
-            loss, components = loss + more, components | parts
-        return loss, components
+    def __call__(self, passes: MaskedPasses, counts: Counts) -> Weighted:
+        return summed([term(passes, counts) for term in self.terms])
 
     def check_teacher(self, teacher: ModelConfig) -> None:
         """DiMS's teacher must have the student's sizes, since the student starts as a copy."""

@@ -40,7 +40,8 @@ class Masking:
     def replaced_counts(self, ids: np.ndarray, lengths: np.ndarray, update: int) -> np.ndarray:
         """Pieces that self-correction replaces, of those that are left unmasked: (B,)."""
         left = lengths - self.counts(ids, lengths, update)
-        return np.floor(left * self.replace).astype(np.int64)
+        replaced: np.ndarray = np.floor(left * self.replace).astype(np.int64)
+        return replaced
 
     def masked(self, ids: Tensor, lengths: Tensor, time: int, update: int) -> Tensor:
         """Where pieces are masked, (B, time) bool; all arguments on the CPU."""
@@ -76,4 +77,5 @@ def _mix(x: np.ndarray) -> np.ndarray:
     x = x + np.uint64(_GOLDEN)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    mixed: np.ndarray = x ^ (x >> np.uint64(31))
+    return mixed

@@ -5,26 +5,20 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from fastkd.config.tree import (
-    A2D,
-    Config,
-    CrossEntropy,
-    HiddenStates,
-    Length,
-    MaskedCrossEntropy,
-    ModelConfig,
-)
+from fastkd.config.losses import A2D, CrossEntropy, HiddenStates, Length, MaskedCrossEntropy
+from fastkd.config.tree import Config, ModelConfig
 from fastkd.data.batches import Batch
 from fastkd.data.corpus import Corpus
 from fastkd.errors import InputError
-from fastkd.methods.alignment_term import AlignmentTerm
 from fastkd.methods.cached_teacher import CachedTeacher
 from fastkd.methods.causal import CausalScheme
-from fastkd.methods.hidden_term import HiddenTerm
 from fastkd.methods.masked import MaskedScheme
-from fastkd.methods.passes import Components, Counts
 from fastkd.methods.scheme import Scheme
 from fastkd.nn.transformer import Transformer
+from fastkd.terms.alignment import AlignmentTerm
+from fastkd.terms.hidden import HiddenTerm
+from fastkd.terms.listed import by_name
+from fastkd.terms.passes import Counts, Weighted, summed
 
 # By model.kind: what the models are run on, and the losses on target tokens.
 SCHEMES: dict[str, type[Scheme]] = {"transformer": CausalScheme, "cmlm": MaskedScheme}
@@ -49,7 +43,7 @@ class Objective(nn.Module):
         teacher: tuple[Transformer, ModelConfig] | CachedTeacher | None = None,
     ):
         super().__init__()
-        losses = _by_name(config)
+        losses = _losses_of(config)
         taught = [name for name in losses if name not in _UNTAUGHT]
         if taught and teacher is None:
             raise InputError(f"losses: {taught[0]} needs a teacher; expected the key teacher")
@@ -73,30 +67,27 @@ class Objective(nn.Module):
         self.scheme.check_teacher(model_config)
         self._teacher = (model.eval().requires_grad_(False),)
         backend = config.training.backend
-        if A2D.name in losses:
-            self.alignment = AlignmentTerm(losses[A2D.name], config.model, model_config, backend)
-        if HiddenStates.name in losses:
+        if a2d := losses.get(A2D.name):
+            self.alignment = AlignmentTerm(a2d, _maps(config.model), _maps(model_config), backend)
+        if hidden := losses.get(HiddenStates.name):
             widths = config.model.width, model_config.width
-            self.hidden = HiddenTerm(losses[HiddenStates.name], pad_id, *widths)
+            sides = {"encoder": hidden.encoder, "decoder": hidden.decoder}
+            self.hidden = HiddenTerm(hidden, {side: widths for side in sides if sides[side]})
 
     @property
     def teacher(self) -> Transformer | CachedTeacher | None:
         return self._teacher[0]
 
-    def forward(
-        self, student: Transformer, batch: Batch, counts: Counts, epoch: int
-    ) -> tuple[Tensor, Components]:
+    def forward(self, student: Transformer, batch: Batch, counts: Counts, epoch: int) -> Weighted:
         """The piece's share of the update's loss, and its unweighted components, detached."""
         taps = self.alignment is not None
         passes = self.scheme.passes(student, self.teacher, batch, counts, taps)
-        loss, components = self.scheme(passes, counts)
+        terms = [self.scheme(passes, counts)]
         if self.alignment is not None:
-            term, parts = self.alignment(passes, counts, epoch)
-            loss, components = loss + term, components | parts
+            terms.append(self.alignment(passes, counts, epoch))
         if self.hidden is not None:
-            term, parts = self.hidden(passes, counts)
-            loss, components = loss + term, components | parts
-        return loss, components
+            terms.append(self.hidden(passes, counts))
+        return summed(terms)
 
     def counts(self, corpus: Corpus, ids: np.ndarray, update: int) -> Counts:
         """Sizes of an update over the sentences `ids`, whoever computes which of them."""
@@ -124,21 +115,11 @@ class Objective(nn.Module):
         return self.scheme.validation_loss(model, batch)
 
 
-def _by_name(config: Config) -> dict[str, Any]:
-    scheme = SCHEMES[config.model.kind]
-    allowed = [loss.name for loss in (*scheme.losses, A2D, HiddenStates)]
-    losses: dict[str, Any] = {}
-    for position, loss in enumerate(config.losses):
-        if loss.name not in allowed:
-            raise InputError(
-                f"losses.{position}: {loss.name} is no loss of model.kind {config.model.kind}; "
-                f"expected {', '.join(allowed)}"
-            )
-        if loss.name in losses:
-            raise InputError(f"losses.{position}: {loss.name} is listed twice")
-        if loss.weight != 0:
-            losses[loss.name] = loss
-    if not losses.keys() & {loss.name for loss in scheme.needed}:
-        expected = ", ".join(loss.name for loss in scheme.needed)
-        raise InputError(f"losses: expected at least one of {expected}")
-    return losses
+def _losses_of(config: Config) -> dict[str, Any]:
+    scheme, whose = SCHEMES[config.model.kind], f"model.kind {config.model.kind}"
+    return by_name(config.losses, (*scheme.losses, A2D, HiddenStates), scheme.needed, whose)
+
+
+def _maps(model: ModelConfig) -> dict[str, int]:
+    decoder = model.decoder_layers * model.heads
+    return {"encoder": model.encoder_layers * model.heads, "decoder": decoder, "cross": decoder}

@@ -8,7 +8,7 @@ from torch import Tensor
 from fastkd.config.tree import Config, ModelConfig
 from fastkd.data.batches import Batch
 from fastkd.data.corpus import Corpus
-from fastkd.methods.passes import Components, Counts
+from fastkd.terms.passes import Counts, Weighted
 
 
 class Scheme(Protocol):
@@ -38,7 +38,7 @@ class Scheme(Protocol):
     def passes(self, student: Any, teacher: Any, batch: Batch, counts: Counts, taps: bool) -> Any:
         """Both models' passes over a piece of an update: a `Passes`."""
 
-    def __call__(self, passes: Any, counts: Counts) -> tuple[Tensor, Components]:
+    def __call__(self, passes: Any, counts: Counts) -> Weighted:
         """The piece's share of the update's loss, and its unweighted components, detached."""
 
     def validation_loss(self, model: Any, batch: Batch) -> tuple[Tensor, int]:

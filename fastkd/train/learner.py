@@ -4,8 +4,8 @@ from torch import Tensor, nn
 
 from fastkd.data.batches import Batch
 from fastkd.methods.objective import Objective
-from fastkd.methods.passes import Components, Counts
 from fastkd.nn.transformer import Transformer
+from fastkd.terms.passes import Components, Counts
 
 
 class Learner(nn.Module):

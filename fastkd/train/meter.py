@@ -4,7 +4,7 @@ import time
 
 from torch import Tensor
 
-from fastkd.methods.passes import Counts
+from fastkd.terms.passes import Counts
 from fastkd.train.ranks import Ranks
 
 

@@ -16,12 +16,12 @@ from fastkd.data.batches import BatchPlan, collate, split
 from fastkd.data.prepare import Prepared
 from fastkd.errors import RunFailed
 from fastkd.methods.objective import Objective
-from fastkd.methods.passes import Components, Counts
 from fastkd.nn.build import build_model
 from fastkd.nn.transformer import Transformer
 from fastkd.runs.device import autocast
 from fastkd.runs.folder import MODEL, OBJECTIVE, STATE, RunFolder, Saved
 from fastkd.runs.weights import load_weights, weights_of
+from fastkd.terms.passes import Components, Counts
 from fastkd.train.ema import MovingAverage
 from fastkd.train.heap import give_back
 from fastkd.train.interrupt import StopRequest

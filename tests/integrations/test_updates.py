@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import fastkd
-from fastkd.methods.alignment_term import DEFAULT_WEIGHTS
+from fastkd.terms.alignment import DEFAULT_WEIGHTS
 
 transformers = pytest.importorskip("transformers", minversion="5.1")
 pytest.importorskip("accelerate")

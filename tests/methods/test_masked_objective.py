@@ -16,9 +16,9 @@ from fastkd.config.tree import (
     WordKD,
 )
 from fastkd.errors import InputError
-from fastkd.methods.dims import teacher_steps
 from fastkd.methods.masking import Masking
-from fastkd.methods.passes import Counts
+from fastkd.methods.teacher_steps import teacher_steps
+from fastkd.terms.passes import Counts
 from tests.methods.batches import cut
 from tests.methods.masked_model import (
     CONFIG,

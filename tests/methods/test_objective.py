@@ -20,8 +20,8 @@ from fastkd.config.tree import (
 )
 from fastkd.errors import InputError
 from fastkd.methods.objective import Objective
-from fastkd.methods.passes import Counts
 from fastkd.nn.transformer import Transformer
+from fastkd.terms.passes import Counts
 from tests.methods.batches import PAD, batch_of, cut
 
 pytestmark = pytest.mark.usefixtures("in_float64")

@@ -1,11 +1,14 @@
 """Align-to-Distill as a term of a student's objective (Jin et al., 2024, section 3)."""
 
-import torch
-from torch import Tensor, nn
+from collections.abc import Mapping
+from typing import Any
 
-from fastkd.config.tree import A2D, ModelConfig
-from fastkd.methods.passes import Components, Counts, Passes
+import torch
+from torch import nn
+
+from fastkd.config.losses import A2D
 from fastkd.modules import AlignToDistill
+from fastkd.terms.passes import Components, Counts, Passes, Weighted
 
 # The three losses differ by orders of magnitude, so that each has a weight of its own: what won on
 # multi30k's dev set (benchmarks/translation/multi30k-tuning.yaml).
@@ -16,15 +19,23 @@ class AlignmentTerm(nn.Module):
     """A2D with its learned head mixing; sums over a piece, divided by the update's counts.
 
     `map` is divided by sentences × teacher maps; `row` and `mixture` by query rows × teacher maps.
+
+    student_maps, teacher_maps: number of attention maps by kind, as `AlignToDistill` takes them
     """
 
-    def __init__(self, config: A2D, student: ModelConfig, teacher: ModelConfig, backend: str):
+    def __init__(
+        self,
+        config: A2D,
+        student_maps: Mapping[str, int],
+        teacher_maps: Mapping[str, int],
+        backend: str,
+    ) -> None:
         super().__init__()
         self.config = config
         self.align = AlignToDistill(
-            _maps(student),
-            _maps(teacher),
-            weights={kind: getattr(config, kind) for kind in _maps(student)},
+            student_maps,
+            teacher_maps,
+            weights={"encoder": config.encoder, "decoder": config.decoder, "cross": config.cross},
             normalization=config.normalization,
             temperature=config.temperature,
             padding=config.padding,
@@ -32,13 +43,14 @@ class AlignmentTerm(nn.Module):
             backend=backend,
         )
 
-    def forward(self, passes: Passes, counts: Counts, epoch: int) -> tuple[Tensor, Components]:
+    def forward(self, passes: Passes, counts: Counts, epoch: int) -> Weighted:
         weight = self.config.weight
         if weight is None:
             weight = DEFAULT_WEIGHTS[self.config.normalization]
         weight *= self.config.decay ** (epoch - 1)
-        ours, theirs = passes.student.output.taps, passes.teacher.output.taps
-        losses, components = [], {}
+        ours, theirs = passes.student.taps, passes.teacher.taps
+        losses = []
+        components: Components = {}
         for kind, alignment in self.align.kinds.items():
             student, teacher = getattr(ours, kind), getattr(theirs, kind)
             loss = alignment(student, teacher) / (self._groups(kind, counts) * teacher.maps)
@@ -46,12 +58,7 @@ class AlignmentTerm(nn.Module):
             components[f"a2d.{kind}"] = loss.detach()
         return torch.stack(losses).sum(), components
 
-    def _groups(self, kind: str, counts: Counts) -> int:
+    def _groups(self, kind: str, counts: Counts) -> Any:
         if self.config.normalization == "map":
             return counts.sentences
         return counts.source_tokens if kind == "encoder" else counts.target_tokens
-
-
-def _maps(model: ModelConfig) -> dict[str, int]:
-    decoder = model.decoder_layers * model.heads
-    return {"encoder": model.encoder_layers * model.heads, "decoder": decoder, "cross": decoder}

@@ -5,33 +5,35 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from fastkd.config.tree import CrossEntropy, TieKD, WordKD
+from fastkd.config.losses import CrossEntropy, TieKD, WordKD
 from fastkd.functional import TokenLosses, linear_token_distillation_loss
-from fastkd.methods.passes import Components, Counts, Passes
+from fastkd.terms.passes import Components, Counts, Passes, Weighted, summed
 
 
 @dataclass(frozen=True)
 class TokenTerms:
     """Every loss on target tokens, through the linear form: logits are never held whole.
 
-    Losses are sums over a piece's counted tokens divided by the update's `target_tokens`.
+    Losses are sums over a piece's counted tokens divided by the update's `predicted` ones.
     """
 
     cross_entropy: CrossEntropy | None
     distillation: Sequence[WordKD | TieKD]
-    pad_id: int
     backend: str = "auto"
 
-    def __call__(self, passes: Passes, counts: Counts) -> tuple[Tensor, Components]:
+    @classmethod
+    def of(cls, losses: dict[str, Any], backend: str) -> "TokenTerms":
+        """Those of the losses, by name, that are on target tokens."""
+        distillation = [losses[loss.name] for loss in (WordKD, TieKD) if loss.name in losses]
+        return cls(losses.get(CrossEntropy.name), distillation, backend)
+
+    def __call__(self, passes: Passes, counts: Counts) -> Weighted:
         # The gold pass of the first distillation term carries the cross-entropy with it.
         first, *others = self.distillation or (None,)
-        loss, components = self._term(passes, first, self.cross_entropy, counts)
-        for term in others:
-            more, parts = self._term(passes, term, None, counts)
-            loss, components = loss + more, components | parts
-        return loss, components
+        terms = [self._term(passes, first, self.cross_entropy, counts)]
+        terms += [self._term(passes, term, None, counts) for term in others]
+        return summed(terms)
 
     def _term(
         self,
@@ -39,13 +41,15 @@ class TokenTerms:
         term: WordKD | TieKD | None,
         cross_entropy: CrossEntropy | None,
         counts: Counts,
-    ) -> tuple[Tensor, Components]:
+    ) -> Weighted:
         """One distillation term over its iterations, or cross-entropy alone."""
         iterations = term.iterations if isinstance(term, TieKD) else 1
         gold = self._losses(passes, term, cross_entropy, 1 / iterations, iterations > 1)
         results = [gold]
         for iteration in range(1, iterations):
-            passes = passes.again(self._shifted(results[-1].prediction, passes))
+            prediction = results[-1].prediction
+            assert prediction is not None
+            passes = passes.again(prediction)
             last = iteration == iterations - 1
             results.append(self._losses(passes, term, None, 1 / iterations, not last))
         sums: Components = {}
@@ -56,7 +60,7 @@ class TokenTerms:
         if isinstance(term, TieKD) and term.rank_weight:
             sums["ranking"] = torch.stack([result.rank for result in results]).mean()
         loss = torch.stack([result.loss for result in results]).sum()
-        tokens = counts.target_tokens
+        tokens = counts.predicted
         return loss / tokens, {name: value / tokens for name, value in sums.items()}
 
     def _losses(
@@ -80,23 +84,15 @@ class TokenTerms:
         if isinstance(term, TieKD):
             options["rank_weight"] = term.weight * share * term.rank_weight
             options["top_k"] = term.top_k
-        student = passes.student
+        projection = passes.student.projection
         return linear_token_distillation_loss(
-            student.output.rows,
-            student.model.output_weight,
+            passes.student.states,
+            projection.weight,
             target=passes.target,
-            student_bias=student.model.output_bias,
-            ignore_index=self.pad_id,
+            student_bias=projection.bias,
+            ignore_index=passes.ignored,
             reduction="sum",
             return_prediction=return_prediction,
             backend=self.backend,
             **options,
         )
-
-    def _shifted(self, prediction: Tensor | None, passes: Passes) -> Tensor:
-        """The next decoder input: start symbol, then the prediction shifted by one."""
-        assert prediction is not None
-        batch = passes.batch
-        predicted = passes.student.output.layout.pad(prediction)  # (B, Tt)
-        shifted = torch.cat([batch.decoder_input[:, :1], predicted[:, :-1]], dim=1)
-        return shifted.masked_fill(batch.target == self.pad_id, self.pad_id)

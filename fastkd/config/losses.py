@@ -1,0 +1,127 @@
+"""The losses that a student can be trained by, each with its options."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fastkd.config.types import (
+    STRICT,
+    Flag,
+    NonNegative,
+    Probability,
+    Repeats,
+    Share,
+    Size,
+    Temperature,
+)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CrossEntropy:
+    """Cross-entropy to the reference translation."""
+
+    name: Literal["cross_entropy"] = "cross_entropy"
+    weight: NonNegative = 1.0
+    label_smoothing: Probability = 0.1
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class WordKD:
+    """Word-level distillation: KL(teacher ‖ student) at each target position."""
+
+    name: Literal["word_kd"] = "word_kd"
+    weight: NonNegative = 0.8
+    student_temperature: Temperature = 1.0
+    teacher_temperature: Temperature = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TieKD:
+    """KL + hierarchical ranking, averaged over iterative passes."""
+
+    name: Literal["tie_kd"] = "tie_kd"
+    weight: NonNegative = 0.8  # 0.5 as published
+    rank_weight: NonNegative = 0.1  # of the ranking, relative to the KL; 1 as published
+    top_k: Size = 5
+    iterations: Repeats = 3
+    student_temperature: Temperature = 1.0
+    teacher_temperature: Temperature = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class A2D:
+    """Attention alignment, per kind of map."""
+
+    name: Literal["a2d"] = "a2d"
+    weight: NonNegative | None = None  # None: the normalization's own; 2400 with "map" as published
+    encoder: NonNegative = 1.0
+    decoder: NonNegative = 0.5
+    cross: NonNegative = 0.5
+    decay: Share = 0.9  # weight · decay^(epoch-1)
+    normalization: Literal["map", "row", "mixture"] = "mixture"  # "map": as published
+    temperature: Temperature = 1.0
+    padding: Literal["exclude", "include"] = "exclude"
+
+    def __post_init__(self) -> None:
+        if not (self.encoder or self.decoder or self.cross):
+            raise ValueError("encoder, decoder or cross above 0")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class HiddenStates:
+    """Mean squared distance of the last hidden states, through a learned map of widths."""
+
+    name: Literal["hidden"] = "hidden"
+    weight: NonNegative = 1.0
+    encoder: Flag = True
+    decoder: Flag = True
+
+    def __post_init__(self) -> None:
+        if not (self.encoder or self.decoder):
+            raise ValueError("encoder or decoder")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class MaskedCrossEntropy:
+    """Cross-entropy to the reference at the masked positions of a cmlm's input."""
+
+    name: Literal["masked_cross_entropy"] = "masked_cross_entropy"
+    weight: NonNegative = 1.0
+    label_smoothing: Probability = 0.1
+    self_correction: Probability = 0.0  # share of unmasked pieces replaced by guesses (CMLMC)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Length:
+    """Cross-entropy of a cmlm's length predictor."""
+
+    name: Literal["length"] = "length"
+    weight: NonNegative = 0.1
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DiMS:
+    """Several mask-predict steps of the teacher distilled into one pass of the student.
+
+    The student starts from the teacher's weights, so both models have the same sizes.
+    """
+
+    name: Literal["dims"] = "dims"
+    weight: NonNegative = 1.0
+    steps: Repeats = 2  # of the teacher
+    mask: Literal["random", "full"] = "random"
+    reconsider: Flag = True  # steps predict unmasked pieces anew; false for a teacher that never
+    # learned to (without self-correction): such pieces keep what they were predicted with
+    ema: Probability = 0.9992  # decay of the teacher that follows the student; 0 = it stays fixed
+    teacher_temperature: Temperature = 0.5
+    student_temperature: Temperature = 1.0
+    labels: Literal["soft", "hard"] = "soft"  # hard: the teacher's best piece
+    hidden_weight: NonNegative = 0.4  # of the distance of the last states, relative to the KL
+    dropout: Flag = False  # whether the student has dropout
+
+
+LossConfig = Annotated[
+    CrossEntropy | WordKD | TieKD | A2D | HiddenStates | MaskedCrossEntropy | Length | DiMS,
+    Field(discriminator="name"),
+]

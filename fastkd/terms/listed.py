@@ -1,0 +1,59 @@
+"""Which losses there are, and what a teacher that was asked beforehand can serve of them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastkd.config.losses import CrossEntropy, TieKD, WordKD
+from fastkd.errors import InputError
+
+
+def by_name(
+    losses: Sequence[Any], served: Sequence[Any], needed: Sequence[Any], whose: str
+) -> dict[str, Any]:
+    """The losses that have a weight, by name.
+
+    served: the classes of loss that may be there; needed: of which at least one must be
+    whose: what serves them, for messages
+
+    Raises InputError for another loss, one that is listed twice, and where all needed ones lack.
+    """
+    found: dict[str, Any] = {}
+    classes = tuple(served)
+    for position, loss in enumerate(losses):
+        if not isinstance(loss, classes):
+            name = getattr(loss, "name", repr(loss))
+            raise InputError(
+                f"losses.{position}: {name} is no loss of {whose}; expected {_names(served)}"
+            )
+        if loss.name in found:
+            raise InputError(f"losses.{position}: {loss.name} is listed twice")
+        if loss.weight != 0:
+            found[loss.name] = loss
+    if not found.keys() & {loss.name for loss in needed}:
+        raise InputError(f"losses: expected at least one of {_names(needed)}")
+    return found
+
+
+def check_listed(losses: dict[str, Any], what: str, instead: str, top_k: int | None = None) -> None:
+    """Raises InputError for losses that need the teacher itself, not its most likely ids.
+
+    what: names the list, for messages; instead: what would serve all losses
+    top_k: how many ids are listed at each position, where that is known
+    """
+    for name, loss in losses.items():
+        if isinstance(loss, TieKD) and loss.iterations > 1:
+            raise InputError(
+                f"losses: tie_kd.iterations: {what} serves 1, not {loss.iterations}; "
+                f"expected {instead} for more"
+            )
+        if isinstance(loss, TieKD) and loss.rank_weight and top_k and loss.top_k > top_k:
+            raise InputError(
+                f"losses: tie_kd.top_k: expected at most the {top_k} ids that {what} lists, "
+                f"not {loss.top_k}"
+            )
+        if not isinstance(loss, CrossEntropy | TieKD | WordKD):
+            raise InputError(f"losses: {name} needs {instead}; {what} holds no more than ids")
+
+
+def _names(losses: Sequence[Any]) -> str:
+    return ", ".join(loss.name for loss in losses)

@@ -1,0 +1,129 @@
+"""What losses are computed of: one pass of the student, one of the teacher, whoever's models."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from fastkd.functional import SparseTeacher
+from fastkd.taps import AttentionTap
+
+Components = dict[str, Tensor]  # losses by name, unweighted and detached
+Weighted = tuple[Tensor, Components]  # a loss to be added, and what it is made of
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Sizes of a whole update, over all its pieces and devices, that losses are divided by.
+
+    Integers, or scalars on the device where they were counted.
+    """
+
+    sentences: Any
+    source_tokens: Any  # what the encoder reads
+    target_tokens: Any  # what the decoder reads
+    labels: Any = None  # what is predicted; None: one for each target token
+    masked: int = 0  # of a masked model's target
+    replaced: int = 0  # by self-correction
+    update: int = 0  # which one it is, for random choices
+
+    @property
+    def predicted(self) -> Any:
+        return self.target_tokens if self.labels is None else self.labels
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """logits = states · weightᵀ + bias; weight (V, width), bias (V,) or None."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+
+class Taps(Protocol):
+    """As `fastkd.taps.AttentionTaps`, or read when first asked for."""
+
+    @property
+    def encoder(self) -> AttentionTap | None: ...
+    @property
+    def decoder(self) -> AttentionTap | None: ...
+    @property
+    def cross(self) -> AttentionTap | None: ...
+
+
+class Pass(Protocol):
+    """One model on one decoder input."""
+
+    @property
+    def states(self) -> Tensor:
+        """The last states, one for each of `Passes.target`: (*, width)."""
+
+    @property
+    def encoder_states(self) -> Tensor:
+        """The encoder's last states, (*, width)."""
+
+    @property
+    def encoder_mask(self) -> Tensor:
+        """(*,) bool: which of `encoder_states` are of real tokens."""
+
+    @property
+    def projection(self) -> Projection:
+        """What makes logits of `states`."""
+
+    @property
+    def taps(self) -> Taps:
+        """Queries and keys of its attention, where they were asked for."""
+
+    def again(self, prediction: Tensor) -> Self:
+        """The decoder on `prediction` in place of the target, after the model's own start.
+
+        prediction: ids, one for each of `Passes.target`. The encoder is not rerun.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Passes:
+    """Both models on one decoder input: the gold one, or the student's own prediction.
+
+    target: (*,) the ids to be predicted; `ignored` where there is none
+    taught: what the teacher makes of it, where there is one
+    """
+
+    student: Pass
+    taught: Pass | SparseTeacher | None
+    target: Tensor
+    ignored: int
+
+    @property
+    def teacher(self) -> Pass:
+        """The teacher's pass, where the teacher is a model."""
+        assert self.taught is not None and not isinstance(self.taught, SparseTeacher)
+        return self.taught
+
+    def teaching(self) -> dict[str, Any]:
+        """The teacher as `linear_token_distillation_loss` takes it."""
+        if isinstance(self.taught, SparseTeacher):
+            return {"teacher_hidden": self.taught}
+        projection = self.teacher.projection
+        return {
+            "teacher_hidden": self.teacher.states,
+            "teacher_weight": projection.weight,
+            "teacher_bias": projection.bias,
+        }
+
+    def again(self, prediction: Tensor) -> "Passes":
+        """Both decoders on the student's `prediction`, (*,) ids; encoders are not rerun."""
+        with torch.no_grad():
+            taught = self.teacher.again(prediction)
+        student = self.student.again(prediction)
+        return Passes(student, taught, self.target, self.ignored)
+
+
+def summed(terms: Iterable[Weighted]) -> Weighted:
+    """Several terms as one."""
+    (loss, components), *others = terms
+    for more, parts in others:
+        loss, components = loss + more, components | parts
+    return loss, components

@@ -1,0 +1,22 @@
+"""The losses' configurations as they are imported."""
+
+import subprocess
+import sys
+
+import fastkd.losses
+from fastkd.config import tree
+
+
+def test_the_tree_hands_them_on():
+    for name in fastkd.losses.__all__:
+        assert getattr(tree, name) is getattr(fastkd.losses, name)
+
+
+def test_they_need_no_more_than_pydantic():
+    code = (
+        "import sys; import fastkd.losses; "
+        "print(sorted({n.split('.')[0] for n in sys.modules} - set(sys.stdlib_module_names)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for heavy in ("torch", "numpy", "triton", "sentencepiece", "transformers", "omegaconf"):
+        assert repr(heavy) not in done.stdout
