@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import torch
 
-from fastkd.backends import attention_reference
+from fastkd.backends.attention import reference
 from fastkd.bench.operation import Inputs, Loss, Operation, Shape, Work, random_tensor
 from fastkd.functional import attention_alignment_loss
 from fastkd.functional.options import AlignmentOptions
@@ -73,7 +73,7 @@ class Alignment(Operation):
             )
             query, key, teacher_query, teacher_key = ((inputs[name],) for name in _TENSORS)
             weight = inputs.get("weight")
-            return attention_reference.query_key_loss(
+            return reference.query_key_loss(
                 query, key, teacher_query, teacher_key, weight, None, None, None, options
             )
 

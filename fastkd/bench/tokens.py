@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from fastkd.backends import tokens_reference
+from fastkd.backends.tokens import reference
 from fastkd.bench.operation import Inputs, Loss, Operation, Shape, Work, random_tensor
 from fastkd.functional import linear_token_distillation_loss, token_distillation_loss
 from fastkd.functional.options import TokenOptions
@@ -96,7 +96,7 @@ class Tokens(Operation):
                 teacher = LinearTeacher(inputs["teacher_hidden"], inputs["teacher_weight"], None)
             hidden, weight = inputs["student_hidden"], inputs["student_weight"]
             target = inputs["target"]
-            return tokens_reference.linear_losses(
+            return reference.linear_losses(
                 hidden, weight, None, teacher, target, None, options
             ).loss
 
@@ -104,7 +104,7 @@ class Tokens(Operation):
             student, teacher, target = (
                 inputs[name] for name in ("student_logits", "teacher_logits", "target")
             )
-            return tokens_reference.dense_losses(student, teacher, target, None, options).loss
+            return reference.dense_losses(student, teacher, target, None, options).loss
 
         return linear if self.linear else dense
 

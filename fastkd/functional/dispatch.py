@@ -12,7 +12,7 @@ BACKENDS = ("reference", "torch", "triton")
 
 
 def backend_module(family: str, backend: str, tensor: torch.Tensor, *call) -> ModuleType:
-    """The module `fastkd.backends.<family>_<backend>` that serves a call on `tensor`'s device.
+    """The module `fastkd.backends.<family>.<backend>` that serves a call on `tensor`'s device.
 
     A backend module may define `unavailable(tensor, *call) -> str | None`, the reason why it
     cannot serve the call. `auto` takes the first that can: triton on a GPU, torch, reference.
@@ -35,7 +35,7 @@ def backend_module(family: str, backend: str, tensor: torch.Tensor, *call) -> Mo
 def _load(
     family: str, name: str, tensor: torch.Tensor, *call
 ) -> tuple[ModuleType | None, str | None]:
-    path = f"fastkd.backends.{family}_{name}"
+    path = f"fastkd.backends.{family}.{name}"
     reason = _import(path)
     if reason is not None:
         return None, reason

@@ -67,7 +67,7 @@ def attention_backward_workspace(query: torch.Tensor) -> int:
 def best_backend() -> Backend:
     """The backend that `auto` means on CUDA, of those that are installed."""
     for backend in _FASTEST_FIRST:
-        modules = [f"fastkd.backends.{family}_{backend}" for family in ("attention", "tokens")]
+        modules = [f"fastkd.backends.{family}.{backend}" for family in ("attention", "tokens")]
         with contextlib.suppress(ImportError):
             for module in modules:
                 importlib.import_module(module)

@@ -11,9 +11,9 @@ from unittest import mock
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastkd.backends.attention_torch import native
-from fastkd.backends.tokens_torch import positions
-from fastkd.backends.tokens_torch.positions import Part, Positions
+from fastkd.backends.attention.torch import native
+from fastkd.backends.tokens.torch import positions
+from fastkd.backends.tokens.torch.positions import Part, Positions
 from fastkd.config.tree import Config, ModelConfig
 from fastkd.memory import cuda_formulas
 from fastkd.memory.measure import record_step

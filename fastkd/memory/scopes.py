@@ -105,7 +105,7 @@ class Scopes:
             for family, functions in LOSSES.items():
                 for backend in BACKENDS:
                     try:
-                        module = importlib.import_module(f"fastkd.backends.{family}_{backend}")
+                        module = importlib.import_module(f"fastkd.backends.{family}.{backend}")
                     except ImportError:
                         continue
                     for name, label in functions.items():

@@ -92,7 +92,7 @@ def test_unknown_backend():
 
 
 def test_named_backend_never_falls_back(monkeypatch):
-    import fastkd.backends.attention_reference as module
+    import fastkd.backends.attention.reference as module
 
     monkeypatch.setattr(module, "unavailable", lambda *call: "it is away", raising=False)
     with pytest.raises(BackendUnavailable, match=r"'reference' cannot serve .* it is away"):

@@ -8,7 +8,7 @@ import torch
 from fastkd_kernels.attention import plan as attention_plan
 
 from benchmarks.losses import a2d_memory
-from fastkd.backends.tokens_torch import positions
+from fastkd.backends.tokens.torch import positions
 from fastkd.bench.peak import peak_in_own_process
 from fastkd.memory import cuda_formulas
 from fastkd.memory.measure import measure_in_own_process, measure_step

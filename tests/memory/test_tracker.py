@@ -80,8 +80,8 @@ def test_a_loss_is_a_place_of_its_own():
 
 
 def test_backends_are_restored():
-    from fastkd.backends import attention_reference
+    from fastkd.backends.attention import reference
 
-    before = attention_reference.query_key_loss
+    before = reference.query_key_loss
     follow(lambda: None)
-    assert attention_reference.query_key_loss is before
+    assert reference.query_key_loss is before

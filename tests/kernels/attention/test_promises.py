@@ -19,7 +19,7 @@ from fastkd_kernels.attention.query_key import alignment as attention_query_key
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastkd import BackendUnavailable, attention_alignment_loss
-from fastkd.backends.attention_triton import unavailable
+from fastkd.backends.attention.triton import unavailable
 from fastkd.functional.options import AlignmentOptions
 from tests.kernels.attention_compare import (
     DEVICE,

@@ -1,0 +1,68 @@
+"""The walk over logits that the caller holds."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastkd.backends.early import early_dtype
+from fastkd.backends.tokens.torch.function import Gradients
+from fastkd.backends.tokens.torch.numerics import without_autocast
+from fastkd.backends.tokens.torch.positions import Positions
+from fastkd.backends.tokens.torch.rows import StudentRows
+from fastkd.backends.tokens.torch.scratch import Scratch
+from fastkd.backends.tokens.torch.teachers import flat, teacher_of
+from fastkd.backends.tokens.torch.totals import Totals
+from fastkd.functional.options import TokenOptions
+from fastkd.functional.sparse import SparseTeacher
+
+
+class DenseWalk:
+    """Of one call; the student's logits come with `run`."""
+
+    def __init__(
+        self,
+        logits: Tensor,
+        teacher: Tensor | SparseTeacher | None,
+        target: Tensor | None,
+        counted: Tensor | None,
+        options: TokenOptions,
+    ) -> None:
+        self.shape, self.options = logits.shape[:-1], options
+        self.vocabulary = logits.shape[-1]
+        self.inside = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        self.teacher = teacher_of(teacher, options, self.inside)
+        self.target = None if target is None else target.reshape(-1)
+        counted = None if counted is None else counted.reshape(-1)
+        self.positions = Positions.of(counted, self.shape.numel(), self.vocabulary, logits.device)
+
+    def run(
+        self, learned: Sequence[Tensor | None], upstream: Tensor | None, needed: Sequence[bool]
+    ) -> tuple[Totals, Gradients]:
+        (logits,) = learned
+        assert logits is not None
+        with torch.no_grad(), without_autocast(logits.device):
+            return self._run(logits, upstream, needed[0])
+
+    def _run(
+        self, given: Tensor, upstream: Tensor | None, needed: bool
+    ) -> tuple[Totals, Gradients]:
+        positions, options, inside = self.positions, self.options, self.inside
+        student = flat(given)  # (N, V)
+        scratch = Scratch(positions.chunk, self.vocabulary, inside, inside, given.device)
+        totals = Totals(positions, options, inside, given.device)
+        early = early_dtype(student.dtype)
+        gradient = torch.zeros_like(student, dtype=early) if needed else None
+        for part in positions:
+            mine = positions.take(student, part)
+            logits = scratch.take("student", mine.shape[0]).copy_(mine)
+            theirs = self.teacher.rows(positions, part, scratch) if self.teacher else None
+            target = positions.targets(self.target, part) if options.ce_weight else None
+            rows = StudentRows(logits, theirs, target, options).losses(needed)
+            totals.store(part, rows)
+            if gradient is not None and rows.gradient is not None:
+                scale = positions.scale(upstream, part)
+                if scale is not None:
+                    rows.gradient.mul_(scale.unsqueeze(-1))
+                gradient[part] = rows.gradient.to(gradient.dtype)
+        return totals, [gradient]

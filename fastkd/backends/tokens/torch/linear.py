@@ -1,0 +1,74 @@
+"""The walk over hidden states: logits exist for one chunk of positions at a time."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastkd.backends.tokens.torch.function import Gradients
+from fastkd.backends.tokens.torch.numerics import product_dtype, without_autocast
+from fastkd.backends.tokens.torch.positions import Positions
+from fastkd.backends.tokens.torch.products import Projection, ProjectionGradients
+from fastkd.backends.tokens.torch.rows import StudentRows
+from fastkd.backends.tokens.torch.scratch import Scratch
+from fastkd.backends.tokens.torch.teachers import flat, teacher_of
+from fastkd.backends.tokens.torch.totals import Totals
+from fastkd.functional.options import TokenOptions
+from fastkd.functional.sparse import SparseTeacher
+from fastkd.functional.tokens import LinearTeacher
+
+
+class LinearWalk:
+    """Of one call; the student's hidden states, weight and bias come with `run`."""
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        vocabulary: int,
+        teacher: LinearTeacher | SparseTeacher | None,
+        target: Tensor | None,
+        counted: Tensor | None,
+        options: TokenOptions,
+    ) -> None:
+        self.shape, self.options = hidden.shape[:-1], options
+        self.vocabulary, self.given = vocabulary, teacher
+        self.inside = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        self.product = product_dtype(hidden)
+        self.target = None if target is None else target.reshape(-1)
+        counted = None if counted is None else counted.reshape(-1)
+        self.positions = Positions.of(counted, self.shape.numel(), vocabulary, hidden.device)
+
+    def run(
+        self, learned: Sequence[Tensor | None], upstream: Tensor | None, needed: Sequence[bool]
+    ) -> tuple[Totals, Gradients]:
+        hidden, weight, bias = learned
+        assert hidden is not None and weight is not None
+        with torch.no_grad(), without_autocast(hidden.device):
+            return self._run(flat(hidden), Projection(weight, bias, self.product), upstream, needed)
+
+    def _run(
+        self,
+        hidden: Tensor,
+        projection: Projection,
+        upstream: Tensor | None,
+        needed: Sequence[bool],
+    ) -> tuple[Totals, Gradients]:
+        positions, options = self.positions, self.options
+        teacher = teacher_of(self.given, options, self.product)
+        scratch = Scratch(
+            positions.chunk, self.vocabulary, self.inside, self.product, hidden.device
+        )
+        totals = Totals(positions, options, self.inside, hidden.device)
+        gradients = ProjectionGradients(projection, positions.count, self.inside, needed)
+        for part in positions:
+            mine = positions.take(hidden, part)  # (R, D)
+            low = scratch.low(mine.shape[0])
+            logits = projection.logits(mine, scratch.take("student", mine.shape[0]), low)
+            theirs = teacher.rows(positions, part, scratch) if teacher else None
+            target = positions.targets(self.target, part) if options.ce_weight else None
+            rows = StudentRows(logits, theirs, target, options).losses(any(needed))
+            totals.store(part, rows)
+            if rows.gradient is not None:
+                scale = positions.scale(upstream, part)
+                gradients.add(part, mine, rows.gradient, scale, low)
+        return totals, gradients.results()

@@ -1,0 +1,75 @@
+"""Chunks of positions: which rows they hold, and how many fit."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastkd.backends.tokens.torch.numerics import readable, rounded
+
+Part = slice | Tensor  # of the N positions: a range, or ids (R,)
+
+# Logits of one chunk on a CPU. Half as many fit a shared cache better, but each chunk reads and
+# writes the weight's gradient once more, which costs 3 to 8 % of a call.
+CHUNK = 2**22
+# On other devices, where a chunk is a few dozen launches.
+DEVICE_CHUNK = 2**25
+
+
+@dataclass(frozen=True)
+class Positions:
+    """The N positions of a call and those of them that count.
+
+    Where values can be read, the others are left out; elsewhere they are computed from zeros and
+    their gradient is multiplied by 0.
+    """
+
+    count: int
+    chosen: Tensor | None  # (n,) ids of the positions that count; None for all
+    masked: Tensor | None  # (N,) bool, true where a position does not count
+    chunk: int
+
+    @staticmethod
+    def of(
+        counted: Tensor | None, count: int, vocabulary: int, device: torch.device
+    ) -> "Positions":
+        chosen = masked = None
+        if counted is not None and readable(counted):
+            chosen = counted.nonzero().squeeze(-1)
+        elif counted is not None:
+            masked = ~counted
+        rows = count if chosen is None else chosen.numel()
+        largest = CHUNK if device.type == "cpu" else DEVICE_CHUNK
+        chunks = max(-(-rows * vocabulary // largest), 1)
+        return Positions(count, chosen, masked, rounded(-(-rows // chunks), device))
+
+    def __iter__(self) -> Iterator[Part]:
+        rows = self.count if self.chosen is None else self.chosen.numel()
+        for start in range(0, rows, max(self.chunk, 1)):
+            part = slice(start, min(start + self.chunk, rows))
+            yield part if self.chosen is None else self.chosen[part]
+
+    def denominator(self) -> Tensor | int:
+        """How many positions count, at least 1."""
+        if self.masked is not None:
+            return (~self.masked).sum().clamp(min=1)
+        return max(self.count if self.chosen is None else self.chosen.numel(), 1)
+
+    def take(self, values: Tensor, part: Part) -> Tensor:
+        """Rows of `values` (N, ...), with zeros where nothing counts."""
+        rows = values[part]
+        if self.masked is None:
+            return rows
+        hidden = self.masked[part]
+        return rows.masked_fill(hidden.view(-1, *[1] * (rows.dim() - 1)), 0)
+
+    def targets(self, target: Tensor | None, part: Part) -> Tensor | None:
+        return None if target is None else self.take(target, part).long()
+
+    def scale(self, upstream: Tensor | None, part: Part) -> Tensor | None:
+        """What each row's gradient is still to be multiplied with, (R,); None for 1."""
+        if self.masked is None:
+            return None if upstream is None else upstream[part]
+        counts = (~self.masked[part]).float()
+        return counts if upstream is None else counts * upstream[part]

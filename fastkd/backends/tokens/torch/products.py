@@ -1,0 +1,108 @@
+"""The matrix products of an output projection and of its gradients, chunk by chunk."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastkd.backends.tokens.torch.positions import Part
+
+# Entries of the weight that one product reads on a CPU: a slice stays in the cache while the
+# library packs it, which is a large part of the work where rows are few.
+SLICE = 2**19
+
+
+class Projection:
+    """logits = hidden weightᵀ + bias; weight (V, D), bias (V,), products of type `product`."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, product: torch.dtype) -> None:
+        self.weight = weight.detach().to(product)
+        self.bias = None if bias is None else bias.detach().to(product)
+        vocabulary, width = weight.shape
+        step = max(SLICE // width, 1) if weight.device.type == "cpu" else vocabulary
+        self.slices = [slice(start, start + step) for start in range(0, vocabulary, step)]
+
+    def logits(self, hidden: Tensor, out: Tensor, low: Tensor | None) -> Tensor:
+        """Of `hidden` (R, D) into `out` (R, V), through `low` (≥ R, V) where products go there."""
+        rows, result = hidden.shape[0], out if low is None else low
+        hidden = filled(hidden.to(self.weight.dtype), result.shape[0])
+        for part in self.slices:
+            weight, columns = self.weight[part].t(), result[:, part]
+            if self.bias is None:
+                torch.mm(hidden, weight, out=columns)
+            else:
+                torch.addmm(self.bias[part], hidden, weight, out=columns)
+        return out if low is None else out.copy_(low[:rows])
+
+
+class ProjectionGradients:
+    """Sums over chunks in the type inside; None for what is not needed."""
+
+    def __init__(
+        self,
+        projection: Projection,
+        positions: int,
+        inside: torch.dtype,
+        needed: Sequence[bool],
+    ) -> None:
+        weight = projection.weight
+        vocabulary, width = weight.shape
+        self.projection, self.started = projection, False
+        zeros: dict[str, Any] = {"dtype": inside, "device": weight.device}
+        self.hidden = torch.zeros(positions, width, **zeros) if needed[0] else None
+        self.weight = torch.empty(vocabulary, width, **zeros) if needed[1] else None
+        self.bias = torch.zeros(vocabulary, **zeros) if needed[2] else None
+
+    def add(
+        self,
+        part: Part,
+        hidden: Tensor,
+        gradient: Tensor,
+        scale: Tensor | None,
+        low: Tensor | None,
+    ) -> None:
+        """One chunk: `gradient` (R, V) by its logits, which came from `hidden` (R, D).
+
+        scale: (R,) that each row is still to be multiplied with
+        """
+        if scale is not None:
+            gradient.mul_(scale.unsqueeze(-1))
+        if self.bias is not None:
+            self.bias += gradient.sum(0)
+        rows = hidden.shape[0]
+        if low is not None:
+            low[:rows].copy_(gradient)
+            low[rows:].zero_()
+            gradient = low
+        if self.hidden is not None:
+            product = torch.mm(gradient, self.projection.weight)
+            self.hidden[part] = product[:rows].to(self.hidden.dtype)
+        if self.weight is not None:
+            self._add_weight(filled(hidden.to(gradient.dtype), gradient.shape[0]), gradient)
+        self.started = True
+
+    def _add_weight(self, hidden: Tensor, gradient: Tensor) -> None:
+        assert self.weight is not None
+        if gradient.dtype == self.weight.dtype:
+            # With beta=0 what the memory holds is not read.
+            self.weight.addmm_(gradient.t(), hidden, beta=int(self.started))
+            return
+        for part in self.projection.slices:
+            product = torch.mm(gradient[:, part].t(), hidden)
+            if self.started:
+                self.weight[part] += product
+            else:
+                self.weight[part] = product
+
+    def results(self) -> list[Tensor | None]:
+        if self.weight is not None and not self.started:
+            self.weight.zero_()
+        return [self.hidden, self.weight, self.bias]
+
+
+def filled(hidden: Tensor, rows: int) -> Tensor:
+    """With rows of zeros up to so many."""
+    missing = rows - hidden.shape[0]
+    return F.pad(hidden, (0, 0, 0, missing)) if missing else hidden

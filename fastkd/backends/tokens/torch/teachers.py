@@ -1,0 +1,81 @@
+"""A call's teacher over all positions: each kind gives the rows of one chunk."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fastkd.backends.tokens.torch.dense_teacher import DenseRows
+from fastkd.backends.tokens.torch.listed_teacher import ListedRows
+from fastkd.backends.tokens.torch.positions import Part, Positions
+from fastkd.backends.tokens.torch.products import Projection
+from fastkd.backends.tokens.torch.scratch import Scratch
+from fastkd.functional.options import TokenOptions
+from fastkd.functional.sparse import SparseTeacher
+from fastkd.functional.tokens import LinearTeacher
+
+
+class Teacher(Protocol):
+    def rows(self, positions: Positions, part: Part, scratch: Scratch) -> DenseRows | ListedRows:
+        """The teacher's rows at `part` of the positions."""
+
+
+def teacher_of(
+    given: Tensor | LinearTeacher | SparseTeacher | None,
+    options: TokenOptions,
+    product: torch.dtype,
+) -> Teacher | None:
+    if given is None or not (options.kd_weight or options.rank_weight):
+        return None
+    if isinstance(given, LinearTeacher):
+        return LinearRows(given, options, product)
+    if isinstance(given, SparseTeacher):
+        return SparseRows(given, options)
+    return LogitRows(given, options)
+
+
+class LogitRows:
+    def __init__(self, logits: Tensor, options: TokenOptions) -> None:
+        self.logits, self.options = flat(logits), options  # (N, V)
+
+    def rows(self, positions: Positions, part: Part, scratch: Scratch) -> DenseRows:
+        given = positions.take(self.logits, part)
+        logits = scratch.take("teacher", given.shape[0]).copy_(given)
+        return _dense(logits, self.options, scratch)
+
+
+class LinearRows:
+    def __init__(self, given: LinearTeacher, options: TokenOptions, product: torch.dtype) -> None:
+        self.hidden, self.options = flat(given.hidden), options  # (N, D)
+        self.projection = Projection(given.weight, given.bias, product)
+
+    def rows(self, positions: Positions, part: Part, scratch: Scratch) -> DenseRows:
+        hidden = positions.take(self.hidden, part)
+        logits = scratch.take("teacher", hidden.shape[0])
+        self.projection.logits(hidden, logits, scratch.low(hidden.shape[0]))
+        return _dense(logits, self.options, scratch)
+
+
+class SparseRows:
+    def __init__(self, given: SparseTeacher, options: TokenOptions) -> None:
+        self.given, self.options = given, options
+        self.ids, self.log_probs = flat(given.ids), flat(given.log_probs)  # (N, K)
+
+    def rows(self, positions: Positions, part: Part, scratch: Scratch) -> ListedRows:
+        return ListedRows(
+            positions.take(self.ids, part).long(),
+            positions.take(self.log_probs, part).to(scratch.inside),
+            self.given.rest,
+            scratch.shape[1],
+            self.options.teacher_temperature,
+        )
+
+
+def flat(values: Tensor) -> Tensor:
+    """(..., size) as (N, size)."""
+    return values.detach().reshape(-1, values.shape[-1])
+
+
+def _dense(logits: Tensor, options: TokenOptions, scratch: Scratch) -> DenseRows:
+    spare = scratch.take("probabilities", logits.shape[0]) if options.kd_weight else None
+    return DenseRows(logits, spare, options.teacher_temperature)
