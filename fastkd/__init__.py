@@ -3,7 +3,10 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.2.0"
+
 if TYPE_CHECKING:
+    from fastkd import integrations, memory
     from fastkd.errors import BackendUnavailable, InputError
     from fastkd.functional import (
         SparseTeacher,
@@ -38,7 +41,7 @@ _MODULES = {
     "BackendUnavailable": "fastkd.errors",
     "InputError": "fastkd.errors",
 }
-_SUBMODULES = ("errors", "functional", "modules", "taps")
+_SUBMODULES = ("errors", "functional", "integrations", "memory", "modules", "taps")
 
 __all__ = [
     "AlignToDistill",
@@ -51,9 +54,12 @@ __all__ = [
     "SparseTeacher",
     "TokenDistillation",
     "TokenLosses",
+    "__version__",
     "alignment_loss_from_maps",
     "attention_alignment_loss",
+    "integrations",
     "linear_token_distillation_loss",
+    "memory",
     "token_distillation_loss",
 ]
 

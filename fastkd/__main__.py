@@ -1,31 +1,37 @@
-"""The command line, `fastkd VERB`."""
+"""The command line, `fastkd VERB`; `fastkd --version` and `fastkd bench` need no other package."""
 
 import importlib.metadata
 import re
 import sys
+
+import fastkd
+from fastkd.cli.status import ended, told
 
 _TORCH = (2, 11)  # as pyproject.toml has it
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a verb; 0 done, 1 the work failed, 2 the command line, config or data is wrong."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        if arguments == ["--version"]:
+            print(f"fastkd, version {fastkd.__version__}")
+            return 0
         version = importlib.metadata.version("torch")
         found = re.match(r"(\d+)\.(\d+)", version)
         if found and tuple(map(int, found.groups())) < _TORCH:
             needed = "{}.{}".format(*_TORCH)
             install = f"pip install 'torch>={needed}'"
-            return _fail(f"needs PyTorch {needed} or newer, not {version}; expected: {install}")
+            return told(f"needs PyTorch {needed} or newer, not {version}; expected: {install}", 1)
+        if arguments[:1] == ["bench"]:
+            from fastkd.bench.arguments import bench
+
+            return ended(lambda: bench(arguments[1:]))
         from fastkd.cli.app import app
 
-        return app(sys.argv[1:] if arguments is None else arguments)
+        return app(arguments)
     except ModuleNotFoundError as error:
-        return _fail(f"needs the package {error.name}; expected: pip install 'fastkd[train]'")
-
-
-def _fail(message: str) -> int:
-    print(f"fastkd: {message}", file=sys.stderr)
-    return 1
+        return told(f"needs the package {error.name}; expected: pip install 'fastkd[train]'", 1)
 
 
 if __name__ == "__main__":

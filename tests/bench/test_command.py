@@ -36,6 +36,9 @@ def test_training_steps_of_every_method(tmp_path, capsys):
     ("arguments", "complaint"),
     [
         ("--op nothing", "--op"),
+        ("--speed 3", "--speed"),
+        ("--seconds -1", "--seconds: expected a number of seconds, not '-1'"),
+        ("--dtype int8", "--dtype"),
         ("--op linear-ce --shapes T=3", "--shapes"),
         ("--against somebody", "--against"),
         ("--op training --shapes huge", "--shapes"),
@@ -47,3 +50,22 @@ def test_wrong_input_is_one_line(arguments, complaint, capsys):
     error = capsys.readouterr().err.strip()
     assert complaint in error
     assert "\n" not in error
+
+
+def test_help_and_list(capsys):
+    assert main(["bench", "--help"]) == 0
+    assert "--no-memory" in capsys.readouterr().out
+    assert main(["bench", "--list"]) == 0
+    assert "alignment-row" in capsys.readouterr().out
+    assert main(["--help"]) == 0
+    assert "bench " in capsys.readouterr().out
+
+
+def test_the_command_of_the_group_takes_the_same_arguments(capsys):
+    """`fastkd.__main__` never asks it, what calls the group does."""
+    from click.testing import CliRunner
+
+    from fastkd.cli.bench import command
+
+    answer = CliRunner().invoke(command, ["--device", "cpu", "--list"])
+    assert answer.exit_code == 0 and "providers: reference" in answer.output

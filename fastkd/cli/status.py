@@ -1,0 +1,62 @@
+"""The exit statuses that work ends with: 0 done, 1 it failed, 2 what was asked is wrong."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+
+from fastkd.errors import BackendUnavailable, InputError, RunFailed
+
+_LESS = "a smaller model, training.batch_tokens, decoding.batch_tokens or decoding.beam"
+
+
+def ended(work: Callable[[], int]) -> int:
+    """The status of `work`, or the one of what it raised, which is told in one line.
+
+    Raises ModuleNotFoundError: told by `main`, which also meets those that the caller needs.
+    """
+    try:
+        status = work()
+        if sys.stdout is not None:
+            sys.stdout.flush()  # which a full disk refuses
+    except (InputError, BackendUnavailable) as error:
+        return told(str(error), 2)
+    except RunFailed as error:
+        return told(str(error), 1)
+    except KeyboardInterrupt:
+        return told("interrupted", 1)
+    except OSError as error:
+        _drop_unwritten()
+        if error.errno == errno.EPIPE:
+            return 1  # the reader has seen enough
+        place = f"{error.filename}: " if error.filename else ""
+        return told(f"{place}{error.strerror or error}", 1)
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:
+        if _out_of_memory(error):
+            return told(f"out of memory; less is taken by {_LESS} ({error})", 1)
+        if os.environ.get("FASTKD_TRACEBACK"):
+            raise
+        return told(f"{type(error).__name__}: {error} (FASTKD_TRACEBACK=1 shows where)", 1)
+    return status
+
+
+def told(message: str, status: int) -> int:
+    """Says why, in one line, and hands the status on."""
+    print("fastkd: " + " ".join(message.split()), file=sys.stderr)
+    return status
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether Python, a GPU or PyTorch's allocator on the CPU could not have the memory."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or "allocate memory" in str(error)
+
+
+def _drop_unwritten() -> None:
+    """Forgets what standard output does not take, so that nothing fails again at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
