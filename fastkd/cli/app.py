@@ -20,6 +20,7 @@ VERBS = (
     "bench",
     "memory",
     "demo",
+    "recipes",
 )
 
 

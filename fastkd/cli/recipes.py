@@ -1,0 +1,21 @@
+"""`fastkd recipes`."""
+
+import click
+
+from fastkd.config.recipes import recipes
+from fastkd.errors import InputError
+
+
+@click.command("recipes")
+@click.argument("prefix", default="")
+def command(prefix: str) -> None:
+    """List the bundled recipes whose names begin with PREFIX, with what each is.
+
+    A recipe's name stands for its file wherever a CONFIG is expected.
+    """
+    found = list(recipes(prefix))
+    if not found:
+        raise InputError(f"{prefix}: no recipe's name begins so; `fastkd recipes` lists all")
+    width = max(len(recipe.name) for recipe in found)
+    for recipe in found:
+        click.echo(f"{recipe.name:{width}}  {recipe.summary}")
