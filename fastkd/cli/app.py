@@ -6,6 +6,7 @@ import logging
 import click
 
 import fastkd
+from fastkd.cli.signals import cleaning_up
 from fastkd.cli.status import ended
 
 VERBS = (
@@ -45,7 +46,8 @@ def group() -> None:
 def app(arguments: list[str]) -> int:
     """Runs one verb and returns the exit status: 0 done, 1 failed, 2 wrong input."""
     logging.basicConfig(format="fastkd: %(levelname)s: %(message)s", level=logging.WARNING)
-    return ended(lambda: _run(arguments))
+    with cleaning_up():
+        return ended(lambda: _run(arguments))
 
 
 def _run(arguments: list[str]) -> int:
