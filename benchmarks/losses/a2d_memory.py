@@ -17,14 +17,15 @@ from pathlib import Path
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from fastkd import watching
 from fastkd.bench.operation import Shape, describe
 from fastkd.bench.operations import OPERATIONS
 from fastkd.bench.peak import peak_in_own_process
 from fastkd.bench.record import Machine, Row, append, latest, read, this_machine
 from fastkd.bench.tables import size
-from fastkd.memory.cuda_formulas import CUBLAS_WORKSPACE, CudaPredictor, kernels_offered, replay
+from fastkd.memory.cuda_formulas import CUBLAS_WORKSPACE, CudaPredictor, replay
 from fastkd.memory.predictor import Predictor
-from fastkd.memory.report import running_total
+from fastkd.memory.tracker import running_total
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 OPERATION = OPERATIONS["alignment-row"]
@@ -72,11 +73,11 @@ def predict(
 ) -> int:
     """Bytes above the inputs that a forward and a backward pass take, on CUDA or on a CPU."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with kernels_offered():
+    with watching.pretending(watching.Pretence(fused=True)):
         with mode:
             inputs = OPERATION.inputs(shape, dtype, CPU, seed=0)
         tracker = predictor(mode)
-        with tracker.scopes.watching(), tracker:
+        with tracker:
             OPERATION.loss(backend)(inputs).backward()
     if predictor is CudaPredictor:
         return replay(tracker.blocks)["peak allocated"] - CUBLAS_WORKSPACE

@@ -4,12 +4,12 @@ import importlib
 import importlib.metadata
 import os
 from collections.abc import Callable
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastkd import watching
 from fastkd.bench.by_hand import token_losses
 from fastkd.bench.operation import Inputs, Loss, Operation
 from fastkd.bench.tokens import Tokens
@@ -60,7 +60,7 @@ def _uncompiled(operation: Operation, device: torch.device) -> Loss:
     loss = operation.loss("torch")
 
     def without_kernel(inputs: Inputs) -> Tensor:
-        with mock.patch.dict(os.environ, FASTKD_NATIVE="never"):
+        with watching.pretending(watching.Pretence(compiled="never")):
             return loss(inputs)
 
     return without_kernel

@@ -4,9 +4,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from fastkd import watching
 from fastkd.functional import attention_inputs as inputs
 from fastkd.functional.dispatch import backend_module
 from fastkd.functional.options import AlignmentOptions
+
+PART = "alignment loss"  # what observers hear
 
 Layers = Tensor | Sequence[Tensor]
 
@@ -94,7 +97,8 @@ def attention_alignment_loss(
     if not student.cells:
         learned = (*student_query, *student_key, weight, bias)
         return inputs.nothing_to_compare(learned, teacher_query, teacher.maps, options)
-    return module.query_key_loss(*tensors, weight, bias, query_lengths, key_lengths, options)
+    rest = (weight, bias, query_lengths, key_lengths, options)
+    return watching.named(PART, module.query_key_loss, *tensors, *rest)
 
 
 def alignment_loss_from_maps(
@@ -140,4 +144,5 @@ def alignment_loss_from_maps(
     if not student.cells:
         learned = (*student_maps, weight, bias)
         return inputs.nothing_to_compare(learned, teacher_maps, teacher.maps, options)
-    return module.map_loss(*tensors, weight, bias, query_lengths, key_lengths, options)
+    rest = (weight, bias, query_lengths, key_lengths, options)
+    return watching.named(PART, module.map_loss, *tensors, *rest)

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from fastkd import watching
 from fastkd.functional.dispatch import backend_module
 from fastkd.functional.options import TokenOptions
 from fastkd.functional.sparse import SparseTeacher
@@ -17,6 +18,8 @@ from fastkd.functional.tokens_inputs import (
     check_top_k,
     counted_positions,
 )
+
+PART = "token losses"  # what observers hear
 
 
 class TokenLosses(NamedTuple):
@@ -105,7 +108,8 @@ def token_distillation_loss(
     check_target(target, counted, vocabulary, options)
     check_teacher(teacher_logits, student_logits, vocabulary, counted, options)
     module = backend_module("tokens", backend, student_logits, teacher_logits, options)
-    return module.dense_losses(student_logits, teacher_logits, target, counted, options)
+    call = (student_logits, teacher_logits, target, counted, options)
+    return watching.named(PART, module.dense_losses, *call)
 
 
 def linear_token_distillation_loss(
@@ -166,6 +170,5 @@ def linear_token_distillation_loss(
     elif teacher_hidden is not None and teacher_weight is not None:
         teacher = LinearTeacher(teacher_hidden, teacher_weight, teacher_bias)
     module = backend_module("tokens", backend, student_hidden, teacher, options)
-    return module.linear_losses(
-        student_hidden, student_weight, student_bias, teacher, target, counted, options
-    )
+    student = (student_hidden, student_weight, student_bias)
+    return watching.named(PART, module.linear_losses, *student, teacher, target, counted, options)

@@ -5,9 +5,8 @@ The formulas follow PyTorch's source and this package's launchers; no GPU has co
 
 import contextlib
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
-from unittest import mock
 
 import torch
 
@@ -73,16 +72,6 @@ def best_backend() -> Backend:
                 importlib.import_module(module)
             return backend
     return "reference"
-
-
-@contextlib.contextmanager
-def kernels_offered() -> Iterator[None]:
-    """Lets tensors without data, which are not on CUDA, pass for ones that the kernels take."""
-    with contextlib.ExitStack() as restore:
-        with contextlib.suppress(ImportError):
-            common = importlib.import_module("fastkd_kernels.common")
-            restore.enter_context(mock.patch.object(common, "INTERPRETED", True))
-        yield
 
 
 def replay(blocks: Sequence[Block], limit: int | None = None) -> dict[str, int]:

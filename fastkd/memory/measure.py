@@ -27,14 +27,14 @@ def record_step(
 ) -> StepMemory:
     """The step after the first one, as `tracker` sees it; the first one makes lasting state."""
     step.label(tracker)
-    with tracker.scopes.watching(), tracker:
+    with tracker:
         step(update, pieces)
     gc.collect()
     step.label(tracker)
     tracker.hold(batch_tensors(pieces), "batch")
     start = tracker.time
     tracker.forward_ends.clear()
-    with tracker.scopes.watching(), tracker:
+    with tracker:
         step(update, pieces)
     gc.collect()
     step.label(tracker)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastkd.memory.report import loss_of, running_total
-from fastkd.memory.tracker import Block, Tracker
+from fastkd.memory.scopes import loss_of
+from fastkd.memory.tracker import Block, Tracker, running_total
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,11 @@ class profile(contextlib.ContextDecorator):  # noqa: N801 - used as a verb
             torch.cuda.reset_peak_memory_stats()
             self._cuda_before = torch.cuda.memory_allocated()
         self._tracker = Tracker(self.modules)
-        self._inside = contextlib.ExitStack()
-        self._inside.enter_context(self._tracker.scopes.watching())
-        self._inside.enter_context(self._tracker)
+        self._tracker.__enter__()
         return self
 
     def __exit__(self, *exception) -> None:
-        self._inside.close()
+        self._tracker.__exit__(*exception)
         gc.collect()
         allocator = None
         if self._cuda_before is not None:

@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fastkd.memory.scopes import LOSSES, Scope
-from fastkd.memory.tracker import Block, Tracker
-
-LOSS_LABELS = {label for functions in LOSSES.values() for label in functions.values()}
+from fastkd.memory.scopes import Scope, loss_of
+from fastkd.memory.tracker import Block, Tracker, running_total
 
 
 @dataclass(frozen=True)
@@ -100,16 +98,6 @@ def summarise(tracker: Tracker, start: int, device: str) -> StepMemory:
     )
 
 
-def running_total(blocks: Sequence[Block], time: int) -> np.ndarray:
-    """Bytes alive after each of the first `time` births and deaths."""
-    change = np.zeros(time + 1, np.int64)
-    for block in blocks:
-        change[block.birth] += block.size
-        if block.death is not None:
-            change[block.death] -= block.size
-    return np.cumsum(change[:time]) if time else np.zeros(1, np.int64)
-
-
 def _sums(blocks: Sequence[Block], time: int, key: Callable[[Block], str | None]) -> dict[str, int]:
     sums: dict[str, int] = defaultdict(int)
     for block in blocks:
@@ -128,15 +116,6 @@ def _category(block: Block, forward_end: int) -> str:
             return "teacher's activations"
         return "activations" if block.lives(forward_end) else "temporaries of the forward pass"
     return f"temporaries of the {block.phase} pass".replace("optimizer pass", "optimizer")
-
-
-def loss_of(scope: Scope) -> str | None:
-    """The loss that a scope belongs to, as reports call it."""
-    if not LOSS_LABELS.intersection(scope):
-        return None
-    label = next(part for part in reversed(scope) if part in LOSS_LABELS)
-    kind = [part.rpartition(".")[2] for part in scope if ".kinds." in part]
-    return f"{label}, {kind[0]}" if kind else label
 
 
 def _losses(blocks: Sequence[Block], forward_end: int, time: int) -> dict[str, LossMemory]:

@@ -2,9 +2,7 @@
 
 import bisect
 import contextlib
-import importlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
@@ -17,13 +15,10 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from fastkd.functional.dispatch import BACKENDS
+from fastkd import watching
+from fastkd.functional import attention, tokens
 
-# What the functional layer calls in a backend, and what a report calls it.
-LOSSES = {
-    "attention": {"query_key_loss": "alignment loss", "map_loss": "alignment loss"},
-    "tokens": {"dense_losses": "token losses", "linear_losses": "token losses"},
-}
+PARTS = (attention.PART, tokens.PART)
 
 Scope = tuple[str, ...]  # outermost first
 
@@ -77,51 +72,46 @@ class Scopes:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Follows every module, loss and optimizer that runs inside."""
+        """Follows every module, loss and optimizer that runs inside, in this thread.
+
+        PyTorch calls its hooks for the modules of all threads.
+        """
         handles = [
-            register_module_forward_pre_hook(lambda module, args: self.open(self._name(module))),
+            register_module_forward_pre_hook(lambda module, args: self._enter(module)),
             register_module_forward_hook(
-                lambda module, args, output: self.close(), always_call=True
+                lambda module, args, output: self._leave(), always_call=True
             ),
             register_optimizer_step_pre_hook(lambda *_: self._step(True)),
             register_optimizer_step_post_hook(lambda *_: self._step(False)),
         ]
+        watching.attach(self)
         try:
-            with self._losses():
-                yield
+            yield
         finally:
+            watching.detach(self)
             for handle in handles:
                 handle.remove()
 
+    def _enter(self, module: nn.Module) -> None:
+        if watching.attached(self):
+            self.open(self._name(module))
+
+    def _leave(self) -> None:
+        if watching.attached(self):
+            self.close()
+
     def _step(self, stepping: bool) -> None:
-        self._stepping = stepping
+        if watching.attached(self):
+            self._stepping = stepping
 
     def _name(self, module: nn.Module) -> str:
         return self._names.get(id(module), type(module).__name__)
 
-    @contextlib.contextmanager
-    def _losses(self) -> Iterator[None]:
-        with contextlib.ExitStack() as restore:
-            for family, functions in LOSSES.items():
-                for backend in BACKENDS:
-                    try:
-                        module = importlib.import_module(f"fastkd.backends.{family}.{backend}")
-                    except ImportError:
-                        continue
-                    for name, label in functions.items():
-                        original = getattr(module, name, None)
-                        if original is None:
-                            continue
-                        restore.callback(setattr, module, name, original)
-                        setattr(module, name, self._scoped(original, label))
-            yield
 
-    def _scoped(self, function: Callable[..., Any], label: str) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            self.open(label)
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self.close()
-
-        return call
+def loss_of(scope: Scope) -> str | None:
+    """The loss that a scope belongs to, as reports call it."""
+    part = next((part for part in reversed(scope) if part in PARTS), None)
+    if part is None:
+        return None
+    kind = [part.rpartition(".")[2] for part in scope if ".kinds." in part]
+    return f"{part}, {kind[0]}" if kind else part

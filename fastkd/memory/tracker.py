@@ -1,13 +1,16 @@
 """The life of every tensor's memory, on any device, real or fake."""
 
+import contextlib
+import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode, _push_mode
 from torch.utils._pytree import tree_leaves
 
 from fastkd.memory.scopes import Scope, Scopes
@@ -30,6 +33,17 @@ class Block:
         return self.birth <= time and (self.death is None or self.death > time)
 
 
+class _Entered(TorchDispatchMode):
+    """Entered once for every tracker that is at work in the process.
+
+    PyTorch notes for the whole process whether a mode is entered, as the last one found it that
+    left. Trackers of several threads leave in any order; this one mode finds what it left.
+    """
+
+
+_ENTERED, _ENTERING = _Entered(), threading.RLock()
+
+
 class Tracker(TorchDispatchMode):
     """Records the birth and death of storages while it is entered.
 
@@ -47,6 +61,27 @@ class Tracker(TorchDispatchMode):
         self._alive: dict[int, tuple[weakref.ref, Block]] = {}
         self._older: dict[int, weakref.ref] = {}
         self._last_phase = "forward"
+
+    def __enter__(self) -> Self:
+        self._inside = contextlib.ExitStack()
+        self._inside.enter_context(self.scopes.watching())
+        with _ENTERING:
+            _ENTERED.__enter__()
+            _pop_mode()
+            _push_mode(self)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Modes that were entered later, and are not left yet, stay."""
+        with _ENTERING:
+            later = []
+            while (mode := _pop_mode()) is not self:
+                later.append(mode)
+            _push_mode(_ENTERED)
+            _ENTERED.__exit__(None, None, None)
+            for mode in reversed(later):
+                _push_mode(mode)
+        self._inside.close()
 
     def hold(self, tensors: Iterable[Tensor | None], label: str) -> None:
         """Counts these tensors, from now on if they are older than the tracker, as `label`."""
@@ -121,6 +156,16 @@ class Tracker(TorchDispatchMode):
                 del self._older[number]
 
         return forget
+
+
+def running_total(blocks: Sequence[Block], time: int) -> np.ndarray:
+    """Bytes alive after each of the first `time` births and deaths."""
+    change = np.zeros(time + 1, np.int64)
+    for block in blocks:
+        change[block.birth] += block.size
+        if block.death is not None:
+            change[block.death] -= block.size
+    return np.cumsum(change[:time]) if time else np.zeros(1, np.int64)
 
 
 def _tensors(tree: Any) -> list[Tensor]:

@@ -16,14 +16,14 @@ TRITON_TYPES = {
 }
 
 
-def unsupported(*tensors: torch.Tensor | None) -> str | None:
-    """Why Triton kernels cannot take these tensors, or None."""
+def unsupported(*tensors: torch.Tensor | None, anywhere: bool = False) -> str | None:
+    """Why Triton kernels cannot take these tensors, or None; `anywhere`: on a CPU too."""
     for tensor in tensors:
         if tensor is None:
             continue
         if tensor.dtype not in TRITON_TYPES:
             return f"the kernels take float16, bfloat16 and float32, not {tensor.dtype}"
-        if not tensor.is_cuda and not INTERPRETED:
+        if not (tensor.is_cuda or anywhere or INTERPRETED):
             return "on a CPU the kernels need TRITON_INTERPRET=1 from the start of the process"
     return None
 

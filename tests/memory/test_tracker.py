@@ -4,14 +4,14 @@ import torch
 from torch import nn
 
 from fastkd.functional import attention_alignment_loss
-from fastkd.memory.report import loss_of, running_total
-from fastkd.memory.tracker import Tracker
+from fastkd.memory.scopes import loss_of
+from fastkd.memory.tracker import Tracker, running_total
 
 
 def follow(function, modules=None, held=()):
     tracker = Tracker(modules)
     tracker.hold(held, "parameters")
-    with tracker.scopes.watching(), tracker:
+    with tracker:
         result = function()
     return tracker, result
 

@@ -8,6 +8,7 @@ from fastkd_kernels.attention.config import PAIR_SIZES
 from fastkd_kernels.common import unsupported
 from torch import Tensor
 
+from fastkd import watching
 from fastkd.backends.attention.precision import autocast_dtype, operand_dtype
 from fastkd.functional.options import AlignmentOptions
 
@@ -21,7 +22,8 @@ def unavailable(
     options: AlignmentOptions,
 ) -> str | None:
     """Why the kernels cannot serve the call, or None."""
-    reason = unsupported(*(layer for layers in tensors for layer in layers))
+    every = (layer for layers in tensors for layer in layers)
+    reason = unsupported(*every, anywhere=watching.pretended().fused)
     if reason is None and weight is not None and weight.dtype == torch.float64:
         reason = "the kernels take float16, bfloat16 and float32, not a weight of float64"
     if reason is None and len(tensors) == 4:  # queries and keys, not maps

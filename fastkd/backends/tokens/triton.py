@@ -7,6 +7,7 @@ from fastkd_kernels.tokens.operators import dense_token_losses
 from fastkd_kernels.tokens.settings import LARGEST_TOP_K, TokenSettings
 from torch import Tensor
 
+from fastkd import watching
 from fastkd.functional.options import TokenOptions
 from fastkd.functional.sparse import SparseTeacher
 from fastkd.functional.tokens import LinearTeacher, TokenLosses
@@ -20,7 +21,7 @@ def unavailable(
     tensors = [student, teacher if isinstance(teacher, Tensor) else None]
     if isinstance(teacher, LinearTeacher):
         tensors += teacher
-    return unsupported(*tensors)
+    return unsupported(*tensors, anywhere=watching.pretended().fused)
 
 
 def dense_losses(

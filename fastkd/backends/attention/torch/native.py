@@ -15,6 +15,7 @@ from subprocess import SubprocessError
 import torch
 from torch import Tensor
 
+from fastkd import watching
 from fastkd.backends.attention.torch import native_library
 
 SOURCE = Path(__file__).parent / "cpp" / "kernel.cpp"
@@ -103,6 +104,8 @@ def wanted(cells: int) -> bool:
     default small calls, such as a first try of the loss, never wait for a compiler.
     """
     choice = os.environ.get("FASTKD_NATIVE", "auto")
+    if watching.pretended().compiled == "never":
+        return False
     if choice == "never" or (choice != "always" and cells < LARGE):
         return False
     return library() is not None
