@@ -85,6 +85,10 @@ class TokenizerConfig:
     byte_fallback: Flag = False  # unknown characters are cut into 256 pieces for their bytes
     sample: Positive = 1_000_000  # lines a side that the model is trained on, at most
 
+    def __post_init__(self) -> None:
+        if self.joint and self.source_normalization not in (None, self.normalization):
+            raise ValueError("joint: false where source_normalization is another one")
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CMLMConfig:

@@ -41,6 +41,7 @@ class _Meta(BaseModel):
     tokens: _Sides[NonNegativeInt]
     dtype: _Sides[Literal["<u2", "<u4"]]
     dropped: dict[str, int]  # pairs left out, by reason
+    unknown: tuple[NonNegativeInt, NonNegativeInt] = (0, 0)  # source and target lines
     max_length: int | None
     arrays_sha256: str
     tokenizers_sha256: str
@@ -107,6 +108,11 @@ class Corpus:
         return self.meta.dropped
 
     @property
+    def unknown(self) -> tuple[int, int]:
+        """Source and target lines with a character that has no piece."""
+        return self.meta.unknown
+
+    @property
     def tokenizers_sha256(self) -> str:
         return self.meta.tokenizers_sha256
 
@@ -134,7 +140,7 @@ def write_corpus(
     """
     folder = Path(folder)
     with replaced_folder(folder, FILES) as new:
-        dropped = _write_arrays(new, pairs, tokenizers, max_length, progress)
+        dropped, unknown = _write_arrays(new, pairs, tokenizers, max_length, progress)
         kept = (new / "source.offsets").stat().st_size // 8 - 1
         meta = _Meta.model_validate(
             {
@@ -144,6 +150,7 @@ def write_corpus(
                 "tokens": {side: _tokens(new, side) for side in SIDES},
                 "dtype": {side: _dtype(getattr(tokenizers, side)).str for side in SIDES},
                 "dropped": dropped,
+                "unknown": unknown,
                 "max_length": max_length,
                 "arrays_sha256": _hash_arrays(new),
                 "tokenizers_sha256": tokenizers.sha256,
@@ -160,11 +167,13 @@ class _SideWriter:
         self.tokenizer = tokenizer
         self.dtype = _dtype(tokenizer)
         self.total = 0
+        self.unknown = 0  # rows with a piece that is none
         self.tokens: BinaryIO = (folder / f"{side}.tokens").open("wb")
         self.offsets: BinaryIO = (folder / f"{side}.offsets").open("wb")
         np.zeros(1, "<i8").tofile(self.offsets)
 
     def append(self, rows: Sequence[list[int]]) -> None:
+        self.unknown += sum(self.tokenizer.unk_id in row for row in rows)
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
         tokens = itertools.chain.from_iterable(rows)
         np.fromiter(tokens, self.dtype, int(lengths.sum())).tofile(self.tokens)
@@ -182,8 +191,11 @@ def _write_arrays(
     tokenizers: Tokenizers,
     max_length: int | None,
     progress: Callable[[int], None],
-) -> dict[str, int]:
-    """Writes the arrays of both sides; returns the pairs left out, by reason."""
+) -> tuple[dict[str, int], list[int]]:
+    """Writes the arrays of both sides.
+
+    Returns the pairs left out, by reason, and the lines of each side with unknown characters.
+    """
     writers = [_SideWriter(folder, side, getattr(tokenizers, side)) for side in SIDES]
     dropped = {"empty": 0, "too long": 0}
     read = 0
@@ -211,7 +223,7 @@ def _write_arrays(
     finally:
         for writer in writers:
             writer.close()
-    return dropped
+    return dropped, [writer.unknown for writer in writers]
 
 
 def _blocks(pairs: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:

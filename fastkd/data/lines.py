@@ -5,7 +5,7 @@ import gzip
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from fastkd.errors import InputError
 from fastkd.files import whole_file, writable
@@ -13,7 +13,9 @@ from fastkd.files import whole_file, writable
 
 def opened(path: str | Path) -> BinaryIO:
     """A file for reading, unpacked where its name ends in `.gz`."""
-    return gzip.open(path, "rb") if str(path).endswith(".gz") else open(path, "rb")  # type: ignore
+    if str(path).endswith(".gz"):
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    return open(path, "rb")
 
 
 @contextlib.contextmanager
@@ -34,7 +36,10 @@ def opened_input(path: str | None, standard: BinaryIO | None) -> Iterator[tuple[
 
 @contextlib.contextmanager
 def opened_output(path: str | None, standard: BinaryIO | None) -> Iterator[BinaryIO]:
-    """The file at `path`, which appears when all of it is written, or standard output."""
+    """The file at `path`, which appears when all of it is written, or standard output.
+
+    It is packed where its name ends in `.gz`, the same bytes for the same content.
+    """
     if path is None:
         if standard is None:
             raise InputError("standard output: closed; expected it open, or --output FILE")
@@ -46,6 +51,8 @@ def opened_output(path: str | None, standard: BinaryIO | None) -> Iterator[Binar
         with writable(target):
             opened_file = open(target, "wb") if device else whole_file(target)  # noqa: SIM115
             file = stack.enter_context(opened_file)
+        if target.suffix == ".gz":
+            file = cast(BinaryIO, stack.enter_context(gzip.GzipFile("", "wb", 6, file, mtime=0)))
         yield file
 
 

@@ -3,8 +3,9 @@
 import hashlib
 import itertools
 import json
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,15 @@ _FILES = (
     *(f"{split}/{file}" for split in SPLITS for file in FILES),
 )
 
+# Keys that a folder may be older than: what it was made with, and what else is taken for that, as
+# it says nothing else by itself.
+_BEFORE_THERE_WAS: dict[str, tuple[Any, ...]] = {
+    "tokenizer.normalization": ("nmt_nfkc", TokenizerConfig().normalization),
+    "tokenizer.source_normalization": (None,),
+    "tokenizer.byte_fallback": (False,),
+}
+
+LOGGER = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]  # (stage, pairs done, pairs in all)
 
 
@@ -37,6 +47,15 @@ class SplitReport:
     dropped: dict[str, int]  # by reason; none in dev and test
     source_tokens: int  # without end-of-sentence, as the target's
     target_tokens: int
+    unknown: tuple[int, int]  # source and target lines with characters that have no piece
+
+    @property
+    def unknown_text(self) -> str:
+        """A remark on them, empty where there are none."""
+        if not any(self.unknown):
+            return ""
+        source, target = self.unknown
+        return f"; with unknown characters: {source:,} source and {target:,} target lines"
 
 
 @dataclass(frozen=True)
@@ -62,7 +81,7 @@ class PreparedReport:
             source_mean = split.source_tokens / split.pairs
             target_mean = split.target_tokens / split.pairs
             means = f"{source_mean:.1f} and {target_mean:.1f} pieces"
-            lines.append(f"{name}: {split.pairs:,} pairs of {means}{dropped}")
+            lines.append(f"{name}: {split.pairs:,} pairs of {means}{dropped}{split.unknown_text}")
         return lines
 
 
@@ -81,7 +100,7 @@ class Prepared:
         """Raw source sentences and references of "dev" or "test", or the first `count` of them.
 
         Raises:
-            InputError: there is no such split, or its text is gone or changed in length.
+            InputError: there is no such split, or its text is gone or changed.
         """
         corpus = {"dev": self.dev, "test": self.test}.get(split)
         if corpus is None:
@@ -116,11 +135,12 @@ def prepare(config: Config, progress: Progress = lambda stage, done, total: None
     """
     start = time.perf_counter()
     folder, texts, given = Path(config.data.prepared), _texts(config), _given(config)
+    stamps = {name: [_stamp(path) for path in paths] for name, paths in texts.items()}
     hashes = _hashes(texts, progress)
     prepared = _unchanged(config, folder, hashes)
     reused = prepared is not None
     if prepared is None:
-        _make(config, folder, texts, hashes, given, progress)
+        _make(config, folder, texts, {"hashes": hashes, "stamps": stamps}, given, progress)
         prepared = _open(folder, _read_manifest(folder))
     splits = {name: _split_report(getattr(prepared, name)) for name in texts}
     tokenizers, seconds = prepared.tokenizers, time.perf_counter() - start
@@ -132,7 +152,8 @@ def open_prepared(config: Config) -> Prepared:
     """Opens what `prepare` wrote for this config.
 
     Raises:
-        InputError: it is not prepared, or with other settings or another tokenizer, or damaged.
+        InputError: it is not prepared, or with other settings or another tokenizer, or damaged; or
+            a text has changed since.
     """
     folder = Path(config.data.prepared)
     manifest = _read_manifest(folder)
@@ -140,7 +161,37 @@ def open_prepared(config: Config) -> Prepared:
     difference = _difference(config, manifest, prepared)
     if difference is not None:
         raise InputError(f"{folder}: prepared with {difference}; run: fastkd prepare CONFIG")
+    for path in _changed(manifest):
+        raise InputError(f"{path}: has changed since it was prepared; run: fastkd prepare CONFIG")
+    if (kept := _kept_normalization(config, manifest)) is not None:
+        LOGGER.warning(
+            "%s: keeps tokenizer.normalization=%s, with which it was prepared; new ones have %s",
+            *(folder, kept, TokenizerConfig().normalization),
+        )
     return prepared
+
+
+def _changed(manifest: dict[str, Any]) -> Iterator[Path]:
+    """Texts that are no longer what was prepared; one that is not there has not changed.
+
+    A text is read again only where its size or time is another than when it was prepared.
+    """
+    stamps = manifest.get("stamps", {})
+    for split, paths in manifest["texts"].items():
+        known = stamps.get(split, [None, None])
+        for path, stamp, sha256 in zip(paths, known, manifest["hashes"][split], strict=True):
+            file = Path(path)
+            if file.is_file() and _stamp(file) != stamp and _file_hash(file) != sha256:
+                yield file
+
+
+def _stamp(path: Path) -> list[int]:
+    """Size and time of a file."""
+    try:
+        about = path.stat()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    return [about.st_size, about.st_mtime_ns]
 
 
 def _texts(config: Config) -> dict[str, tuple[Path, Path]]:
@@ -177,14 +228,25 @@ def _difference(config: Config, manifest: dict[str, Any], prepared: Prepared) ->
     """
     was = manifest["made_from"]
     for key, value in _made_from(config).items():
-        if key not in was:
+        if "tokenizer.vocabulary" not in was and key.startswith("tokenizer."):
             return "the tokenizer of another run, but the config asks to train one"
-        if was[key] != value:
-            return f"{key} = {was[key]}, but the config says {value}"
+        accepted = _BEFORE_THERE_WAS.get(key, ()) if key not in was else (was[key],)
+        if value not in accepted:
+            return f"{key} = {(*accepted, None)[0]}, but the config says {value}"
     given = _given(config)
     if given is not None and given.sha256 != prepared.tokenizers.sha256:
         return f"another tokenizer than that of {config.tokenizer}"
     return None
+
+
+def _kept_normalization(config: Config, manifest: dict[str, Any]) -> str | None:
+    """That of a folder of before there was a choice, where the config does not name it."""
+    key = "tokenizer.normalization"
+    was, old = manifest["made_from"], _BEFORE_THERE_WAS[key][0]
+    older = "tokenizer.vocabulary" in was and key not in was
+    if not older or not isinstance(config.tokenizer, TokenizerConfig):
+        return None
+    return None if config.tokenizer.normalization == old else str(old)
 
 
 def _given(config: Config) -> Tokenizers | None:
@@ -228,11 +290,14 @@ def _make(
     config: Config,
     folder: Path,
     texts: dict[str, tuple[Path, Path]],
-    hashes: dict[str, list[str]],
+    found: dict[str, Any],
     given: Tokenizers | None,
     progress: Progress,
 ) -> None:
-    """Everything anew; what was prepared before stays until that is done."""
+    """Everything anew; what was prepared before stays until that is done.
+
+    found: hashes and stamps of the texts
+    """
     with replaced_folder(folder, _FILES) as new:
         counts = {name: count_pairs(*paths) for name, paths in texts.items()}
         tokenizers = given
@@ -246,7 +311,7 @@ def _make(
         manifest = {
             "format": _FORMAT,
             "made_from": _made_from(config),
-            "hashes": hashes,
+            **found,
             "texts": {name: [str(path) for path in paths] for name, paths in texts.items()},
         }
         write_file(new / _MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
@@ -314,4 +379,4 @@ def _open(folder: Path, manifest: dict[str, Any]) -> Prepared:
 
 def _split_report(corpus: Corpus) -> SplitReport:
     source_tokens, target_tokens = (len(side.tokens) for side in corpus.sides)
-    return SplitReport(len(corpus), corpus.dropped, source_tokens, target_tokens)
+    return SplitReport(len(corpus), corpus.dropped, source_tokens, target_tokens, corpus.unknown)

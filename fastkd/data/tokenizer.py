@@ -1,12 +1,16 @@
 """Sentencepiece tokenizers: one for both languages, or one for each."""
 
+import contextlib
 import hashlib
 import io
+import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
@@ -15,12 +19,16 @@ from fastkd.data.text import read_lines, sample_evenly
 from fastkd.errors import InputError
 from fastkd.files import write_file
 
+LOGGER = logging.getLogger(__name__)
 PAD, UNK, BOS, EOS, MASK = range(5)
 MASK_PIECE = "<mask>"
 FOLDER = "tokenizer"  # within a run folder or a prepared corpus
 
 # Fixed, or the model would depend on the machine: each thread sums its own share of the counts.
 _TRAINER_THREADS = 16
+_LONGEST_LINE = 4192  # bytes, beyond which sentencepiece leaves a line out without a word
+_RESERVED = str.maketrans("\0\u2585", "  ")  # which it leaves out too, the second with its line
+_LINE_BREAKS = ("<0x0A>", "<0x0D>")
 
 
 class Tokenizer:
@@ -31,6 +39,7 @@ class Tokenizer:
     """
 
     pad_id, unk_id, bos_id, eos_id, mask_id = PAD, UNK, BOS, EOS, MASK
+    special_ids = (PAD, UNK, BOS, EOS, MASK)
 
     def __init__(self, model: bytes, name: str = "tokenizer") -> None:
         self.model = model
@@ -51,23 +60,48 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
         """Reads a model file."""
+        return cls(_bytes_of(Path(path)), str(path))
+
+    @classmethod
+    def adopt(cls, path: str | Path) -> "Tokenizer":
+        """Reads any sentencepiece model; one with other special ids is given ours before its own.
+
+        Raises InputError where the file is no such model.
+        """
+        model = _bytes_of(Path(path))
         try:
-            model = Path(path).read_bytes()
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-        return cls(model, str(path))
+            return cls(model, str(path))
+        except InputError:
+            processor = sentencepiece.SentencePieceProcessor()
+            try:
+                processor.load_from_serialized_proto(model)
+            except RuntimeError:
+                raise InputError(f"{path}: not a sentencepiece model") from None
+        from fastkd.data.sentencepieces import with_special_ids
+
+        return cls(with_special_ids(model), str(path))
+
+    @property
+    def never_text(self) -> tuple[int, ...]:
+        """Ids that no translation may hold: pad, begin, mask and, of bytes, line breaks."""
+        pieces = (self._processor.piece_to_id(piece) for piece in _LINE_BREAKS)
+        return (PAD, BOS, MASK, *(index for index in pieces if index != UNK))
 
     def encode(self, lines: Sequence[str]) -> list[list[int]]:
         """Ids of each line, without begin or end."""
         return self._processor.encode(list(lines), out_type=int, num_threads=_encoder_threads())
 
     def decode(self, rows: Iterable[Sequence[int]]) -> list[str]:
-        """Text of each row of ids; pad, begin, end and mask are dropped."""
-        return [self._processor.decode([int(i) for i in row]).strip() for row in rows]
+        """Text of each row of ids; pad, begin, end and mask are dropped.
+
+        It is one line whatever the ids, and has no space at its ends.
+        """
+        texts = (self._processor.decode([int(i) for i in row]) for row in rows)
+        return [text.replace("\n", " ").strip(" ") for text in texts]
 
     def piece(self, index: int) -> str:
         """The text of one id as sentencepiece writes it."""
-        return self._processor.id_to_piece(index)
+        return str(self._processor.id_to_piece(index))
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes]]:
         return Tokenizer, (self.model,)
@@ -106,11 +140,14 @@ class Tokenizers:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizers":
-        """Reads them from a run folder or a prepared corpus.
+        """Reads them from a run folder, a prepared corpus, or a plain sentencepiece model's file.
 
         Raises:
             InputError: there are none, or they are damaged.
         """
+        if Path(folder).is_file():
+            tokenizer = Tokenizer.adopt(folder)
+            return cls(tokenizer, tokenizer)
         inside = Path(folder) / FOLDER
         joint = inside / "joint.model"
         if joint.is_file():
@@ -119,7 +156,8 @@ class Tokenizers:
         if not (inside / "source.model").is_file():
             raise InputError(
                 f"{folder}: holds no tokenizer; expected the folder of a run or of a prepared "
-                f"corpus, with {FOLDER}/joint.model or {FOLDER}/source.model and target.model"
+                f"corpus, with {FOLDER}/joint.model or {FOLDER}/source.model and target.model, "
+                "or the file of a sentencepiece model"
             )
         return cls(Tokenizer.load(inside / "source.model"), Tokenizer.load(inside / "target.model"))
 
@@ -149,7 +187,9 @@ def train_tokenizers(
         tokenizer = train_tokenizer(config, both, f"{source} and {target}")
         return Tokenizers(tokenizer, tokenizer)
     progress("source")
-    first = train_tokenizer(config, sampled(source), str(source))
+    own = replace(config, normalization=config.source_normalization or config.normalization)
+    own = replace(own, source_normalization=None)
+    first = train_tokenizer(own, sampled(source), str(source))
     progress("target")
     return Tokenizers(first, train_tokenizer(config, sampled(target), str(target)))
 
@@ -157,24 +197,87 @@ def train_tokenizers(
 def train_tokenizer(config: TokenizerConfig, lines: Iterable[str], name: str) -> Tokenizer:
     """Trains one model on `lines`; `name` says in errors where they are from."""
     model = io.BytesIO()
+    feed = _Feed(lines)
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
-            model_writer=model,
-            vocab_size=config.vocabulary,
-            model_type=config.model,
-            character_coverage=config.character_coverage,
-            pad_id=PAD,
-            unk_id=UNK,
-            bos_id=BOS,
-            eos_id=EOS,
-            control_symbols=[MASK_PIECE],
-            num_threads=_TRAINER_THREADS,
-            minloglevel=2,
-        )
+        with _normalization(config.normalization) as rules:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(feed),
+                model_writer=model,
+                vocab_size=config.vocabulary,
+                model_type=config.model,
+                character_coverage=config.character_coverage,
+                byte_fallback=config.byte_fallback,
+                max_sentence_length=_LONGEST_LINE,
+                pad_id=PAD,
+                unk_id=UNK,
+                bos_id=BOS,
+                eos_id=EOS,
+                control_symbols=[MASK_PIECE],
+                num_threads=_TRAINER_THREADS,
+                minloglevel=2,
+                **rules,
+            )
     except RuntimeError as error:
         raise InputError(_reason(str(error), config, name)) from error
-    return Tokenizer(model.getvalue())
+    if feed.reserved:
+        LOGGER.warning(
+            "%s: %s lines hold U+0000 or U+2585, which sentencepiece keeps to itself: the rest of "
+            "these lines was used, these characters are unknown",
+            name,
+            f"{feed.reserved:,}",
+        )
+    trained = model.getvalue()
+    if config.normalization == "nfc":
+        from fastkd.data.sentencepieces import with_name_of_rules
+
+        trained = with_name_of_rules(trained, "nfc")
+    return Tokenizer(trained)
+
+
+class _Feed:
+    """Lines as sentencepiece takes them: none longer than it reads, without its own characters."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self.lines = lines
+        self.reserved = 0  # lines with characters that cannot be learned
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self.lines:
+            plain = line.translate(_RESERVED)
+            self.reserved += plain != line
+            yield from _cut(plain)
+
+
+def _cut(line: str) -> Iterator[str]:
+    """Parts of a line of at most the longest length, at spaces where there are some."""
+    while len(line) * 4 > _LONGEST_LINE and len(encoded := line.encode()) > _LONGEST_LINE:
+        fitting = len(encoded[:_LONGEST_LINE].decode(errors="ignore"))
+        space = line.rfind(" ", fitting // 2, fitting)
+        end = fitting if space < 0 else space
+        yield line[:end]
+        line = line[end:]
+    yield line
+
+
+@contextlib.contextmanager
+def _normalization(name: str) -> Iterator[dict[str, Any]]:
+    """The trainer's arguments for it."""
+    if name != "nfc":
+        yield {"normalization_rule_name": name}
+        return
+    from fastkd.data.sentencepieces import nfc_rules
+
+    with tempfile.NamedTemporaryFile("w", encoding="ascii", suffix=".tsv") as file:
+        file.write(nfc_rules())
+        file.flush()
+        yield {"normalization_rule_tsv": file.name}
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _reason(message: str, config: TokenizerConfig, name: str) -> str:

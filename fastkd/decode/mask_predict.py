@@ -1,5 +1,6 @@
 """Mask-predict: parallel decoding of a conditional masked language model in a few passes."""
 
+from collections.abc import Sequence
 from itertools import groupby
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from fastkd.decode.beam import Hypotheses
 from fastkd.nn.cmlm import CMLM
+from fastkd.nn.transformer import Encoded
 
 
 @torch.no_grad()
@@ -20,6 +22,7 @@ def mask_predict(
     length_window: int = 0,
     remove_duplicates: bool = False,
     reconsider: bool = False,
+    banned: Sequence[int] = (),
 ) -> Hypotheses:
     """The hypothesis with the highest mean log-probability of its pieces, over lengths tried.
 
@@ -31,6 +34,7 @@ def mask_predict(
     remove_duplicates: drop a piece that repeats the one before it
     reconsider: a pass predicts the unmasked pieces anew too, as CMLMC does, instead of keeping
         them and their log-probabilities
+    banned: ids that are never chosen; their probability is not given to the others
 
     The model should be in evaluation mode. It is called inside whatever autocast is active.
     (Ghazvininejad et al., 2019, section 4; reconsider: Huang et al., 2022.)
@@ -40,7 +44,7 @@ def mask_predict(
     lengths = model.length.predict(encoded).cpu()[:, None] + window  # (S, K)
     lengths = lengths.clamp(min=1).minimum(max_lengths[:, None])
     candidates = encoded.repeat(len(window)) if length_window else encoded
-    tokens, scores = fill_in(model, candidates, lengths.flatten(), passes, reconsider)
+    tokens, scores = fill_in(model, candidates, lengths.flatten(), passes, reconsider, banned)
     means = scores.sum(1).cpu() / lengths.flatten()  # (S · K,)
     best = means.view_as(lengths).argmax(1)
     rows = torch.arange(len(best)) * len(window) + best
@@ -56,7 +60,12 @@ def mask_predict(
 
 
 def fill_in(
-    model: CMLM, encoded, lengths: Tensor, passes: int, reconsider: bool = False
+    model: CMLM,
+    encoded: Encoded,
+    lengths: Tensor,
+    passes: int,
+    reconsider: bool = False,
+    banned: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor]:
     """Targets of given lengths (R,), found in `passes` passes from nothing but masks.
 
@@ -74,7 +83,7 @@ def fill_in(
     for step in range(1, passes + 1):
         output = model.decode(tokens.masked_fill(masked, model.mask_id), encoded, lengths + 1)
         wanted = pieces if reconsider else masked
-        ids, log_probs = model.best(output.rows[output.layout.rows(wanted)])
+        ids, log_probs = model.best(output.rows[output.layout.rows(wanted)], banned)
         tokens = tokens.masked_scatter(wanted, ids)
         scores = scores.to(log_probs.dtype).masked_scatter(wanted, log_probs)
         counts = lengths * (passes - step) // passes

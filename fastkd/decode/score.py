@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.significance import PairedTest
 
 from fastkd.errors import InputError
@@ -85,7 +86,7 @@ def score(hypotheses: Sequence[str], references: Sequence[str], tokenizer: str =
 
 def sentence_chrf(hypothesis: str, reference: str) -> float:
     """chrF of one sentence, 0 to 100."""
-    return _sentence_chrf().sentence_score(hypothesis, [reference]).score
+    return float(_sentence_chrf().sentence_score(hypothesis, [reference]).score)
 
 
 def compare(

@@ -74,13 +74,22 @@ def _blocks(lines: Iterable[str], size: int) -> Iterator[list[str]]:
 class _Translator:
     """The work of `translate`; counts the lines it has seen, to name them in warnings."""
 
-    def __init__(self, model, tokenizers, config, device, warn) -> None:
-        self.model: Transformer = model
-        self.tokenizers: Tokenizers = tokenizers
-        self.config: DecodingConfig = config
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizers: Tokenizers,
+        config: DecodingConfig,
+        device: torch.device | str,
+        warn: Callable[[str], None],
+    ) -> None:
+        self.model = model
+        self.tokenizers = tokenizers
+        self.config = config
         self.device = torch.device(device)
-        self.warn: Callable[[str], None] = warn
+        self.warn = warn
         self.seen = 0
+        target = tokenizers.target
+        self.banned = (*target.never_text, *(() if config.unknown else (target.unk_id,)))
 
     def translate(self, lines: Sequence[str], progress: Callable[[int], None]) -> list[str]:
         pieces = self._encode(lines)
@@ -103,11 +112,14 @@ class _Translator:
         return translations
 
     def _encode(self, lines: Sequence[str]) -> list[list[int]]:
-        """Source ids of each line with the end token; none at all for an empty line."""
+        """Source ids of each line with the end token; none at all for one of white space."""
         longest = self.model.config.max_positions
-        encoded = []
-        for ids in self.tokenizers.source.encode(lines):
+        encoded: list[list[int]] = []
+        for line, ids in zip(lines, self.tokenizers.source.encode(lines), strict=True):
             self.seen += 1
+            if not line.strip():
+                encoded.append([])
+                continue
             if len(ids) >= longest:
                 self.warn(
                     f"line {self.seen}: cut from {len(ids)} to {longest - 1} pieces, "
@@ -159,7 +171,7 @@ class _Translator:
             beam=self.config.beam,
             length_penalty=self.config.length_penalty,
             max_lengths=limits,
-            banned=(target.bos_id, target.mask_id),
+            banned=self.banned,
         ).tokens
 
     def _mask_predict(
@@ -175,4 +187,5 @@ class _Translator:
             length_window=self.config.length_window,
             remove_duplicates=self.config.remove_duplicates,
             reconsider=self.config.reconsider,
+            banned=self.banned,
         ).tokens

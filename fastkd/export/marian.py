@@ -17,16 +17,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fastkd.config.load import validate
-from fastkd.data.tokenizer import PAD, Tokenizer, Tokenizers
+from fastkd.data.sentencepieces import PAD, SPECIAL, pieces_of, read_model, with_pieces
+from fastkd.data.tokenizer import Tokenizer, Tokenizers
 from fastkd.errors import InputError
 from fastkd.export.layout import from_transformers
-from fastkd.export.sentencepieces import (
-    SPECIAL,
-    pieces_of,
-    read_model,
-    read_vocabulary,
-    with_pieces,
-)
+from fastkd.export.vocabulary import read_vocabulary
 from fastkd.nn.build import build_model
 from fastkd.runs.checkpoint import write_checkpoint
 from fastkd.runs.folder import MODEL, RunFolder
@@ -195,7 +190,7 @@ def _vocabularies(folder: Path, shared: bool) -> list[_Vocabulary]:
         order = [*SPECIAL, *pieces]
         sides.append(
             _Vocabulary(
-                with_pieces(model, pieces),
+                Tokenizer(with_pieces(model, pieces)),
                 [ids.get(piece, ids["<unk>"]) for piece in order],
                 [piece in ids for piece in order],
             )

@@ -1,5 +1,7 @@
 """A conditional masked language model: a Transformer that fills in masked target pieces."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -63,16 +65,25 @@ class CMLM(Transformer):
         return super().decode(decoder_input, encoded, target_lengths, taps, causal)
 
     @torch.no_grad()
-    def best(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The most probable piece for each of the states (M, width), and its log-probability."""
+    def best(self, rows: Tensor, banned: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """The most probable piece for each of the states (M, width), and its log-probability.
+
+        banned: ids that are passed over; their probability is not given to the others
+        """
+        barred = torch.tensor(banned, dtype=torch.int64, device=rows.device)
         ids, scores = [], []
         for part in rows.split(_ROWS_AT_ONCE):
             logits = self.logits(part)
             logits = logits if logits.dtype == torch.float64 else logits.float()
+            passed_over = logits[:, barred]
+            logits.index_fill_(1, barred, -torch.inf)
             top = logits.max(-1, keepdim=True)
             ids.append(top.indices.squeeze(-1))
             # log p of the largest is −log Σ exp(z − max z); in place, as V is large.
-            scores.append(-logits.sub_(top.values).exp_().sum(-1).log())
+            score = -logits.sub_(top.values).exp_().sum(-1).log()
+            if banned:
+                score = -torch.logaddexp(-score, (passed_over - top.values).logsumexp(-1))
+            scores.append(score)
         return torch.cat(ids), torch.cat(scores)
 
 

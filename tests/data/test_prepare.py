@@ -223,3 +223,66 @@ def test_another_format_is_refused(config_of, tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
     with pytest.raises(InputError, match="written by another version"):
         open_prepared(config_of())
+
+
+@pytest.mark.parametrize("file", ["train.aa", "train.bb", "dev.bb", "test.aa"])
+def test_a_text_that_changed_after_preparing_is_noticed(config_of, tmp_path, file):
+    config = config_of()
+    prepare(config)
+    text = (tmp_path / file).read_text(encoding="utf-8")
+    (tmp_path / file).write_text(text, encoding="utf-8")  # another time, the same content
+    open_prepared(config)
+    (tmp_path / file).write_text(text[1:].replace("\n", "x\n", 1), encoding="utf-8")
+    with pytest.raises(InputError, match=rf"{file}: has changed since it was prepared; run: fast"):
+        open_prepared(config)
+    prepare(config)
+    open_prepared(config)
+    (tmp_path / file).unlink()
+    assert len(open_prepared(config).train) > 0
+
+
+def older(folder):
+    """Makes the folder one of before the tokenizer had these keys."""
+    path = folder / "prepared.json"
+    manifest = json.loads(path.read_text())
+    for key in ("normalization", "source_normalization", "byte_fallback"):
+        del manifest["made_from"][f"tokenizer.{key}"]
+    del manifest["stamps"]
+    path.write_text(json.dumps(manifest))
+
+
+def test_what_was_prepared_before_keeps_its_normalization(config_of, tmp_path, caplog):
+    before = config_of({"vocabulary": 60, "normalization": "nmt_nfkc"})
+    prepare(before)
+    older(tmp_path / "prepared")
+    open_prepared(before)
+    assert not caplog.records
+    sha256 = open_prepared(config_of()).tokenizers.sha256
+    assert "keeps tokenizer.normalization=nmt_nfkc" in caplog.text
+    assert prepare(config_of()).reused
+    assert open_prepared(config_of()).tokenizers.sha256 == sha256
+    other = {"vocabulary": 60, "normalization": "nfc"}
+    with pytest.raises(InputError, match=r"normalization = nmt_nfkc, but the config says nfc"):
+        open_prepared(config_of(other))
+
+
+def test_unknown_characters_are_counted_and_told(config_of, tmp_path):
+    config = config_of({"vocabulary": 40, "character_coverage": 0.98})
+    for language, sign in (("aa", ""), ("bb", "猫")):
+        path = tmp_path / f"train.{language}"
+        lines = path.read_text(encoding="utf-8").splitlines()
+        lines[7] += sign
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    report = prepare(config)
+    assert report.splits["train"].unknown[1] >= 1
+    assert "with unknown characters: 0 source and" in report.lines()[1]
+    assert prepare(config).splits["train"].unknown == report.splits["train"].unknown
+
+
+def test_a_plain_sentencepiece_file_is_taken(config_of, tmp_path):
+    prepare(config_of())
+    plain = tmp_path / "plain.model"
+    plain.write_bytes((tmp_path / "prepared" / "tokenizer" / "joint.model").read_bytes())
+    config = config_of(str(plain), prepared=str(tmp_path / "other"))
+    prepare(config)
+    assert open_prepared(config).tokenizers.source.sha256 == Tokenizers.load(plain).source.sha256

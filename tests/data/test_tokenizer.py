@@ -1,6 +1,7 @@
 import io
 import pickle
 import re
+import unicodedata
 
 import pytest
 import sentencepiece
@@ -141,3 +142,135 @@ def test_tokenizers_can_be_sent_to_another_process(joint):
     assert copy.sha256 == joint.sha256
     assert copy.joint
     assert copy.source.encode(["bade"]) == joint.source.encode(["bade"])
+
+
+# What writing systems need and sentencepiece's nmt_nfkc rewrites.
+WRITTEN = {
+    "Chinese": "你好，世界！（真的？）",
+    "Japanese": "ﾊﾛｰ　ＮＨＫ「ねえ！」〜",
+    "Thai": "ทำ น้ำ",
+    "Persian": "می\u200cخواهم کتاب\u200cها",
+    "Sinhala": "ශ්\u200dරී ලංකා",
+    "Khmer": "សួស្តី\u200bពិភពលោក",
+    "Arabic": "ﷲ ﻻ",
+    "French": "«\u00a0oui\u00a0»",
+    "Catalan": "col·legi coŀlegi",
+    "signs": "5 m² ½ … № ™ ﬁn １２ Ａ µΩ 2º",
+    "decomposed": unicodedata.normalize("NFD", "tiếng Việt"),
+    "controls": "a\tb \u200e \u202e \u2028 \x0b \ufeff",
+}
+
+
+def trained(lines, **options):
+    """A tokenizer of as many pieces as the lines give."""
+    try:
+        return train_tokenizer(TokenizerConfig(**{"vocabulary": 900, **options}), lines, "text")
+    except InputError as error:
+        largest = re.search(r"at most (\d+)", str(error))[1]
+    return train_tokenizer(
+        TokenizerConfig(**{**options, "vocabulary": int(largest)}), lines, "text"
+    )
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_text_of_any_script_comes_back_as_it_was(name):
+    tokenizer = trained([WRITTEN[name]] * 30)
+    assert tokenizer.decode(tokenizer.encode([WRITTEN[name]])) == [WRITTEN[name]]
+
+
+@pytest.mark.parametrize("name", ["Vietnamese", "Korean", "signs"])
+def test_nfc_composes_and_leaves_the_rest(name):
+    text = {"Vietnamese": WRITTEN["decomposed"], "Korean": "\u1112\u1161\u11ab 각"}
+    text = text.get(name) or WRITTEN[name].replace("Ω", "\u2126")
+    tokenizer = trained([text] * 30, normalization="nfc")
+    composed = unicodedata.normalize("NFC", text)
+    assert composed != text
+    assert tokenizer.decode(tokenizer.encode([text, composed])) == [composed] * 2
+    assert trained([text] * 30, normalization="nfc").sha256 == tokenizer.sha256
+
+
+def test_nmt_nfkc_rewrites():
+    tokenizer = trained([WRITTEN["signs"]] * 30, normalization="nmt_nfkc")
+    assert tokenizer.decode(tokenizer.encode(["5 m²"])) == ["5 m2"]
+
+
+def test_the_source_may_be_normalized_alone(write_text, sentences):
+    lines = [f"{line} m² ½" for line in sentences(200, 1)]
+    source, target = write_text("x.aa", lines), write_text("x.bb", lines)
+    config = TokenizerConfig(vocabulary=60, joint=False, source_normalization="nmt_nfkc")
+    pair = train_tokenizers(config, source, target, 200)
+    assert pair.source.decode(pair.source.encode(["m²"])) == ["m2"]
+    assert pair.target.decode(pair.target.encode(["m²"])) == ["m²"]
+    with pytest.raises(ValueError, match="joint: false where source_normalization"):
+        TokenizerConfig(source_normalization="nmt_nfkc")
+
+
+def test_bytes_stand_for_unknown_characters(sentences):
+    config = TokenizerConfig(vocabulary=320, byte_fallback=True)
+    tokenizer = train_tokenizer(config, sentences(300, 1), "text")
+    lines = ["bade 猫 😀 \u2585 \x00"]
+    rows = tokenizer.encode(lines)
+    assert tokenizer.unk_id not in rows[0]
+    assert tokenizer.decode(rows) == lines
+    breaks = [tokenizer.encode([text])[0][-1] for text in ("a\n", "a\r")]
+    assert set(breaks) < set(tokenizer.never_text)
+    assert "\n" not in tokenizer.decode([[*rows[0], breaks[0], *rows[0]]])[0]
+    assert trained(lines * 9).never_text == (0, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("lines", "word"),
+    [
+        (["我喜欢苹果和书" * 215] * 20, "苹果"),  # documents a line, without spaces
+        (["bade " * 900 + "zebra"] * 20, "zebra"),
+        (["bade"] * 200 + ["zebra giraffe " * 500] * 50, "giraffe"),
+        (["x" * 4192 + "é" * 4192 + "zebra"] * 20, "zebra"),
+    ],
+)
+def test_long_lines_are_learned_from_too(lines, word):
+    tokenizer = trained(lines)
+    assert tokenizer.unk_id not in tokenizer.encode([word])[0]
+
+
+def test_reserved_characters_cost_a_line_nothing_else(caplog):
+    lines = ["bade \u2585 zebra", "bade \0 giraffe", "bade"] * 30
+    tokenizer = train_tokenizer(TokenizerConfig(vocabulary=17), lines, "some text")
+    assert tokenizer.unk_id not in tokenizer.encode(["zebra giraffe"])[0]
+    assert "some text: 60 lines hold U+0000 or U+2585" in caplog.text
+
+
+def plain_model(sentences, **options):
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences(300, 1)),
+        model_writer=model,
+        vocab_size=50,
+        minloglevel=2,
+        **options,
+    )
+    return model.getvalue()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"pad_id": 3, "bos_id": -1, "control_symbols": ["<2de>"]},
+        {"user_defined_symbols": ["<mask>", "ba"], "model_type": "bpe"},
+    ],
+)
+def test_a_plain_sentencepiece_file_is_a_tokenizer(options, sentences, tmp_path):
+    model = plain_model(sentences, **options)
+    (tmp_path / "plain.model").write_bytes(model)
+    pair = Tokenizers.load(tmp_path / "plain.model")
+    assert pair.joint
+    plain = sentencepiece.SentencePieceProcessor(model_proto=model)
+    line = "bade figolu ½ <2de> x"
+    assert [pair.source.piece(i) for i in pair.source.encode([line])[0]] == [
+        "<unk>" if plain.is_unknown(plain.piece_to_id(piece)) else piece
+        for piece in plain.encode(line, out_type=str)
+    ]
+    assert not set(pair.source.encode(["<mask> <s> </s>"])[0]) & {0, 2, 3, 4}
+    (tmp_path / "none.model").write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"none\.model: not a sentencepiece model"):
+        Tokenizers.load(tmp_path / "none.model")

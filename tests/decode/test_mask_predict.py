@@ -141,7 +141,7 @@ def test_lengths_stay_within_their_limits(model):
 
 def test_adjacent_duplicates_are_removed(model, monkeypatch):
     pieces = iter([torch.tensor([6, 6, 7, 6, 6])])
-    monkeypatch.setattr(CMLM, "best", lambda self, rows: (next(pieces), torch.zeros(5)))
+    monkeypatch.setattr(CMLM, "best", lambda self, rows, banned: (next(pieces), torch.zeros(5)))
     monkeypatch.setattr(type(model.length), "predict", lambda self, encoded: torch.full((1,), 5))
     found = mask_predict(
         model,

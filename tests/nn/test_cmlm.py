@@ -157,3 +157,17 @@ def test_repeated_sentences_have_the_same_states():
     lengths = TARGET_LENGTHS.repeat_interleave(3)
     thrice = model.decode(TARGET.repeat_interleave(3, 0), encoded, lengths).hidden
     torch.testing.assert_close(thrice, states(model).hidden.repeat_interleave(3, 0))
+
+
+def test_banned_pieces_are_passed_over_and_keep_their_probability():
+    model = build()
+    rows = states(model).rows
+    first, _ = model.best(rows)
+    with torch.no_grad():
+        log_p = model.logits(rows).log_softmax(-1)
+    banned = tuple(first.unique().tolist()[:2])
+    ids, scores = model.best(rows, banned)
+    log_p[:, list(banned)] = -torch.inf
+    assert not set(ids.tolist()) & set(banned)
+    assert torch.equal(ids, log_p.argmax(-1))
+    torch.testing.assert_close(scores, log_p.max(-1).values)
