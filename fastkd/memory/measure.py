@@ -65,7 +65,7 @@ def measure_step(
         independent = _cuda_figures(step, update, pieces, snapshot)
     else:
         independent = {"resident": _resident_rise(step, update, pieces)}
-    memory = record_step(Tracker(step.modules()), step, update, pieces)
+    memory = record_step(Tracker(step.updater.modules()), step, update, pieces)
     return dataclasses.replace(memory, **independent)
 
 

@@ -69,5 +69,5 @@ def _run(
     with mode:
         step = TrainingStep(config, vocabulary, teacher, torch.device("cpu"))
     pieces = update.pieces(config.training.accumulation, vocabulary)
-    tracker = predictor(mode, step.modules())
+    tracker = predictor(mode, step.updater.modules())
     return record_step(tracker, step, update, pieces), tracker
