@@ -12,57 +12,54 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from fastkd.config.tree import A2D, CrossEntropy, LossConfig, TieKD, WordKD
+from fastkd.config.losses import A2D, CrossEntropy, HiddenStates, LossConfig, TieKD, WordKD
 from fastkd.errors import InputError
 from fastkd.functional import SparseTeacher
+from fastkd.integrations.counts import as_counts, counted
 from fastkd.integrations.heads import Head
 from fastkd.integrations.passes import (
     COLUMNS,
     IGNORED,
     TEACHER_IDS,
     TEACHER_LOG_PROBS,
+    Call,
     Inputs,
     ModelPass,
     is_encoder_decoder,
     predicted,
 )
-from fastkd.integrations.token_terms import Teaching, TokenTerms
 from fastkd.integrations.transformers import ModelTaps
 from fastkd.modules import AlignToDistill
-from fastkd.terms.alignment import DEFAULT_WEIGHTS
+from fastkd.terms.alignment import AlignmentTerm
+from fastkd.terms.hidden import HiddenTerm
+from fastkd.terms.listed import by_name, check_listed
+from fastkd.terms.passes import Components, Counts, Passes, summed
+from fastkd.terms.tokens import TokenTerms
 
 
 class Distilled(NamedTuple):
     """A batch's share of an update's loss, and of its unweighted, detached components by name."""
 
     loss: Tensor
-    components: dict[str, Tensor]
-
-
-class Counts(NamedTuple):
-    """What an update's losses are divided by: sums over its batches and processes, scalars."""
-
-    batches: Tensor
-    sentences: Tensor
-    encoder: Tensor  # tokens of the encoder
-    decoder: Tensor  # tokens of the decoder
-    targets: Tensor  # labels that are predicted and not −100
+    components: Components
 
 
 class Distillation(nn.Module):
     """Losses of `student`, as in a run's configuration, and what of them is learned.
 
     student: a Transformers model with a linear output projection
-    losses: CrossEntropy, WordKD, TieKD and A2D of `fastkd.config.tree`, or mappings of their keys,
-        `name` among them
+    losses: CrossEntropy, WordKD, TieKD, A2D and HiddenStates of `fastkd.losses`, or mappings of
+        their keys, `name` among them
     teacher: another such model, which is frozen. None where no loss needs one, or where batches
         hold `teacher_ids` and `teacher_log_probs` (B, T, K) beside their `labels` (B, T)
     rest: what becomes of the mass that those leave out, as in `SparseTeacher`
 
     Token losses are sums over the predicted labels; A2D is one over sentences (normalization
-    "map") or query tokens, and teacher maps. Each is divided by its count in the whole update, so
-    none depends on how an update is cut into batches and processes. Logits are never held: the
-    losses take last hidden states, output projection, and the scale and offset that the model
+    "map") or query tokens, and teacher maps; hidden states are compared at the encoder's tokens
+    and, as they enter the output projection, at the predicted labels. Each is divided by its count
+    in the whole update, so none depends on how an update is cut into batches and processes. Logits
+    are never held: the losses take last hidden states, output projection, and the scale and offset
+    that the model
     gives its logits.
 
     Raises InputError for losses that do not fit the models or each other.
@@ -78,7 +75,7 @@ class Distillation(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        self.losses = _by_name(losses)
+        self.losses = _losses_of(losses)
         self.rest = rest
         # A tuple keeps the models' parameters out of this module's own.
         self._heads = (Head(student), None if teacher is None else Head(teacher))
@@ -88,23 +85,22 @@ class Distillation(nn.Module):
                 raise InputError(
                     "teacher: expected an encoder-decoder exactly where the student is one"
                 )
-        distilling = [loss for loss in self.losses.values() if isinstance(loss, WordKD | TieKD)]
-        self._listing = teacher is None and bool(distilling)
-        self._token_terms = TokenTerms(self.losses.get("cross_entropy"), distilling, backend)
+        else:
+            check_listed(self.losses, "a list of ids in each batch", "a teacher model")
+        self._listing = teacher is None and bool(self.losses.keys() & {"word_kd", "tie_kd"})
+        self._tokens = TokenTerms.of(self.losses, backend)
         self._check_iterations(self.losses.get("tie_kd"))
         self.alignment: AlignToDistill | None = None
+        self.hidden: HiddenTerm | None = None
+        self._aligned: tuple[AlignmentTerm, ...] = ()
+        if teacher is None:
+            return
         if a2d := self.losses.get("a2d"):
-            if teacher is None:
-                raise InputError("losses: a2d needs a teacher model; columns hold no queries")
-            self.alignment = AlignToDistill(
-                ModelTaps(student).maps,  # type: ignore[arg-type]
-                ModelTaps(teacher).maps,  # type: ignore[arg-type]
-                weights={"encoder": a2d.encoder, "decoder": a2d.decoder, "cross": a2d.cross},
-                normalization=a2d.normalization,
-                temperature=a2d.temperature,
-                padding=a2d.padding,
-                backend=backend,
-            )
+            term = AlignmentTerm(a2d, _maps(student), _maps(teacher), backend)
+            # The term in a tuple: what it learns has the name of `alignment` in checkpoints.
+            self._aligned, self.alignment = (term,), term.align
+        if hidden := self.losses.get("hidden"):
+            self.hidden = HiddenTerm(hidden, self._widths(hidden))
 
     @property
     def student(self) -> nn.Module:
@@ -115,9 +111,8 @@ class Distillation(nn.Module):
         return self._heads[1].model if self._heads[1] else None
 
     def counts(self, batches: Iterable[Inputs]) -> Tensor:
-        """(5,): `Counts` of this process's batches of an update, to be summed over processes."""
-        rows = [torch.stack(self._counts(batch)) for batch in batches]
-        return torch.stack(rows).sum(0) if rows else torch.zeros(5)
+        """(5,): sizes of this process's batches of an update, to be summed over processes."""
+        return counted(self.student, batches)
 
     def forward(
         self, model: nn.Module, inputs: Inputs, counts: Tensor | None = None, epoch: int = 1
@@ -130,71 +125,48 @@ class Distillation(nn.Module):
         epoch: from 1; A2D decays by it
         """
         sizes = self.counts([inputs]) if counts is None else counts
-        divisors = Counts(*sizes.to(inputs["labels"].device).clamp(min=1).unbind())
+        divisors = as_counts(sizes.to(inputs["labels"].device))
         called_with = {k: v for k, v in inputs.items() if k not in COLUMNS}
-        taps = self.alignment is not None
         with contextlib.ExitStack() as stack:
             head, other = self._heads
-            student = ModelPass(head, inputs, stack, taps)
-            teacher: ModelPass | None = None
-            teaching: Teaching = self._listed(inputs) if self._listing else None
+            taps = self.alignment is not None
+            call = Call(head, inputs, stack, taps)
+            taught: ModelPass | SparseTeacher | None = None
             if other is not None:
                 with torch.no_grad():
-                    teacher = ModelPass(other, inputs, stack, taps)
-                    teaching = teacher.states(other.model(**called_with))
+                    asked = Call(other, inputs, stack, taps)
+                    taught = asked.passed(other.model(**called_with))
+            elif self._listing:
+                taught = self._listed(inputs)
+            target = predicted(self.student, call.labels)
 
-            def losses(module: nn.Module, arguments: tuple, output: Any) -> Distilled:
-                states = student.states(output)
-                loss, components = self._token_terms(student, states, teacher, teaching)
-                components = {name: sums / divisors.targets for name, sums in components.items()}
-                loss = loss / divisors.targets
-                if teacher is not None and self.alignment is not None:
-                    term, parts = self._aligned(self.alignment, student, teacher, divisors, epoch)
-                    loss, components = loss + term, components | parts
-                return Distilled(loss, components)
+            def losses(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Distilled:
+                passes = Passes(call.passed(output), taught, target, IGNORED)
+                return self._losses(passes, divisors, epoch)
 
             # In the forward pass, as wrappers see from its output which parameters were used.
             stack.callback(head.model.register_forward_hook(losses).remove)
-            return model(**called_with)
+            distilled: Distilled = model(**called_with)
+        return distilled
 
-    def _aligned(
-        self,
-        align: AlignToDistill,
-        student: ModelPass,
-        teacher: ModelPass,
-        counts: Counts,
-        epoch: int,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """A2D, divided as `fastkd.terms.alignment` does."""
-        config = self.losses["a2d"]
-        weight = DEFAULT_WEIGHTS[config.normalization] if config.weight is None else config.weight
-        weight *= config.decay ** (epoch - 1)
-        losses, components = [], {}
-        for kind, alignment in align.kinds.items():
-            groups = counts.encoder if kind == "encoder" else counts.decoder
-            if config.normalization == "map":
-                groups = counts.sentences
-            ours, theirs = getattr(student.taps, kind), getattr(teacher.taps, kind)
-            loss = alignment(ours, theirs) / (groups * theirs.maps)
-            losses.append(weight * align.weights[kind] * loss)
-            components[f"a2d.{kind}"] = loss.detach()
-        return torch.stack(losses).sum(), components
+    def _losses(self, passes: Passes, counts: Counts, epoch: int) -> Distilled:
+        terms = [self._tokens(passes, counts)]
+        terms += [term(passes, counts, epoch) for term in self._aligned]
+        if self.hidden is not None:
+            terms.append(self.hidden(passes, counts))
+        return Distilled(*summed(terms))
 
-    def _counts(self, inputs: Inputs) -> Counts:
-        if inputs.get("labels") is None:
-            raise InputError("labels: expected in every batch")
-        labels, mask = inputs["labels"], inputs.get("attention_mask")
-        decoder_mask = inputs.get("decoder_attention_mask")
-        given = (mask if mask is not None else torch.ones_like(inputs["input_ids"])) != 0
-        read = (labels != IGNORED) if decoder_mask is None else decoder_mask != 0
-        sizes = (
-            torch.tensor(1),
-            torch.tensor(len(labels)),
-            given.sum(),
-            (read if is_encoder_decoder(self.student) else given).sum(),
-            (predicted(self.student, labels) != IGNORED).sum(),
-        )
-        return Counts(*(size.to(labels.device, torch.float32) for size in sizes))
+    def _widths(self, loss: HiddenStates) -> dict[str, tuple[int, int]]:
+        """Of both models' states, by the sides that are compared."""
+        assert self.teacher is not None
+        sides: dict[str, tuple[int, int]] = {}
+        if loss.encoder and is_encoder_decoder(self.student):
+            sides["encoder"] = (_encoder_width(self.student), _encoder_width(self.teacher))
+        if loss.decoder:
+            sides["decoder"] = tuple(head.width for head in self._heads if head)  # type: ignore[assignment]
+        if not sides:
+            raise InputError("losses: hidden.encoder: expected a student that has an encoder")
+        return sides
 
     def _listed(self, inputs: Inputs) -> SparseTeacher:
         """What the batch's columns say of the predicted labels."""
@@ -219,25 +191,26 @@ class Distillation(nn.Module):
             )
 
 
-def _by_name(losses: Sequence[Any]) -> dict[str, Any]:
+def _losses_of(losses: Sequence[Any]) -> dict[str, Any]:
     """The losses that have a weight, by name."""
-    served = (CrossEntropy, WordKD, TieKD, A2D)
-    found: dict[str, Any] = {}
-    for position, given in enumerate(losses):
-        loss = _parsed(given, position) if isinstance(given, Mapping) else given
-        if not isinstance(loss, served):
-            names = ", ".join(kind.name for kind in served)
-            raise InputError(f"losses.{position}: expected one of {names}, not {given!r}")
-        if loss.name in found:
-            raise InputError(f"losses.{position}: {loss.name} is listed twice")
-        if loss.weight != 0:
-            found[loss.name] = loss
-    if not set(found) - {"a2d"}:
-        raise InputError("losses: expected at least one of cross_entropy, word_kd, tie_kd")
-    return found
+    parsed = [
+        _parsed(given, position) if isinstance(given, Mapping) else given
+        for position, given in enumerate(losses)
+    ]
+    needed = (CrossEntropy, WordKD, TieKD)
+    return by_name(parsed, (*needed, A2D, HiddenStates), needed, "Transformers models")
 
 
-def _parsed(loss: Mapping, position: int) -> Any:
+def _maps(model: nn.Module) -> dict[str, int]:
+    return ModelTaps(model).maps  # type: ignore[arg-type]
+
+
+def _encoder_width(model: nn.Module) -> int:
+    encoder = model.get_encoder()  # type: ignore[operator]
+    return int(encoder.config.hidden_size)
+
+
+def _parsed(loss: Mapping[str, Any], position: int) -> Any:
     try:
         return TypeAdapter(LossConfig).validate_python(dict(loss))
     except ValidationError as error:

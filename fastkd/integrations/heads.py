@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastkd.errors import InputError
+from fastkd.terms.passes import Projection
 
 _PROBE = 1000.0  # far beyond usual logits, so that a soft cap bends them
 
@@ -56,17 +57,31 @@ class Head:
             hook.remove()
             self.hidden = None
 
-    def projected(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """hidden, weight, bias with logits = hidden · weightᵀ + bias."""
+    @property
+    def width(self) -> int:
+        return int(self.linear.in_features)
+
+    @property
+    def taken(self) -> Tensor:
+        """The last states of the last pass, (B, T, width)."""
+        assert self.hidden is not None
+        return self.hidden
+
+    def scaled(self, hidden: Tensor) -> Tensor:
+        """States of which `projection` makes the model's logits."""
+        assert self._affine is not None
+        return hidden * self._affine.scale if self._affine.scale != 1 else hidden
+
+    @property
+    def projection(self) -> Projection:
         assert self._affine is not None
         scale, offset, bias = self._affine.scale, self._affine.offset, self.linear.bias
         if scale != 1:
-            hidden = hidden * scale
             bias = None if bias is None else bias * scale
         if offset is not None:
             offset = offset.to(self.linear.weight)
             bias = offset if bias is None else bias + offset
-        return hidden, self.linear.weight, bias
+        return Projection(self.linear.weight, bias)
 
     @torch.no_grad()
     def learn(self, inputs: dict[str, Any]) -> None:
@@ -102,7 +117,8 @@ class Head:
             logits = self.model(**row).logits
         finally:
             hook.remove()
-        return logits.flatten(0, -2)[-1].float()
+        last: Tensor = logits.flatten(0, -2)[-1].float()
+        return last
 
     def _complaint(self) -> str:
         config = self.model.config.to_dict()  # type: ignore[operator,union-attr]

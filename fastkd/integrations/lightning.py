@@ -101,7 +101,8 @@ class DistillationModule(lightning.LightningModule):
             batch_size=1,
         )
         # Lightning divides by the one, and averages gradients over the other.
-        return loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
+        scaled: Tensor = loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
+        return scaled
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         inputs = {name: value for name, value in batch.items() if name not in COLUMNS}
@@ -109,7 +110,7 @@ class DistillationModule(lightning.LightningModule):
         self.log("val_loss", loss, sync_dist=True, batch_size=len(inputs["labels"]))
 
 
-class CountedLoader(DataLoader):
+class CountedLoader(DataLoader[Any]):
     """A DataLoader whose batches know the size of the update they belong to.
 
     counts: `distillation.counts` of the module that trains on them

@@ -1,7 +1,8 @@
-"""One Transformers model on one batch: its last states and taps, in place of logits."""
+"""Transformers models as the losses see them: last states and taps, in place of logits."""
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,17 +12,17 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from fastkd.integrations.heads import Head
 from fastkd.integrations.transformers import ModelTaps, attention_taps
+from fastkd.terms.passes import Projection
 
 IGNORED = -100
 TEACHER_IDS, TEACHER_LOG_PROBS = "teacher_ids", "teacher_log_probs"
 COLUMNS = (TEACHER_IDS, TEACHER_LOG_PROBS)
 
 Inputs = Mapping[str, Any]
-States = tuple[Tensor, Tensor, Tensor | None]  # hidden (B, T, D), weight (V, D), bias (V,)
 
 
-class ModelPass:
-    """`head.model` on `inputs`, what it is called with and `labels`, while `stack` is open.
+class Call:
+    """`head.model` called with `inputs`, of which `labels` are withheld, while `stack` is open.
 
     taps: whether queries and keys of its attention layers are wanted
     """
@@ -29,7 +30,6 @@ class ModelPass:
     def __init__(self, head: Head, inputs: Inputs, stack: contextlib.ExitStack, taps: bool) -> None:
         self.head, self.model = head, head.model
         self.labels: Tensor = inputs["labels"]
-        self.encoded: Tensor | None = None  # last encoder states
         self.inputs = {k: v for k, v in inputs.items() if k not in ("labels", *COLUMNS)}
         if is_encoder_decoder(self.model):
             self.inputs.setdefault("decoder_input_ids", shifted_right(self.labels, self.model))
@@ -44,34 +44,73 @@ class ModelPass:
         hook = self.model.register_forward_pre_hook(self._without_labels, with_kwargs=True)
         stack.callback(hook.remove)
 
-    def _without_labels(self, model: nn.Module, arguments: tuple, keywords: dict) -> tuple:
+    def _without_labels(
+        self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         # With labels the model would compute a loss of its own, of the logits that it lacks.
         return (), self.inputs
 
-    def states(self, output: Any = None) -> States:
-        """What gives the logits for the predicted labels, after a pass with this output."""
-        if output is not None:
-            self.encoded = getattr(output, "encoder_last_hidden_state", None)
-        assert self.head.hidden is not None
-        hidden = self.head.hidden
-        return self.head.projected(hidden[:, :-1] if shifts_labels(self.model) else hidden)
+    def passed(self, output: Any) -> "ModelPass":
+        """What the call came to, whose output this is."""
+        return ModelPass(self, self.head.taken, getattr(output, "encoder_last_hidden_state", None))
 
-    def again(self, prediction: Tensor) -> States:
-        """The states where the decoder reads `prediction` (B, T) in place of the labels.
+
+@dataclass(frozen=True, eq=False)
+class ModelPass:
+    """One model on one decoder input; a `fastkd.terms.passes.Pass`, one state a predicted label.
+
+    hidden: (B, T, width), what entered the head
+    encoded: (B, Ts, width), last states of the encoder, where there is one
+    """
+
+    call: Call
+    hidden: Tensor
+    encoded: Tensor | None
+
+    @property
+    def states(self) -> Tensor:
+        hidden = self.hidden[:, :-1] if shifts_labels(self.call.model) else self.hidden
+        return self.call.head.scaled(hidden)
+
+    @property
+    def projection(self) -> Projection:
+        return self.call.head.projection
+
+    @property
+    def encoder_states(self) -> Tensor:
+        assert self.encoded is not None
+        return self.encoded
+
+    @property
+    def encoder_mask(self) -> Tensor:
+        mask: Tensor | None = self.call.inputs.get("attention_mask")
+        if mask is None:
+            assert self.encoded is not None
+            return torch.ones(self.encoded.shape[:2], dtype=torch.bool, device=self.encoded.device)
+        return mask != 0
+
+    @property
+    def taps(self) -> ModelTaps:
+        assert self.call.taps is not None
+        return self.call.taps
+
+    def again(self, prediction: Tensor) -> "ModelPass":
+        """The decoder on `prediction` (B, T) in place of the labels.
 
         The encoder is not rerun, and the taps stay those of the first pass.
         """
-        config: Any = self.model.config
-        start = self.inputs["decoder_input_ids"][:, :1]
+        call = self.call
+        config: Any = call.model.config
+        start = call.inputs["decoder_input_ids"][:, :1]
         shifted = torch.cat([start, prediction[:, :-1]], dim=1)
         inputs = {
-            **self.inputs,
-            "decoder_input_ids": shifted.masked_fill(self.labels == IGNORED, config.pad_token_id),
+            **call.inputs,
+            "decoder_input_ids": shifted.masked_fill(call.labels == IGNORED, config.pad_token_id),
             "encoder_outputs": BaseModelOutput(last_hidden_state=self.encoded),
         }
         # Hooks, which this goes past, are for the first pass.
-        self.model.forward(**inputs)
-        return self.states()
+        call.model.forward(**inputs)
+        return ModelPass(call, call.head.taken, self.encoded)
 
 
 def is_encoder_decoder(model: nn.Module) -> bool:

@@ -17,8 +17,8 @@ from fastkd.integrations.passes import (
     IGNORED,
     TEACHER_IDS,
     TEACHER_LOG_PROBS,
+    Call,
     Inputs,
-    ModelPass,
     predicted,
 )
 
@@ -34,12 +34,13 @@ def teacher_columns(teacher: nn.Module, batch: Inputs, top_k: int) -> dict[str, 
     teacher.eval()
     with contextlib.ExitStack() as stack:
         stack.callback(teacher.train, was_training)
-        asked = ModelPass(Head(teacher), batch, stack, taps=False)
-        hidden, weight, bias = asked.states(teacher(**batch))
+        call = Call(Head(teacher), batch, stack, taps=False)
+        asked = call.passed(teacher(**batch))
+        projection = asked.projection
         counted = predicted(teacher, batch["labels"]) != IGNORED
         columns: dict[str, list[Tensor]] = {TEACHER_IDS: [], TEACHER_LOG_PROBS: []}
-        for row, rows in zip(hidden, counted, strict=True):
-            logits = nn.functional.linear(row[rows], weight, bias).float()
+        for row, rows in zip(asked.states, counted, strict=True):
+            logits = nn.functional.linear(row[rows], projection.weight, projection.bias).float()
             if top_k > logits.shape[1]:
                 raise InputError(f"top_k: expected at most {logits.shape[1]}, the vocabulary")
             best = logits.log_softmax(-1).topk(top_k)

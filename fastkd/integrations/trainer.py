@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Trainer
 
 from fastkd.errors import InputError
-from fastkd.integrations.distillation import Counts, Distillation
+from fastkd.integrations.distillation import Distillation
 from fastkd.integrations.passes import COLUMNS
 
 _ATTRIBUTE = "fastkd_distillation"  # of the student, while it trains
@@ -101,11 +101,11 @@ class DistillationMixin(_Trainer):
         elif hasattr(self.model, _ATTRIBUTE):
             delattr(self.model, _ATTRIBUTE)
 
-    def get_batch_samples(self, *arguments: Any, **keywords: Any) -> tuple[list, Any]:
+    def get_batch_samples(self, *arguments: Any, **keywords: Any) -> tuple[list[Any], Any]:
         batches, _ = super().get_batch_samples(*arguments, **keywords)
         counts = self.distillation.counts(batches).to(self.args.device)
         self._update_counts = self.accelerator.reduce(counts, "sum")
-        return batches, Counts(*self._update_counts.unbind()).targets
+        return batches, self._update_counts[-1]  # labels
 
     def training_step(self, *arguments: Any, **keywords: Any) -> Tensor:
         # Tells the Trainer that the loss is divided by counts, not to be divided again.
@@ -146,7 +146,9 @@ class DistillationMixin(_Trainer):
         super()._set_signature_columns_if_needed()
         self._signature_columns = list({*(self._signature_columns or ()), *COLUMNS})
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
         with self._part_of_the_student(False):
             super()._save(output_dir, state_dict)
         learned = self.distillation.state_dict()

@@ -123,14 +123,16 @@ class ModelTaps:
         """The three kinds as they stand now, to be kept."""
         return AttentionTaps(self.encoder, self.decoder, self.cross)
 
-    def _begin(self, model: nn.Module, arguments: tuple, keywords: dict[str, Any]) -> None:
+    def _begin(
+        self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> None:
         bound = self._signature.bind_partial(*arguments, **keywords).arguments
         self._inputs = {**bound, **bound.get("kwargs", {})}
         self._calls = {}
         self._state = "running"
         self._with_grad = torch.is_grad_enabled()
 
-    def _end(self, model: nn.Module, arguments: tuple, output: Any) -> None:
+    def _end(self, model: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
         self._state = "done"
 
     def _record(
@@ -246,7 +248,7 @@ def _lengths_of(name: str, mask: Any) -> Tensor | None:
     return kept.sum(1)
 
 
-_originals: dict[str, Callable | None] = {}
+_originals: dict[str, Callable[..., Any] | None] = {}
 _users = 0
 
 
@@ -276,8 +278,16 @@ def _wrapped_functions() -> Iterator[None]:
             _originals.clear()
 
 
-def _tapped(function: Callable) -> Callable:
-    def tapped(module, query, key, value, attention_mask, *arguments, **options):
+def _tapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    def tapped(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Any,
+        *arguments: Any,
+        **options: Any,
+    ) -> Any:
         taps = getattr(module, _TAP, None)
         if taps is not None:
             taps._record(module, query, key, attention_mask, options)
@@ -286,7 +296,7 @@ def _tapped(function: Callable) -> Callable:
     return tapped
 
 
-def _own_eager(module, *arguments, **options):
+def _own_eager(module: nn.Module, *arguments: Any, **options: Any) -> Any:
     return sys.modules[type(module).__module__].eager_attention_forward(
         module, *arguments, **options
     )

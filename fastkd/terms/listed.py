@@ -43,12 +43,12 @@ def check_listed(losses: dict[str, Any], what: str, instead: str, top_k: int | N
     for name, loss in losses.items():
         if isinstance(loss, TieKD) and loss.iterations > 1:
             raise InputError(
-                f"losses: tie_kd.iterations: {what} serves 1, not {loss.iterations}; "
-                f"expected {instead} for more"
+                f"losses: tie_kd.iterations: expected 1, not {loss.iterations}, with {what}; "
+                f"{instead} serves more"
             )
         if isinstance(loss, TieKD) and loss.rank_weight and top_k and loss.top_k > top_k:
             raise InputError(
-                f"losses: tie_kd.top_k: expected at most the {top_k} ids that {what} lists, "
+                f"losses: tie_kd.top_k: expected at most the {top_k} ids of {what}, "
                 f"not {loss.top_k}"
             )
         if not isinstance(loss, CrossEntropy | TieKD | WordKD):

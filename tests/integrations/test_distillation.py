@@ -7,10 +7,10 @@ import fastkd
 
 transformers = pytest.importorskip("transformers", minversion="5.1")
 
-from fastkd.config.tree import A2D, CrossEntropy, TieKD, WordKD  # noqa: E402
 from fastkd.integrations.distillation import Distillation  # noqa: E402
 from fastkd.integrations.teacher_columns import TeacherCollator, teacher_columns  # noqa: E402
 from fastkd.integrations.transformers import attention_taps  # noqa: E402
+from fastkd.losses import A2D, CrossEntropy, HiddenStates, TieKD, WordKD  # noqa: E402
 from tests.integrations.families import (  # noqa: E402
     FAMILIES,
     ONE_STACK,
@@ -247,7 +247,10 @@ def test_losses_as_mappings():
         ([PLAIN, A2D()], "a2d needs a teacher"),
         ([PLAIN, PLAIN], "listed twice"),
         ([{"name": "cross_entropy", "label_smothing": 0.1}], "label_smothing"),
-        ([{"name": "hidden"}], "expected one of"),
+        ([{"name": "dims"}], "dims is no loss of Transformers models; expected cross_entropy"),
+        (["word_kd"], "losses.0: 'word_kd' is no loss"),
+        ([HiddenStates()], "at least one of cross_entropy"),
+        ([PLAIN, HiddenStates()], "hidden needs a teacher"),
         ([TieKD(iterations=2)], "iterations: expected 1"),
     ],
 )

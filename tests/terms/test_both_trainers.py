@@ -13,6 +13,7 @@ from fastkd.config.tree import (  # noqa: E402
     Config,
     CrossEntropy,
     DataConfig,
+    HiddenStates,
     ModelConfig,
     TeacherConfig,
     TieKD,
@@ -54,6 +55,9 @@ LOSSES = {
     "a2d by row": [CrossEntropy(), A2D(normalization="row", temperature=0.7)],
     "a2d by mixture": [CrossEntropy(), A2D(normalization="mixture", cross=0.0)],
     "a2d, padding included": [CrossEntropy(), A2D(normalization="map", padding="include")],
+    "hidden": [CrossEntropy(), HiddenStates(weight=2.0)],
+    "hidden, encoder only": [WordKD(), HiddenStates(decoder=False)],
+    "hidden beside a2d": [TieKD(), A2D(), HiddenStates(encoder=False)],
     "a2d, its own weight": [WordKD(), A2D(weight=3.0, encoder=0.0, decay=0.5)],
 }
 
@@ -112,6 +116,8 @@ def test_one_composition(models, name, epoch):
     distillation = Distillation(their_student, LOSSES[name], their_teacher, backend="torch")
     if objective.alignment is not None:
         distillation.alignment.load_state_dict(objective.alignment.align.state_dict())
+    if objective.hidden is not None:
+        distillation.hidden.load_state_dict(objective.hidden.state_dict())
     counts = Counts(
         len(batch.source), int(batch.source_lengths.sum()), int(batch.target_lengths.sum())
     )
