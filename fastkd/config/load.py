@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fastkd.config.tree import Config
 from fastkd.errors import InputError
+from fastkd.reading import read_text
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -24,11 +25,26 @@ UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")  # pydantic's names
 
 
 class _Loader(yaml.SafeLoader):
-    """Takes 1e-4 for a number, as YAML 1.2 does."""
+    """Takes for numbers what YAML 1.2 does: 1e-4 is one; 1:30 and 010 are text."""
 
 
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NUMBERS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+\Z"), list("-+0123456789")
+    _NUMBERS[0],
+    re.compile(r"[-+]?(0|[1-9][0-9_]{0,30}|0x[0-9a-fA-F]{1,16})\Z"),
+    list("-+0123456789"),
+)
+_Loader.add_implicit_resolver(
+    _NUMBERS[1],
+    re.compile(
+        r"[-+]?(([0-9][0-9_]*\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(inf|Inf|INF))\Z"
+        r"|\.(nan|NaN|NAN)\Z"
+    ),
+    list("-+.0123456789"),
 )
 
 
@@ -93,7 +109,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in seen:
         raise InputError(f"{path}: extends: files extend each other in a circle")
     try:
-        tree = parse(path.read_text(encoding="utf-8"))
+        tree = parse(read_text(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, NonNegativeInt
 from fastkd.data.tokenizer import Tokenizer, Tokenizers
 from fastkd.errors import InputError
 from fastkd.files import replaced_folder
+from fastkd.reading import map_array, open_file, read_text
 
 FORMAT = 1
 SIDES = ("source", "target")
@@ -246,7 +247,7 @@ def _hash_arrays(folder: Path) -> str:
     digest = hashlib.sha256()
     for side in SIDES:
         for kind in ("offsets", "tokens"):
-            with (folder / f"{side}.{kind}").open("rb") as file:
+            with open_file(folder / f"{side}.{kind}") as file:
                 while block := file.read(_HASHED_AT_ONCE):
                     digest.update(block)
     return digest.hexdigest()
@@ -257,35 +258,26 @@ def _read_meta(folder: Path) -> _Meta:
     if not path.is_file():
         raise InputError(f"{folder}: holds no prepared corpus ({_META} is missing)")
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(read_text(path))
         version = tree["format"]
         if version == FORMAT:
             return _Meta.model_validate(tree)
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _damaged(folder, f"{_META} cannot be read") from error
     raise InputError(f"{folder}: prepared in format {version}; expected {FORMAT}: prepare it again")
 
 
 def _open_side(folder: Path, side: str, meta: _Meta) -> Side:
-    offsets = _map(folder / f"{side}.offsets", np.dtype("<i8"), meta.pairs + 1)
-    dtype, count = np.dtype(getattr(meta.dtype, side)), getattr(meta.tokens, side)
-    tokens = _map(folder / f"{side}.tokens", dtype, count)
-    offsets = np.array(offsets)
+    dtype, count = getattr(meta.dtype, side), getattr(meta.tokens, side)
+    try:
+        offsets = np.array(map_array(folder / f"{side}.offsets", "<i8", (meta.pairs + 1,)))
+        tokens = map_array(folder / f"{side}.tokens", dtype, (count,))
+    except InputError as error:
+        raise _damaged(folder, str(error)) from None
     lengths = np.diff(offsets)
     if offsets[0] != 0 or offsets[-1] != len(tokens) or (lengths < 0).any():
         raise _damaged(folder, f"{side}.offsets does not fit {side}.tokens")
     return Side(tokens, offsets, lengths.astype(np.int32))
-
-
-def _map(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
-    if not path.is_file():
-        raise _damaged(path.parent, f"{path.name} is missing")
-    size, expected = path.stat().st_size, count * dtype.itemsize
-    if size != expected:
-        raise _damaged(path.parent, f"{path.name} has {size:,} bytes instead of {expected:,}")
-    if count == 0:
-        return np.empty(0, dtype)  # an empty file cannot be mapped
-    return np.memmap(path, dtype, mode="r", shape=(count,))
 
 
 def _damaged(folder: Path, reason: str) -> InputError:

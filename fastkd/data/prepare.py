@@ -1,6 +1,5 @@
 """From parallel text to the folder that training reads."""
 
-import hashlib
 import itertools
 import json
 import logging
@@ -16,6 +15,7 @@ from fastkd.data.text import count_pairs, read_pairs, text_file
 from fastkd.data.tokenizer import FOLDER, Tokenizers, train_tokenizers
 from fastkd.errors import InputError
 from fastkd.files import replaced_folder, write_file
+from fastkd.reading import read_text, sha256_of
 
 SPLITS = ("train", "dev", "test")
 
@@ -269,8 +269,7 @@ def _hashes(texts: dict[str, tuple[Path, Path]], progress: Progress) -> dict[str
 
 def _file_hash(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
@@ -348,10 +347,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{folder}: not prepared yet; run: fastkd prepare CONFIG")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(read_text(path))
         known = manifest["format"] == _FORMAT
         _ = manifest["made_from"], manifest["hashes"], manifest["texts"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: damaged; run: fastkd prepare CONFIG") from error
     if not known:
         raise InputError(f"{path}: written by another version; run: fastkd prepare CONFIG")

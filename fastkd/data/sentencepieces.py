@@ -8,6 +8,7 @@ from typing import Any
 from sentencepiece import sentencepiece_model_pb2
 
 from fastkd.errors import InputError
+from fastkd.reading import read_bytes
 
 # Special pieces and, as their places, ids of every tokenizer here.
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")
@@ -20,7 +21,7 @@ def read_model(path: Path) -> Any:
     """A sentencepiece model's contents."""
     model = spm.ModelProto()
     try:
-        model.ParseFromString(path.read_bytes())
+        model.ParseFromString(read_bytes(path, 1 << 28))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except Exception:

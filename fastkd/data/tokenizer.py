@@ -18,10 +18,12 @@ from fastkd.config.tree import TokenizerConfig
 from fastkd.data.text import read_lines, sample_evenly
 from fastkd.errors import InputError
 from fastkd.files import write_file
+from fastkd.reading import read_bytes
 
 LOGGER = logging.getLogger(__name__)
 PAD, UNK, BOS, EOS, MASK = range(5)
 MASK_PIECE = "<mask>"
+LARGEST_MODEL = 1 << 28  # bytes
 FOLDER = "tokenizer"  # within a run folder or a prepared corpus
 
 # Fixed, or the model would depend on the machine: each thread sums its own share of the counts.
@@ -275,7 +277,7 @@ def _normalization(name: str) -> Iterator[dict[str, Any]]:
 
 def _bytes_of(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path, LARGEST_MODEL)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 

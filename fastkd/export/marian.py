@@ -23,9 +23,10 @@ from fastkd.errors import InputError
 from fastkd.export.layout import from_transformers
 from fastkd.export.vocabulary import read_vocabulary
 from fastkd.nn.build import build_model
+from fastkd.reading import open_file, read_text
 from fastkd.runs.checkpoint import write_checkpoint
 from fastkd.runs.folder import MODEL, RunFolder
-from fastkd.runs.weights import load_weights
+from fastkd.runs.weights import check_values, load_weights
 
 _ACTIVATIONS = {"relu": "relu", "swish": "swish", "silu": "swish"}
 # What a run's model is, for which Marian has settings.
@@ -213,25 +214,32 @@ def _reordered(
 def _weights(folder: Path) -> dict[str, Tensor]:
     try:
         if (file := folder / "model.safetensors").is_file():
+            open_file(file).close()
             tensors = load_file(file)
         else:
             file = folder / "pytorch_model.bin"
-            tensors = torch.load(file, map_location="cpu", weights_only=True)
+            with open_file(file) as stream:
+                tensors = torch.load(stream, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{folder}: expected model.safetensors or pytorch_model.bin") from None
     except Exception as error:
         raise InputError(f"{file}: damaged: {error}") from None
-    return {name: tensor.float() for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            raise InputError(f"{file}: {name}: expected real numbers")
+    converted = {name: tensor.float() for name, tensor in tensors.items()}
+    check_values(converted, file)
+    return converted
 
 
 def _read(file: Path, optional: bool = False) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(read_text(file))
     except FileNotFoundError:
         if optional:
             return {}
         raise InputError(f"{file}: no such file; expected a Marian checkpoint's folder") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file}: cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise InputError(f"{file}: expected a JSON object")

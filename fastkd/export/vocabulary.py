@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 
 from fastkd.errors import InputError
+from fastkd.reading import read_text
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:
     """Ids by piece, of a `vocab.json`."""
     try:
-        vocabulary = json.loads(path.read_text(encoding="utf-8"))
+        vocabulary = json.loads(read_text(path))
         ids = sorted(vocabulary.values())
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from fastkd.errors import InputError
 from fastkd.files import replaced_folder, write_file
+from fastkd.reading import read_text, sha256_of
+from fastkd.runs.weights import check_values
 
 META = "meta.json"
 _FILES = (META, "*.safetensors")
@@ -29,7 +31,7 @@ def write_checkpoint(
         for group, tensors in groups.items():
             file = new / f"{group}.safetensors"
             _save({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
-            checksums[file.name] = checksum(file)
+            checksums[file.name] = sha256_of(file)
         write_meta(new, meta, checksums)
 
 
@@ -45,8 +47,8 @@ def write_meta(folder: Path, meta: dict[str, Any], checksums: dict[str, str]) ->
 def read_meta(folder: Path) -> dict[str, Any]:
     """The checkpoint's `meta`; InputError where it is damaged."""
     try:
-        meta = json.loads((folder / META).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        meta = json.loads(read_text(folder / META))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{folder / META}: damaged or missing checkpoint: {error}") from None
     if not isinstance(meta, dict) or not isinstance(meta.get("sha256"), dict):
         raise InputError(f"{folder / META}: damaged checkpoint: no checksums in it")
@@ -57,20 +59,17 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 
 def read_group(folder: Path, group: str, device: str = "cpu") -> dict[str, Tensor]:
-    """One group's tensors, after comparing the file's checksum."""
+    """One group's tensors; InputError unless the file is what was written, and all finite."""
     file = folder / f"{group}.safetensors"
     expected = read_meta(folder)["sha256"].get(file.name)
     try:
-        if expected != checksum(file):
+        if expected != sha256_of(file):
             raise InputError(f"{file}: damaged: its checksum is not the one in {META}")
-        return load_file(file, device=device)
+        tensors = load_file(file, device=device)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file}: damaged or missing: {error}") from None
-
-
-def checksum(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    check_values(tensors, file)
+    return tensors
 
 
 def _save(tensors: dict[str, Tensor], file: Path) -> None:

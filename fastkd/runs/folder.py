@@ -19,6 +19,7 @@ from fastkd.errors import InputError
 from fastkd.files import drop_folder, writable, write_file
 from fastkd.nn.build import build_model
 from fastkd.nn.transformer import Transformer
+from fastkd.reading import read_text
 from fastkd.runs.checkpoint import read_group, read_meta, write_checkpoint
 from fastkd.runs.room import check_room
 from fastkd.runs.weights import load_weights
@@ -103,9 +104,11 @@ class RunFolder:
     @property
     def config(self) -> Config:
         try:
-            tree = parse(self.config_file.read_text(encoding="utf-8"))
+            tree = parse(read_text(self.config_file))
         except (yaml.YAMLError, UnicodeDecodeError):
             raise InputError(f"{self.config_file}: not valid YAML") from None
+        except OSError as error:
+            raise InputError(f"{self.config_file}: cannot be read: {error.strerror}") from None
         return validate(tree, str(self.config_file))
 
     @property

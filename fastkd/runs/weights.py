@@ -7,16 +7,37 @@ from torch import Tensor, nn
 
 from fastkd.errors import InputError
 
+BIAS = "output_bias"
+
 
 def weights_of(module: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in module.named_parameters()}
+
+
+def check_values(tensors: dict[str, Tensor], source: Path) -> None:
+    """InputError where a tensor of real numbers, read from `source`, has NaN or an infinity.
+
+    −inf is a value of an output bias: it keeps an id from being written.
+    """
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            continue
+        bad = ~tensor.isfinite()
+        if name.endswith(BIAS):
+            bad &= tensor != -torch.inf
+        count = int(bad.sum())
+        if count:
+            raise InputError(
+                f"{source}: {name}: {count:,} of {tensor.numel():,} numbers are not finite;"
+                " expected another checkpoint, or a run trained anew"
+            )
 
 
 @torch.no_grad()
 def load_weights(
     module: nn.Module, tensors: dict[str, Tensor], source: Path, partly: bool = False
 ) -> None:
-    """Copies `tensors` into `module`'s parameters; InputError unless names and shapes agree.
+    """Copies `tensors` into `module`'s parameters; InputError unless names, shapes, dtypes agree.
 
     partly: parameters that `tensors` lacks are left as they are
     """
@@ -30,4 +51,8 @@ def load_weights(
         if parameter.shape != tensors[name].shape:
             expected, found = tuple(parameter.shape), tuple(tensors[name].shape)
             raise InputError(f"{source}: {name}: expected shape {expected}, not {found}")
+        if parameter.dtype != tensors[name].dtype:
+            raise InputError(
+                f"{source}: {name}: expected {parameter.dtype}, not {tensors[name].dtype}"
+            )
         parameter.copy_(tensors[name])

@@ -69,9 +69,19 @@ def _teacher(
     if (config.run is None) == (config.cache is None):
         raise InputError("teacher: expected one of the keys run and cache")
     if config.cache is not None:
-        return CachedTeacher(TeacherCache(config.cache, prepared.train), config.rest)
+        cache = TeacherCache(config.cache, prepared.train)
+        cache.check_vocabulary(prepared.tokenizers.target.size)
+        return CachedTeacher(cache, config.rest)
     assert config.run is not None
     run = _run_of("teacher.run", config.run, prepared)
+    longest = max(prepared.train.source_lengths.max(), prepared.train.target_lengths.max()) + 1
+    limit = run.config.model.max_positions
+    if longest > limit:
+        raise InputError(
+            f"teacher.run: {config.run} has model.max_positions = {limit:,}"
+            f"; expected at least {longest:,}, the pieces of the longest training sentence, or"
+            " data.max_length no larger than that"
+        )
     return run.load_model(config.checkpoint), run.config.model
 
 

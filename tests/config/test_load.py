@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from fastkd.config.load import dump_config, load_config, validate
+from fastkd.config.load import dump_config, load_config, parse, validate
 from fastkd.errors import InputError
 
 BASE = {
@@ -172,3 +172,23 @@ def test_bad_overrides(tmp_path, override):
 def test_validate_names_its_source():
     with pytest.raises(InputError, match=r"^the table: "):
         validate({"nothing": 1}, "the table")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1:30", "1:30"),
+        ("1" + ":59" * 100_000, "1" + ":59" * 100_000),  # an int of 590,000 bits, by YAML 1.1
+        ("010", "010"),
+        ("1_000", 1000),
+        ("-3", -3),
+        ("0x1F", 31),
+        ("1e-4", 1e-4),
+        ("+.5", 0.5),
+        ("12.", 12.0),
+        ("2.5e+3", 2500.0),
+    ],
+)
+def test_numbers_are_those_of_yaml_1_2(text, expected):
+    value = parse(text)
+    assert value == expected and type(value) is type(expected)
