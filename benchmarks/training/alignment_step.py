@@ -25,8 +25,8 @@ from fastkd.config.tree import A2D
 from fastkd.data.batches import Batch, BatchPlan
 from fastkd.data.corpus import Corpus
 from fastkd.data.tokenizer import Tokenizers
-from fastkd.memory.step import TrainingStep
-from fastkd.memory.workload import Update, Vocabulary
+from fastkd.memory.step.training_step import TrainingStep
+from fastkd.memory.step.workload import Update, Vocabulary
 
 BASE = "word KD"
 CPU = torch.device("cpu")

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from fastkd.bench.training import METHODS, Scale, configure, update_of
-from fastkd.memory.step import TrainingStep
-from fastkd.memory.workload import Vocabulary
+from fastkd.memory.step.training_step import TrainingStep
+from fastkd.memory.step.workload import Vocabulary
 
 SCALE = Scale("regression", 128, 512, 4, 2, 4000, 512)
 

@@ -18,9 +18,9 @@ from fastkd.config.load import validate
 from fastkd.config.tree import Config, ModelConfig
 from fastkd.data.batches import Batch
 from fastkd.errors import BackendUnavailable, InputError
-from fastkd.memory.measure import measure_in_own_process, measure_step
-from fastkd.memory.step import TrainingStep
-from fastkd.memory.workload import Update, Vocabulary
+from fastkd.memory.step.measure import measure_in_own_process, measure_step
+from fastkd.memory.step.training_step import TrainingStep
+from fastkd.memory.step.workload import Update, Vocabulary
 
 _CE = {"name": "cross_entropy"}
 # A method's losses; "alone" and "masked alone" are what the methods below them are compared with.

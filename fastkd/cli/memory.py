@@ -43,7 +43,7 @@ def command(
 
     from fastkd.cli.progress import counting
     from fastkd.config.load import load_config
-    from fastkd.memory.command import Question, answer
+    from fastkd.memory.step.command import Question, answer
     from fastkd.runs.device import pick_device
 
     if predict is not None and device != "auto":

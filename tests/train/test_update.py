@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from fastkd.bench.training import SCALES, configure, update_of
 from fastkd.config.tree import OptimizerConfig
-from fastkd.memory.step import TrainingStep
-from fastkd.memory.workload import Vocabulary
+from fastkd.memory.step.training_step import TrainingStep
+from fastkd.memory.step.workload import Vocabulary
 from fastkd.train.ranks import Ranks
 from fastkd.train.update import Piece, Updater
 

@@ -7,8 +7,8 @@ import torch
 
 from fastkd.bench.training import SCALES, configure, update_of
 from fastkd.config.tree import A2D
-from fastkd.memory.step import TrainingStep
-from fastkd.memory.workload import Vocabulary
+from fastkd.memory.step.training_step import TrainingStep
+from fastkd.memory.step.workload import Vocabulary
 
 UPDATES = 5
 

@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastkd.memory import fit
-from fastkd.memory.fit import largest_batch, needed
-from fastkd.memory.predict import predict_step
-from fastkd.memory.search import ENOUGH, largest
-from fastkd.memory.workload import workload
+from fastkd.memory.step import fit
+from fastkd.memory.step.fit import largest_batch, needed
+from fastkd.memory.step.predict import predict_step
+from fastkd.memory.step.search import ENOUGH, largest
+from fastkd.memory.step.workload import workload
 
 
 def searched(memory, smallest, guess, capacity):

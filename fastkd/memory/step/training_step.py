@@ -9,8 +9,8 @@ from torch import Tensor
 from fastkd.config.tree import Config, ModelConfig
 from fastkd.data.batches import Batch
 from fastkd.errors import InputError
+from fastkd.memory.step.workload import Update, Vocabulary
 from fastkd.memory.tracker import Tracker
-from fastkd.memory.workload import Update, Vocabulary
 from fastkd.methods.objective import Objective
 from fastkd.nn.build import build_model
 from fastkd.runs.folder import RunFolder

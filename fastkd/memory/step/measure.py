@@ -15,11 +15,11 @@ from torch import Tensor
 from fastkd.config.load import validate
 from fastkd.config.tree import Config, ModelConfig
 from fastkd.data.batches import Batch
-from fastkd.memory.report import StepMemory, summarise
 from fastkd.memory.resident import child_environment, resident, restart_peak
-from fastkd.memory.step import TrainingStep
+from fastkd.memory.step.report import StepMemory, summarise
+from fastkd.memory.step.training_step import TrainingStep
+from fastkd.memory.step.workload import Update, Vocabulary
 from fastkd.memory.tracker import Tracker
-from fastkd.memory.workload import Update, Vocabulary
 
 
 def record_step(
@@ -146,7 +146,7 @@ def measure_in_own_process(
     """`measure_step` on the CPU in a new process, so that resident memory tells of it alone."""
     sizes = (vocabulary.source.size, vocabulary.target.size)
     done = subprocess.run(
-        [sys.executable, "-m", "fastkd.memory.measure"],
+        [sys.executable, "-m", "fastkd.memory.step.measure"],
         input=Request(config, sizes, teacher, update).dump(),
         capture_output=True,
         text=True,

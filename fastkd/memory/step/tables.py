@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastkd.memory.profiling import size
-from fastkd.memory.report import StepMemory
+from fastkd.memory.step.report import StepMemory
 
 # Rows in the order in which a step builds them up.
 _PARTS = (

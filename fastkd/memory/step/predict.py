@@ -9,12 +9,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fastkd import watching
 from fastkd.backends.tokens.torch.positions import DEVICE_CHUNK
 from fastkd.config.tree import Config, ModelConfig
-from fastkd.memory import cuda_formulas
-from fastkd.memory.measure import record_step
-from fastkd.memory.predictor import Predictor
-from fastkd.memory.report import StepMemory
-from fastkd.memory.step import TrainingStep
-from fastkd.memory.workload import Update, Vocabulary
+from fastkd.memory.step import cuda_formulas
+from fastkd.memory.step.measure import record_step
+from fastkd.memory.step.predictor import Predictor
+from fastkd.memory.step.report import StepMemory
+from fastkd.memory.step.training_step import TrainingStep
+from fastkd.memory.step.workload import Update, Vocabulary
 
 # Attention's compiled kernel tells its workspace, and computes nothing.
 AS_ON_CPU = watching.Pretence(compiled="idle", few_chunks=True)

@@ -10,11 +10,11 @@ from fastkd_kernels.attention import plan as attention_plan
 from benchmarks.losses import a2d_memory
 from fastkd.backends.tokens.torch import positions
 from fastkd.bench.peak import peak_in_own_process
-from fastkd.memory import cuda_formulas
-from fastkd.memory.measure import measure_in_own_process, measure_step
-from fastkd.memory.predict import predict_step
-from fastkd.memory.predictor import Predictor
-from fastkd.memory.workload import Update, Vocabulary, workload
+from fastkd.memory.step import cuda_formulas
+from fastkd.memory.step.measure import measure_in_own_process, measure_step
+from fastkd.memory.step.predict import predict_step
+from fastkd.memory.step.predictor import Predictor
+from fastkd.memory.step.workload import Update, Vocabulary, workload
 
 PARTS = {
     "word KD, A2D": [{"name": "cross_entropy"}, {"name": "word_kd"}, {"name": "a2d"}],

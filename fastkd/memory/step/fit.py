@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Mapping
 
 from fastkd.config.tree import Config, ModelConfig
 from fastkd.errors import InputError
-from fastkd.memory import cuda_formulas
-from fastkd.memory.predict import predict_step
-from fastkd.memory.report import StepMemory
-from fastkd.memory.search import largest
-from fastkd.memory.workload import Update, Workload
+from fastkd.memory.step import cuda_formulas
+from fastkd.memory.step.predict import predict_step
+from fastkd.memory.step.report import StepMemory
+from fastkd.memory.step.search import largest
+from fastkd.memory.step.workload import Update, Workload
 
 Progress = Callable[[int], None]
 

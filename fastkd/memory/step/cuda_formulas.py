@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import torch
 
-from fastkd.memory.allocator import MIB, CachingAllocator, OutOfMemory, round_up
-from fastkd.memory.predictor import Predictor
+from fastkd.memory.step.allocator import MIB, CachingAllocator, OutOfMemory, round_up
+from fastkd.memory.step.predictor import Predictor
 from fastkd.memory.tracker import Block
 
 Backend = Literal["triton", "torch", "reference"]

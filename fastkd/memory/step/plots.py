@@ -8,7 +8,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from fastkd.memory.report import StepMemory
+from fastkd.memory.step.report import StepMemory
 
 
 def plot_timeline(columns: Sequence[tuple[str, StepMemory]], title: str, file: Path) -> None:

@@ -9,15 +9,21 @@ from typing import Any
 import torch
 
 from fastkd.config.tree import Config, ModelConfig
-from fastkd.memory import cuda_formulas
-from fastkd.memory.fit import Progress, largest_batch, needed, predicted_steps, with_batch_tokens
-from fastkd.memory.measure import measure_in_own_process, measure_step
 from fastkd.memory.profiling import size
-from fastkd.memory.report import StepMemory
-from fastkd.memory.search import ENOUGH
-from fastkd.memory.step import teacher_config
-from fastkd.memory.tables import step_table
-from fastkd.memory.workload import Update, Workload, workload
+from fastkd.memory.step import cuda_formulas
+from fastkd.memory.step.fit import (
+    Progress,
+    largest_batch,
+    needed,
+    predicted_steps,
+    with_batch_tokens,
+)
+from fastkd.memory.step.measure import measure_in_own_process, measure_step
+from fastkd.memory.step.report import StepMemory
+from fastkd.memory.step.search import ENOUGH
+from fastkd.memory.step.tables import step_table
+from fastkd.memory.step.training_step import teacher_config
+from fastkd.memory.step.workload import Update, Workload, workload
 
 _UNMEASURED = (
     "Predicted for CUDA: the tensors as they are seen on a CPU, attention's workspaces and"
@@ -76,7 +82,7 @@ def answer(question: Question, watch: Watch = unwatched) -> Iterator[Any]:
     if question.device is None:
         yield _UNMEASURED
     if question.plot is not None:
-        from fastkd.memory.plots import plot_timeline
+        from fastkd.memory.step.plots import plot_timeline
 
         plot_timeline(columns, title, question.plot)
         yield f"timeline: {question.plot}"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastkd.memory.allocator import MIB, CachingAllocator, OutOfMemory
+from fastkd.memory.step.allocator import MIB, CachingAllocator, OutOfMemory
 
 
 def test_small_requests_share_a_segment_of_two_mebibytes():
