@@ -2,6 +2,7 @@ OUT ?= out
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
+TESTS := $(RUN) -m pytest -n 2 --dist worksteal
 
 # Where PYTHON is not given, `make gpu` takes the environment of `make demo` if there is one.
 ifeq ($(origin PYTHON),undefined)
@@ -11,12 +12,20 @@ else
 GPU_PYTHON := $(PYTHON)
 endif
 
-.PHONY: test demo gpu
+.PHONY: test test-slow test-all demo gpu
 
+# In 12 minutes on two cores of an old server.
 test: $(READY)
 	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest -n 2
+	$(TESTS) -m "not slow"
+
+# What takes long, in at most 40 minutes more.
+test-slow: $(READY)
+	$(TESTS) -m slow
+
+test-all: test test-slow
 
 demo: $(READY)
 	$(RUN) -m fastkd demo

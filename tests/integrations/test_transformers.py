@@ -163,6 +163,7 @@ def test_other_models_are_left_alone():
         assert len(taps.decoder.query) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["marian", "llama"])
 @pytest.mark.parametrize("compiled_before", [False, True])
 def test_compiled_models_train_the_same(family, compiled_before):

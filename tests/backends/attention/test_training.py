@@ -30,7 +30,8 @@ def losses(backend: str, normalization: str) -> list[float]:
 
 
 @pytest.mark.parametrize("backend, normalization", [
-    ("torch", "mixture"), ("torch", "row"), ("torch", "map"), ("triton", "mixture"),
+    ("torch", "mixture"), ("torch", "row"), ("torch", "map"),
+    pytest.param("triton", "mixture", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_the_course_of_training(backend, normalization, monkeypatch):
     expected = losses("reference", normalization)

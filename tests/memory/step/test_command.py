@@ -43,6 +43,7 @@ def test_measured_on_the_cpu(config, capsys):
     assert "the prediction was" in printed
 
 
+@pytest.mark.slow
 def test_too_little_memory_for_any_batch(config, capsys):
     assert main(["memory", config, "--predict", "601MiB"]) == 0
     assert "Not even the smallest batch" in capsys.readouterr().out

@@ -76,6 +76,7 @@ def test_nothing_fits():
     assert searched(lambda count: 100 + count, 16, 1024, 90)[0] is None
 
 
+@pytest.mark.slow
 def test_steps_predicted_for_the_largest_batch(make_config, teacher, monkeypatch):
     config = make_config(training={"backend": "torch", "batch_tokens": 512})
     work = workload(config)

@@ -58,6 +58,7 @@ def test_the_compiled_kernel_is_predicted(make_config, teacher, monkeypatch):
     assert predicted.losses[loss].peak == pytest.approx(measured.losses[loss].peak, rel=0.01)
 
 
+@pytest.mark.slow
 def test_chunks_left_out_of_a_prediction_hold_what_the_others_do(make_config, teacher):
     config = make_config(losses=PARTS["TIE-KD"], training={"precision": "float32"})
     vocabulary = Vocabulary.of_sizes(8000, 8000)
