@@ -7,7 +7,7 @@ import torch
 from fastkd.backends.attention import reference
 from fastkd.bench.operation import Inputs, Loss, Operation, Shape, Work, random_tensor
 from fastkd.functional import attention_alignment_loss
-from fastkd.functional.options import AlignmentOptions
+from fastkd.functional.calls import AlignmentCall, AlignmentOptions, QueryKey
 
 _TENSORS = ("student_query", "student_key", "teacher_query", "teacher_key")
 
@@ -68,14 +68,17 @@ class Alignment(Operation):
     def plain(self) -> Loss:
         def loss(inputs: Inputs) -> torch.Tensor:
             scale = inputs["student_query"].shape[-1] ** -0.5
-            options = AlignmentOptions(
-                student_scale=scale, teacher_scale=scale, normalization=self.normalization
-            )
             query, key, teacher_query, teacher_key = ((inputs[name],) for name in _TENSORS)
-            weight = inputs.get("weight")
-            return reference.query_key_loss(
-                query, key, teacher_query, teacher_key, weight, None, None, None, options
+            call = AlignmentCall(
+                QueryKey(query, key, scale),
+                QueryKey(teacher_query, teacher_key, scale),
+                inputs.get("weight"),
+                None,
+                None,
+                None,
+                AlignmentOptions(normalization=self.normalization),
             )
+            return reference.query_key_loss(call)
 
         return loss
 

@@ -7,8 +7,7 @@ import torch
 from fastkd.backends.tokens import reference
 from fastkd.bench.operation import Inputs, Loss, Operation, Shape, Work, random_tensor
 from fastkd.functional import linear_token_distillation_loss, token_distillation_loss
-from fastkd.functional.options import TokenOptions
-from fastkd.functional.tokens import LinearTeacher
+from fastkd.functional.calls import Projected, TokenCall, TokenOptions
 
 LOSSES: dict[str, dict[str, Any]] = {
     "ce": {"ce_weight": 1.0, "kd_weight": 0.0},
@@ -93,18 +92,16 @@ class Tokens(Operation):
         def linear(inputs: Inputs) -> torch.Tensor:
             teacher = None
             if self.taught:
-                teacher = LinearTeacher(inputs["teacher_hidden"], inputs["teacher_weight"], None)
-            hidden, weight = inputs["student_hidden"], inputs["student_weight"]
-            target = inputs["target"]
-            return reference.linear_losses(
-                hidden, weight, None, teacher, target, None, options
-            ).loss
+                teacher = Projected(inputs["teacher_hidden"], inputs["teacher_weight"], None)
+            student = Projected(inputs["student_hidden"], inputs["student_weight"], None)
+            call = TokenCall(student, teacher, inputs["target"], None, options)
+            return reference.linear_losses(call).loss
 
         def dense(inputs: Inputs) -> torch.Tensor:
             student, teacher, target = (
                 inputs[name] for name in ("student_logits", "teacher_logits", "target")
             )
-            return reference.dense_losses(student, teacher, target, None, options).loss
+            return reference.dense_losses(TokenCall(student, teacher, target, None, options)).loss
 
         return linear if self.linear else dense
 

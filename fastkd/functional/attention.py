@@ -1,19 +1,30 @@
 """Attention alignment: how far a student's attention maps are from a teacher's."""
 
 from collections.abc import Sequence
+from typing import Unpack
 
+import torch
 from torch import Tensor
 
 from fastkd import watching
-from fastkd.functional import attention_inputs as inputs
-from fastkd.functional.dispatch import backend_module
-from fastkd.functional.options import AlignmentOptions
+from fastkd.functional import checks
+from fastkd.functional.calls import (
+    AlignmentCall,
+    AlignmentKeywords,
+    AlignmentOptions,
+    Maps,
+    QueryKey,
+    Side,
+)
+from fastkd.functional.dispatch import attention_backend, choose
+from fastkd.functional.signatures import spelled_out
 
 PART = "alignment loss"  # what observers hear
 
 Layers = Tensor | Sequence[Tensor]
 
 
+@spelled_out(AlignmentOptions)
 def attention_alignment_loss(
     student_query: Layers,
     student_key: Layers,
@@ -24,18 +35,14 @@ def attention_alignment_loss(
     *,
     query_lengths: Tensor | None = None,
     key_lengths: Tensor | None = None,
-    causal: bool = False,
     student_scale: float | None = None,
     teacher_scale: float | None = None,
-    normalization: str = "map",
-    temperature: float = 1.0,
-    padding: str = "exclude",
-    reduction: str = "sum",
     backend: str = "auto",
     position_bias: None = None,
     soft_cap: None = None,
     window: None = None,
     left_padding: bool = False,
+    **options: Unpack[AlignmentKeywords],
 ) -> Tensor:
     """Divergence of the teacher's attention maps from a mix of the student's.
 
@@ -68,39 +75,25 @@ def attention_alignment_loss(
 
     Source: Jin et al., "Align-to-Distill", LREC-COLING 2024, §3 ("map", padding="include").
     """
-    inputs.refuse_other_attention(
+    checks.attention_features(
         position_bias=position_bias, soft_cap=soft_cap, window=window, left_padding=left_padding
     )
-    student_query = inputs.layers("student_query", student_query)
-    student_key = inputs.layers("student_key", student_key)
-    teacher_query = inputs.layers("teacher_query", teacher_query)
-    teacher_key = inputs.layers("teacher_key", teacher_key)
-    student = inputs.check_attention("student", student_query, student_key)
-    teacher = inputs.check_attention("teacher", teacher_query, teacher_key)
-    inputs.check_pair(student, teacher, weight, bias)
-    inputs.check_constant(teacher_query=teacher_query, teacher_key=teacher_key)
-    options = AlignmentOptions(
-        causal=causal,
-        student_scale=inputs.scale("student_scale", student_scale, student.head_size),
-        teacher_scale=inputs.scale("teacher_scale", teacher_scale, teacher.head_size),
-        normalization=normalization,
-        temperature=temperature,
-        padding=padding,
-        reduction=reduction,
+    call = _call(
+        _query_key("student", student_query, student_key, student_scale),
+        _query_key("teacher", teacher_query, teacher_key, teacher_scale),
+        weight,
+        bias,
+        query_lengths,
+        key_lengths,
+        AlignmentOptions(**options),
     )
-    inputs.check_options(options, student, bias)
-    query_lengths = inputs.lengths("query_lengths", query_lengths, student.batch, student.queries)
-    key_lengths = inputs.lengths("key_lengths", key_lengths, student.batch, student.keys)
-    constants = inputs.constants(teacher_query), inputs.constants(teacher_key)
-    tensors = (student_query, student_key, *constants)
-    module = backend_module("attention", backend, student_query[0], tensors, weight, options)
-    if not student.cells:
-        learned = (*student_query, *student_key, weight, bias)
-        return inputs.nothing_to_compare(learned, teacher_query, teacher.maps, options)
-    rest = (weight, bias, query_lengths, key_lengths, options)
-    return watching.named(PART, module.query_key_loss, *tensors, *rest)
+    served_by = choose("attention", attention_backend, backend, call.student.query[0], call)
+    if not _cells(call):
+        return _nothing_to_compare(call)
+    return watching.named(PART, served_by.query_key_loss, call)
 
 
+@spelled_out(AlignmentOptions)
 def alignment_loss_from_maps(
     student_maps: Layers,
     teacher_maps: Layers,
@@ -109,12 +102,8 @@ def alignment_loss_from_maps(
     *,
     query_lengths: Tensor | None = None,
     key_lengths: Tensor | None = None,
-    causal: bool = False,
-    normalization: str = "map",
-    temperature: float = 1.0,
-    padding: str = "exclude",
-    reduction: str = "sum",
     backend: str = "auto",
+    **options: Unpack[AlignmentKeywords],
 ) -> Tensor:
     """`attention_alignment_loss` for callers who hold the maps.
 
@@ -123,26 +112,68 @@ def alignment_loss_from_maps(
     the way for attention with a position bias, a soft cap, a window or left padding: cells that a
     query may not attend to are zeros in both.
     """
-    student_maps = inputs.layers("student_maps", student_maps)
-    teacher_maps = inputs.layers("teacher_maps", teacher_maps)
-    student = inputs.check_maps("student_maps", student_maps)
-    teacher = inputs.check_maps("teacher_maps", teacher_maps)
-    inputs.check_pair(student, teacher, weight, bias)
-    inputs.check_constant(teacher_maps=teacher_maps)
-    options = AlignmentOptions(
-        causal=causal,
-        normalization=normalization,
-        temperature=temperature,
-        padding=padding,
-        reduction=reduction,
-    )
-    inputs.check_options(options, student, bias)
-    query_lengths = inputs.lengths("query_lengths", query_lengths, student.batch, student.queries)
-    key_lengths = inputs.lengths("key_lengths", key_lengths, student.batch, student.keys)
-    tensors = (student_maps, inputs.constants(teacher_maps))
-    module = backend_module("attention", backend, student_maps[0], tensors, weight, options)
-    if not student.cells:
-        learned = (*student_maps, weight, bias)
-        return inputs.nothing_to_compare(learned, teacher_maps, teacher.maps, options)
-    rest = (weight, bias, query_lengths, key_lengths, options)
-    return watching.named(PART, module.map_loss, *tensors, *rest)
+    student = Maps(checks.layers("student_maps", student_maps))
+    teacher = Maps(_constants(teacher_maps=checks.layers("teacher_maps", teacher_maps)))
+    given = AlignmentOptions(**options)
+    call = _call(student, teacher, weight, bias, query_lengths, key_lengths, given)
+    served_by = choose("attention", attention_backend, backend, student.layers[0], call)
+    if not _cells(call):
+        return _nothing_to_compare(call)
+    return watching.named(PART, served_by.map_loss, call)
+
+
+def _query_key(side: str, query: Layers, key: Layers, scale: float | None) -> QueryKey:
+    names = f"{side}_query", f"{side}_key"
+    query, key = (checks.layers(*each) for each in zip(names, (query, key), strict=True))
+    checks.query_key(side, query, key)
+    scale = checks.scale(f"{side}_scale", scale, query[0])
+    if side == "teacher":
+        query, key = _constants(teacher_query=query), _constants(teacher_key=key)
+    return QueryKey(query, key, scale)
+
+
+def _constants(**teacher: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Of `torch.inference_mode`, which autograd does not keep, copies."""
+    ((name, layers),) = teacher.items()
+    for layer in layers:
+        checks.constant(**{name: layer})
+    if torch.compiler.is_compiling():
+        return layers
+    return tuple(layer.clone() if layer.is_inference() else layer for layer in layers)
+
+
+def _call(
+    student: Side,
+    teacher: Side,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    query_lengths: Tensor | None,
+    key_lengths: Tensor | None,
+    options: AlignmentOptions,
+) -> AlignmentCall[Side]:
+    batch = student.tensors[0].shape[0]
+    query_lengths = checks.lengths("query_lengths", query_lengths, batch, student.queries)
+    key_lengths = checks.lengths("key_lengths", key_lengths, batch, student.keys)
+    call = AlignmentCall(student, teacher, weight, bias, query_lengths, key_lengths, options)
+    checks.alignment(call)
+    return call
+
+
+def _cells(call: AlignmentCall[QueryKey] | AlignmentCall[Maps]) -> int:
+    student = call.student
+    return student.tensors[0].shape[0] * student.maps * student.queries * student.keys
+
+
+def _nothing_to_compare(call: AlignmentCall[QueryKey] | AlignmentCall[Maps]) -> Tensor:
+    """The loss of inputs without a single cell: zero, with gradients of zeros."""
+    learned = [
+        *call.student.tensors,
+        *(each for each in (call.weight, call.bias) if each is not None),
+    ]
+    shape = (learned[0].shape[0], call.teacher.maps) if call.options.reduction == "none" else ()
+    double = any(tensor.dtype == torch.float64 for tensor in (*learned, *call.tensors))
+    zero = learned[0].new_zeros(shape, dtype=torch.float64 if double else torch.float32)
+    for tensor in learned:
+        if tensor.requires_grad:
+            zero = zero + tensor[..., :0].sum().to(zero.dtype)  # of nothing, whatever is there
+    return zero

@@ -1,50 +1,78 @@
 """Chooses the backend that serves a call."""
 
 import importlib
-import sys
-from types import ModuleType
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
 from fastkd.errors import BackendUnavailable, InputError
+from fastkd.functional.calls import AlignmentBackend, TokenBackend
 
 BACKENDS = ("reference", "torch", "triton")
 
 
-def backend_module(family: str, backend: str, tensor: torch.Tensor, *call) -> ModuleType:
-    """The module `fastkd.backends.<family>.<backend>` that serves a call on `tensor`'s device.
+class Backend(Protocol):
+    def unavailable(self, call: Any, /) -> str | None: ...
 
-    A backend module may define `unavailable(tensor, *call) -> str | None`, the reason why it
-    cannot serve the call. `auto` takes the first that can: triton on a GPU, torch, reference.
-    A backend named by the caller that cannot serve raises `BackendUnavailable`.
+
+AnyBackend = TypeVar("AnyBackend", bound=Backend)
+
+
+def attention_backend(name: str) -> AlignmentBackend:
+    if name == "reference":
+        from fastkd.backends.attention import reference
+
+        return reference
+    if name == "torch":
+        from fastkd.backends.attention import torch
+
+        return torch
+    from fastkd.backends.attention import triton
+
+    return triton
+
+
+def token_backend(name: str) -> TokenBackend:
+    if name == "reference":
+        from fastkd.backends.tokens import reference
+
+        return reference
+    if name == "torch":
+        from fastkd.backends.tokens import torch
+
+        return torch
+    from fastkd.backends.tokens import triton
+
+    return triton
+
+
+def choose(
+    family: str, load: Callable[[str], AnyBackend], backend: str, tensor: Tensor, call: object
+) -> AnyBackend:
+    """The backend of a family that serves a call on `tensor`'s device.
+
+    `auto` takes the first that can: triton on a GPU, torch, reference. One named by the caller
+    that cannot serve raises `BackendUnavailable`.
     """
-    if backend == "auto":
-        order = BACKENDS[::-1] if tensor.is_cuda else BACKENDS[1::-1]
-        for name in order:
-            module, reason = _load(family, name, tensor, *call)
-            if module is not None and reason is None:
-                return module
-    if backend not in BACKENDS:
+    if backend not in ("auto", *BACKENDS):
         raise InputError(f"backend must be 'auto' or one of {BACKENDS}, not {backend!r}")
-    module, reason = _load(family, backend, tensor, *call)
-    if module is None or reason is not None:
-        raise BackendUnavailable(f"backend {backend!r} cannot serve this {family} loss: {reason}")
-    return module
+    names: tuple[str, ...] = (backend,)
+    if backend == "auto":
+        names = BACKENDS[::-1] if tensor.is_cuda else BACKENDS[1::-1]
+    reason = None
+    for name in names:
+        reason = _import(f"fastkd.backends.{family}.{name}")
+        if reason is None:
+            found = load(name)
+            reason = found.unavailable(call)
+            if reason is None:
+                return found
+    raise BackendUnavailable(f"backend {backend!r} cannot serve this {family} loss: {reason}")
 
 
-def _load(
-    family: str, name: str, tensor: torch.Tensor, *call
-) -> tuple[ModuleType | None, str | None]:
-    path = f"fastkd.backends.{family}.{name}"
-    reason = _import(path)
-    if reason is not None:
-        return None, reason
-    module = sys.modules[path]
-    unavailable = getattr(module, "unavailable", None)
-    return module, unavailable(tensor, *call) if unavailable else None
-
-
-@torch.compiler.assume_constant_result  # torch.compile does not trace imports
+@torch.compiler.assume_constant_result  # torch.compile does not trace a module's first import
 def _import(path: str) -> str | None:
     """Why the module cannot be imported, or None once it is."""
     try:

@@ -1,65 +1,35 @@
 """Losses on the vocabulary: cross-entropy, word-level distillation and hierarchical ranking."""
 
-from typing import NamedTuple
+from typing import Unpack
 
 from torch import Tensor
 
 from fastkd import watching
-from fastkd.functional.dispatch import backend_module
-from fastkd.functional.options import TokenOptions
-from fastkd.functional.sparse import SparseTeacher
-from fastkd.functional.tokens_inputs import (
-    check_linear_teacher,
-    check_options,
-    check_projection,
-    check_rows,
-    check_target,
-    check_teacher,
-    check_top_k,
-    counted_positions,
+from fastkd.errors import InputError
+from fastkd.functional import checks
+from fastkd.functional.calls import (
+    Projected,
+    TokenCall,
+    TokenKeywords,
+    TokenLosses,
+    TokenOptions,
 )
+from fastkd.functional.dispatch import choose, token_backend
+from fastkd.functional.signatures import spelled_out
+from fastkd.functional.sparse import SparseTeacher
 
 PART = "token losses"  # what observers hear
 
 
-class TokenLosses(NamedTuple):
-    """`loss` = ce_weight·ce + kd_weight·kd + rank_weight·rank; the components are detached.
-
-    Scalars, or (...) with `reduction="none"`; `prediction` is (...) int64, or None.
-    """
-
-    loss: Tensor
-    ce: Tensor
-    kd: Tensor
-    rank: Tensor
-    prediction: Tensor | None
-
-
-class LinearTeacher(NamedTuple):
-    """A teacher's last hidden states and output projection: logits = hidden weightᵀ + bias."""
-
-    hidden: Tensor  # (..., Dt)
-    weight: Tensor  # (V, Dt)
-    bias: Tensor | None  # (V,)
-
-
+@spelled_out(TokenOptions)
 def token_distillation_loss(
     student_logits: Tensor,
     teacher_logits: Tensor | SparseTeacher | None = None,
     target: Tensor | None = None,
     *,
-    ce_weight: float,
-    kd_weight: float,
-    rank_weight: float = 0.0,
-    top_k: int = 5,
-    label_smoothing: float = 0.0,
-    student_temperature: float = 1.0,
-    teacher_temperature: float = 1.0,
-    ignore_index: int = -100,
     mask: Tensor | None = None,
-    reduction: str = "sum",
-    return_prediction: bool = False,
     backend: str = "auto",
+    **options: Unpack[TokenKeywords],
 ) -> TokenLosses:
     """ce_weight·ce + kd_weight·kd + rank_weight·rank over the counted positions.
 
@@ -89,29 +59,16 @@ def token_distillation_loss(
     Raises InputError for shapes, types or values that do not fit, and for a teacher that
     requires grad; BackendUnavailable where a backend asked for by name cannot serve the call.
     """
-    options = TokenOptions(
-        ce_weight=ce_weight,
-        kd_weight=kd_weight,
-        rank_weight=rank_weight,
-        top_k=top_k,
-        label_smoothing=label_smoothing,
-        student_temperature=student_temperature,
-        teacher_temperature=teacher_temperature,
-        ignore_index=ignore_index,
-        reduction=reduction,
-        return_prediction=return_prediction,
-    )
-    _, vocabulary = check_rows("student_logits", student_logits)
-    check_options(options)
-    check_top_k(options, vocabulary)
-    counted = counted_positions(student_logits, target, mask, options)
-    check_target(target, counted, vocabulary, options)
-    check_teacher(teacher_logits, student_logits, vocabulary, counted, options)
-    module = backend_module("tokens", backend, student_logits, teacher_logits, options)
-    call = (student_logits, teacher_logits, target, counted, options)
-    return watching.named(PART, module.dense_losses, *call)
+    given = TokenOptions(**options)
+    checks.rows("student_logits", student_logits)
+    counted = checks.counted(student_logits, target, mask, given.ignore_index)
+    call = TokenCall(student_logits, teacher_logits, target, counted, given)
+    checks.tokens(call)
+    served_by = choose("tokens", token_backend, backend, student_logits, call)
+    return watching.named(PART, served_by.dense_losses, call)
 
 
+@spelled_out(TokenOptions)
 def linear_token_distillation_loss(
     student_hidden: Tensor,
     student_weight: Tensor,
@@ -121,18 +78,9 @@ def linear_token_distillation_loss(
     *,
     student_bias: Tensor | None = None,
     teacher_bias: Tensor | None = None,
-    ce_weight: float,
-    kd_weight: float,
-    rank_weight: float = 0.0,
-    top_k: int = 5,
-    label_smoothing: float = 0.0,
-    student_temperature: float = 1.0,
-    teacher_temperature: float = 1.0,
-    ignore_index: int = -100,
     mask: Tensor | None = None,
-    reduction: str = "sum",
-    return_prediction: bool = False,
     backend: str = "auto",
+    **options: Unpack[TokenKeywords],
 ) -> TokenLosses:
     """`token_distillation_loss` of linear(hidden, weight, bias), the logits never held whole.
 
@@ -144,31 +92,25 @@ def linear_token_distillation_loss(
     everything after the matrix product is float32 (float64 where the student is). All else as
     in `token_distillation_loss`, errors included.
     """
-    options = TokenOptions(
-        ce_weight=ce_weight,
-        kd_weight=kd_weight,
-        rank_weight=rank_weight,
-        top_k=top_k,
-        label_smoothing=label_smoothing,
-        student_temperature=student_temperature,
-        teacher_temperature=teacher_temperature,
-        ignore_index=ignore_index,
-        reduction=reduction,
-        return_prediction=return_prediction,
-    )
-    vocabulary = check_projection("student", student_hidden, student_weight, student_bias)
-    check_options(options)
-    check_top_k(options, vocabulary)
-    counted = counted_positions(student_hidden, target, mask, options)
-    check_target(target, counted, vocabulary, options)
-    check_linear_teacher(
-        teacher_hidden, teacher_weight, teacher_bias, student_hidden, vocabulary, counted, options
-    )
-    teacher: LinearTeacher | SparseTeacher | None = None
-    if isinstance(teacher_hidden, SparseTeacher):
-        teacher = teacher_hidden
-    elif teacher_hidden is not None and teacher_weight is not None:
-        teacher = LinearTeacher(teacher_hidden, teacher_weight, teacher_bias)
-    module = backend_module("tokens", backend, student_hidden, teacher, options)
-    student = (student_hidden, student_weight, student_bias)
-    return watching.named(PART, module.linear_losses, *student, teacher, target, counted, options)
+    given = TokenOptions(**options)
+    student = Projected(student_hidden, student_weight, student_bias)
+    checks.projected("student", student)
+    teacher = _teacher(teacher_hidden, teacher_weight, teacher_bias)
+    counted = checks.counted(student_hidden, target, mask, given.ignore_index)
+    call = TokenCall(student, teacher, target, counted, given)
+    checks.tokens(call)
+    served_by = choose("tokens", token_backend, backend, student_hidden, call)
+    return watching.named(PART, served_by.linear_losses, call)
+
+
+def _teacher(
+    hidden: Tensor | SparseTeacher | None, weight: Tensor | None, bias: Tensor | None
+) -> Projected | SparseTeacher | None:
+    if hidden is None or isinstance(hidden, SparseTeacher):
+        for name, value in (("teacher_weight", weight), ("teacher_bias", bias)):
+            if value is not None:
+                raise InputError(f"{name} is given without teacher_hidden to multiply it with")
+        return hidden
+    if weight is None:
+        raise InputError("teacher_weight is needed with teacher_hidden")
+    return Projected(hidden, weight, bias)

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from fastkd.errors import InputError
-from fastkd.functional import alignment_loss_from_maps, attention_alignment_loss
-from fastkd.functional.attention_inputs import check_choices
+from fastkd.functional import alignment_loss_from_maps, attention_alignment_loss, checks
+from fastkd.functional.calls import AlignmentOptions
 from fastkd.taps import AttentionTap, AttentionTaps
 
 KINDS = ("encoder", "decoder", "cross")
@@ -55,9 +55,13 @@ class AttentionAlignment(nn.Module):
                 f"student_maps and teacher_maps must be at least 1, not {student_maps} and "
                 f"{teacher_maps}"
             )
-        check_choices(normalization=normalization, padding=padding, reduction=reduction)
-        if bias and normalization == "mixture":
-            raise InputError("bias: normalization 'mixture' has none")
+        options = AlignmentOptions(
+            normalization=normalization,
+            temperature=temperature,
+            padding=padding,
+            reduction=reduction,
+        )
+        checks.alignment_options(options, bias)
         if not mix and student_maps != teacher_maps:
             raise InputError(
                 f"mix=False needs as many student_maps as teacher_maps, not {student_maps} and "
@@ -128,6 +132,18 @@ def _shared(student: AttentionTap, teacher: AttentionTap) -> dict[str, Any]:
     return call
 
 
+class AlignmentSettings(TypedDict, total=False):
+    """Keyword arguments of `AttentionAlignment`."""
+
+    normalization: str
+    bias: bool
+    mix: bool
+    temperature: float
+    padding: str
+    reduction: str
+    backend: str
+
+
 class AlignToDistill(nn.Module):
     """Align-to-Distill: an `AttentionAlignment` for each kind of attention, and their weights.
 
@@ -149,7 +165,7 @@ class AlignToDistill(nn.Module):
         teacher_maps: AttentionTaps | Mapping[str, int],
         *,
         weights: Mapping[str, float] | None = None,
-        **options,
+        **options: Unpack[AlignmentSettings],
     ) -> None:
         super().__init__()
         students, teachers = _map_counts(student_maps), _map_counts(teacher_maps)
@@ -166,12 +182,20 @@ class AlignToDistill(nn.Module):
         )
 
     @classmethod
-    def from_taps(cls, student: AttentionTaps, teacher: AttentionTaps, **options) -> Self:
+    def from_taps(
+        cls,
+        student: AttentionTaps,
+        teacher: AttentionTaps,
+        *,
+        weights: Mapping[str, float] | None = None,
+        **options: Unpack[AlignmentSettings],
+    ) -> Self:
         """For models whose taps hold a forward pass already, on the student's device."""
         tap = student.encoder or student.decoder or student.cross
         if tap is None:
             raise InputError("student: its taps hold no kind of attention")
-        return cls(student, teacher, **options).to(tap.query[0].device)
+        found = cls(student, teacher, weights=weights, **options)
+        return found.to(tap.query[0].device)
 
     def forward(self, student: AttentionTaps, teacher: AttentionTaps) -> AlignmentLosses:
         losses = {}

@@ -1,17 +1,17 @@
 """The token losses with their weights and options held in one place."""
 
-from typing import Any
+from typing import Unpack
 
 from torch import Tensor, nn
 
 from fastkd.functional import (
     SparseTeacher,
     TokenLosses,
+    checks,
     linear_token_distillation_loss,
     token_distillation_loss,
 )
-from fastkd.functional.options import TokenOptions
-from fastkd.functional.tokens_inputs import check_options
+from fastkd.functional.calls import TokenKeywords, TokenOptions
 
 
 class TokenDistillation(nn.Module):
@@ -22,35 +22,10 @@ class TokenDistillation(nn.Module):
     Raises InputError for a value that does not fit.
     """
 
-    def __init__(
-        self,
-        *,
-        ce_weight: float,
-        kd_weight: float,
-        rank_weight: float = 0.0,
-        top_k: int = 5,
-        label_smoothing: float = 0.0,
-        student_temperature: float = 1.0,
-        teacher_temperature: float = 1.0,
-        ignore_index: int = -100,
-        reduction: str = "sum",
-        return_prediction: bool = False,
-        backend: str = "auto",
-    ) -> None:
+    def __init__(self, *, backend: str = "auto", **options: Unpack[TokenKeywords]) -> None:
         super().__init__()
-        self.options: dict[str, Any] = {
-            "ce_weight": ce_weight,
-            "kd_weight": kd_weight,
-            "rank_weight": rank_weight,
-            "top_k": top_k,
-            "label_smoothing": label_smoothing,
-            "student_temperature": student_temperature,
-            "teacher_temperature": teacher_temperature,
-            "ignore_index": ignore_index,
-            "reduction": reduction,
-            "return_prediction": return_prediction,
-        }
-        check_options(TokenOptions(**self.options))
+        checks.token_options(TokenOptions(**options))
+        self.options = options
         self.backend = backend
 
     def forward(
@@ -98,4 +73,5 @@ class TokenDistillation(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        given = vars(TokenOptions(**self.options))
+        return ", ".join(f"{name}={value!r}" for name, value in given.items())

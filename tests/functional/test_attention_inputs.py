@@ -11,7 +11,7 @@ from fastkd import (
     alignment_loss_from_maps,
     attention_alignment_loss,
 )
-from fastkd.functional.attention_inputs import lengths
+from fastkd.functional.checks import lengths
 from tests.functional.attention_literal import case
 
 
@@ -42,8 +42,8 @@ def call(tried=None, **changes):
         ({"bias": torch.ones(4)}, "bias must have shape (teacher maps,) = (3,)"),
         ({"bias": torch.ones(3), "normalization": "mixture"}, "bias: normalization 'mixture'"),
         ({"temperature": 0.5, "normalization": "mixture"}, "temperature: normalization 'mixture'"),
-        ({"temperature": 0.0}, "temperature must be positive"),
-        ({"temperature": float("nan")}, "temperature must be positive"),
+        ({"temperature": 0.0}, "temperature must be a positive number"),
+        ({"temperature": float("nan")}, "temperature must be a positive number"),
         ({"normalization": "column"}, "normalization must be one of map, row, mixture"),
         ({"padding": "drop"}, "padding must be one of exclude, include"),
         ({"reduction": "max"}, "reduction must be one of sum, mean, none"),

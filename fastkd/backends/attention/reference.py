@@ -11,95 +11,70 @@ from fastkd.backends.attention.precision import (
     inside_dtype,
     operand_dtype,
 )
-from fastkd.functional.options import AlignmentOptions
+from fastkd.functional.calls import AlignmentCall, Maps, QueryKey
 
 LARGEST_EXPONENT = 60.0  # exp of it, summed over any map, is finite in float32
 
 
-def query_key_loss(
-    student_query: Sequence[Tensor],
-    student_key: Sequence[Tensor],
-    teacher_query: Sequence[Tensor],
-    teacher_key: Sequence[Tensor],
-    weight: Tensor | None,
-    bias: Tensor | None,
-    query_lengths: Tensor | None,
-    key_lengths: Tensor | None,
-    options: AlignmentOptions,
-) -> Tensor:
-    inside = inside_dtype((*student_query, *student_key, *teacher_query, *teacher_key, weight))
-    query, key = _operand(student_query, inside), _operand(student_key, inside)
-    constant_query, constant_key = _operand(teacher_query, inside), _operand(teacher_key, inside)
-    batch, _, queries, _ = query.shape
-    masks = Masks(batch, queries, key.shape[2], query_lengths, key_lengths, options.causal)
-    with torch.autocast(query.device.type, enabled=False):
-        student = _maps(query, key, options.student_scale, masks, options)
-        teacher = _maps(constant_query, constant_key, options.teacher_scale, masks, options)
-        return _loss(student, teacher, weight, bias, masks, options)
+def unavailable(call: AlignmentCall[QueryKey] | AlignmentCall[Maps]) -> None:
+    """Serves every call."""
 
 
-def map_loss(
-    student_maps: Sequence[Tensor],
-    teacher_maps: Sequence[Tensor],
-    weight: Tensor | None,
-    bias: Tensor | None,
-    query_lengths: Tensor | None,
-    key_lengths: Tensor | None,
-    options: AlignmentOptions,
-) -> Tensor:
-    inside = inside_dtype((*student_maps, *teacher_maps, weight))
+def query_key_loss(call: AlignmentCall[QueryKey]) -> Tensor:
+    inside, masks = inside_dtype(call.tensors), Masks(call)
+    operands = [
+        (_operand(side.query, inside), _operand(side.key, inside), side.scale)
+        for side in (call.student, call.teacher)
+    ]
+    with torch.autocast(masks.device.type, enabled=False):
+        student, teacher = (_maps(*each, masks) for each in operands)
+        return _loss(student, teacher, call, masks)
+
+
+def map_loss(call: AlignmentCall[Maps]) -> Tensor:
+    inside, masks = inside_dtype(call.tensors), Masks(call)
     student, teacher = (
-        torch.cat(tuple(maps), 1).to(inside) for maps in (student_maps, teacher_maps)
+        torch.cat(side.layers, 1).to(inside) for side in (call.student, call.teacher)
     )
-    batch, _, queries, keys = student.shape
-    masks = Masks(batch, queries, keys, query_lengths, key_lengths, options.causal)
-    mask = masks.counted(options, student.device)
-    if options.padding == "include":
-        mask = masks.attended(student.device)
-    with torch.autocast(student.device.type, enabled=False):
+    mask = masks.attended() if masks.include else masks.counted()
+    with torch.autocast(masks.device.type, enabled=False):
         if mask is not None:
             student, teacher = student.masked_fill(~mask, 0), teacher.masked_fill(~mask, 0)
-        return _loss(student, teacher, weight, bias, masks, options)
+        return _loss(student, teacher, call, masks)
 
 
 class Masks:
     """Which cells a query may attend to and which count, (B, 1, Tq, Tk), or None for all."""
 
-    def __init__(
-        self,
-        batch: int,
-        queries: int,
-        keys: int,
-        query_lengths: Tensor | None,
-        key_lengths: Tensor | None,
-        causal: bool,
-    ) -> None:
-        self.shape = (batch, 1, queries, keys)
-        self.query_lengths = query_lengths
-        self.key_lengths = key_lengths
-        self.causal = causal
+    def __init__(self, call: AlignmentCall[QueryKey] | AlignmentCall[Maps]) -> None:
+        first = call.student.tensors[0]
+        self.device = first.device
+        self.shape = (first.shape[0], 1, call.student.queries, call.student.keys)
+        self.query_lengths, self.key_lengths = call.query_lengths, call.key_lengths
+        self.causal = call.options.causal
+        self.include = call.options.padding == "include"
 
-    def real_queries(self, device: torch.device) -> Tensor | None:
-        return _before(self.query_lengths, self.shape[2], device)
+    def real_queries(self) -> Tensor | None:
+        return _before(self.query_lengths, self.shape[2], self.device)
 
-    def real_keys(self, device: torch.device) -> Tensor | None:
-        return _before(self.key_lengths, self.shape[3], device)
+    def real_keys(self) -> Tensor | None:
+        return _before(self.key_lengths, self.shape[3], self.device)
 
-    def attended(self, device: torch.device) -> Tensor | None:
+    def attended(self) -> Tensor | None:
         mask = None
-        keys = self.real_keys(device)  # (B, Tk)
+        keys = self.real_keys()  # (B, Tk)
         if keys is not None:
             mask = keys[:, None, None, :].expand(self.shape)
         if self.causal:
-            past = torch.ones(self.shape[2:], dtype=torch.bool, device=device).tril()
+            past = torch.ones(self.shape[2:], dtype=torch.bool, device=self.device).tril()
             mask = past.expand(self.shape) if mask is None else mask & past
         return mask
 
-    def counted(self, options: AlignmentOptions, device: torch.device) -> Tensor | None:
-        if options.padding == "include":
+    def counted(self) -> Tensor | None:
+        if self.include:
             return None
-        mask = self.attended(device)
-        queries = self.real_queries(device)  # (B, Tq)
+        mask = self.attended()
+        queries = self.real_queries()  # (B, Tq)
         if queries is None:
             return mask
         queries = queries[:, None, :, None].expand(self.shape)
@@ -119,23 +94,21 @@ def _operand(layers: Sequence[Tensor], inside: torch.dtype) -> Tensor:
     return tensor.to(operand_dtype(tensor, autocast)).to(inside)
 
 
-def _maps(
-    query: Tensor, key: Tensor, scale: float, masks: Masks, options: AlignmentOptions
-) -> Tensor:
+def _maps(query: Tensor, key: Tensor, scale: float, masks: Masks) -> Tensor:
     """softmax(scale · query @ keyᵀ), zero where not attended, and where not counted."""
-    real_queries, real_keys = masks.real_queries(query.device), masks.real_keys(query.device)
-    if real_queries is not None and options.padding == "exclude":
+    real_queries, real_keys = masks.real_queries(), masks.real_keys()
+    if real_queries is not None and not masks.include:
         query = query.masked_fill(~real_queries[:, None, :, None], 0)
     if real_keys is not None:
         key = key.masked_fill(~real_keys[:, None, :, None], 0)
     batch, heads, queries, size = query.shape
     query = query.reshape(batch, key.shape[1], -1, queries, size)  # (B, key heads, group, Tq, D)
     scores = (scale * query @ key.unsqueeze(2).mT).reshape(batch, heads, queries, key.shape[2])
-    attended = masks.attended(query.device)
+    attended = masks.attended()
     if attended is not None:
         scores = scores.masked_fill(~attended, torch.finfo(scores.dtype).min)
     maps = scores.softmax(-1)
-    zero = masks.counted(options, query.device)
+    zero = masks.counted()
     zero = attended if zero is None else zero
     return maps if zero is None else maps.masked_fill(~zero, 0)
 
@@ -143,18 +116,17 @@ def _maps(
 def _loss(
     student: Tensor,  # (B, Ns, Tq, Tk)
     teacher: Tensor,  # (B, Nt, Tq, Tk)
-    weight: Tensor | None,
-    bias: Tensor | None,
+    call: AlignmentCall[QueryKey] | AlignmentCall[Maps],
     masks: Masks,
-    options: AlignmentOptions,
 ) -> Tensor:
-    weight = None if weight is None else weight.to(student.dtype)
+    options, bias = call.options, call.bias
+    weight = None if call.weight is None else call.weight.to(student.dtype)
     if options.normalization == "mixture":
         mixed = _mix(student, None if weight is None else weight.softmax(1))
         divergence = _mixture_divergence(teacher, mixed)
     else:
         mixed = _mix(student, weight)
-        counted = masks.counted(options, student.device)
+        counted = masks.counted()
         groups = (2, 3) if options.normalization == "map" else (3, 3)
         divergence = _softmax_divergence(
             (teacher / options.temperature).flatten(*groups),

@@ -6,38 +6,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastkd.functional.options import TokenOptions
+from fastkd.functional.calls import Projected, TokenCall, TokenLosses
 from fastkd.functional.sparse import SparseTeacher
-from fastkd.functional.tokens import LinearTeacher, TokenLosses
 
 BANNED = -math.inf
 
 
-def linear_losses(
-    student_hidden: Tensor,
-    student_weight: Tensor,
-    student_bias: Tensor | None,
-    teacher: LinearTeacher | SparseTeacher | None,
-    target: Tensor | None,
-    counted: Tensor | None,
-    options: TokenOptions,
-) -> TokenLosses:
-    student_logits = F.linear(_only(counted, student_hidden), student_weight, student_bias)
-    if not isinstance(teacher, LinearTeacher):
-        return dense_losses(student_logits, teacher, target, counted, options)
-    teacher_logits = None
-    if options.kd_weight or options.rank_weight:
-        teacher_logits = F.linear(_only(counted, teacher.hidden), teacher.weight, teacher.bias)
-    return dense_losses(student_logits, teacher_logits, target, counted, options)
+def unavailable(call: TokenCall[Tensor] | TokenCall[Projected]) -> None:
+    """Serves every call."""
 
 
-def dense_losses(
-    student_logits: Tensor,
-    teacher: Tensor | SparseTeacher | None,
-    target: Tensor | None,
-    counted: Tensor | None,
-    options: TokenOptions,
-) -> TokenLosses:
+def linear_losses(call: TokenCall[Projected]) -> TokenLosses:
+    student, counted, teacher = call.student, call.counted, call.teacher
+    logits = F.linear(_only(counted, student.hidden), student.weight, student.bias)
+    if isinstance(teacher, Projected):
+        hidden, weight, bias = teacher
+        dense = F.linear(_only(counted, hidden), weight, bias) if call.options.teaches else None
+        return dense_losses(TokenCall(logits, dense, call.target, counted, call.options))
+    return dense_losses(TokenCall(logits, teacher, call.target, counted, call.options))
+
+
+def dense_losses(call: TokenCall[Tensor]) -> TokenLosses:
+    student_logits, teacher, target = call.student, call.teacher, call.target
+    counted, options = call.counted, call.options
     inside = torch.float64 if student_logits.dtype == torch.float64 else torch.float32
     given = _only(counted, student_logits.to(inside))
     banned = given.detach() == BANNED
@@ -50,7 +41,7 @@ def dense_losses(
         ids = _only(counted, target).long()
         ce = _cross_entropy(log_p, banned, ids, options.label_smoothing)
         ce = torch.where(dead & (options.label_smoothing < 1), math.inf, ce)
-    if (options.kd_weight or options.rank_weight) and teacher is not None:
+    if options.teaches and teacher is not None:
         if options.student_temperature != 1:
             log_p = F.log_softmax(logits / options.student_temperature, -1)
         scores, log_q = _teacher(teacher, counted, logits, options.teacher_temperature)

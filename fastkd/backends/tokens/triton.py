@@ -8,60 +8,45 @@ from fastkd_kernels.tokens.settings import LARGEST_TOP_K, TokenSettings
 from torch import Tensor
 
 from fastkd import watching
-from fastkd.functional.options import TokenOptions
+from fastkd.functional.calls import Projected, TokenCall, TokenLosses, TokenOptions
 from fastkd.functional.sparse import SparseTeacher
-from fastkd.functional.tokens import LinearTeacher, TokenLosses
 
 
-def unavailable(
-    student: Tensor, teacher: Tensor | LinearTeacher | SparseTeacher | None, options: TokenOptions
-) -> str | None:
+def unavailable(call: TokenCall[Tensor] | TokenCall[Projected]) -> str | None:
+    """Why the kernels cannot serve the call, or None."""
+    options = call.options
     if options.rank_weight and options.top_k > LARGEST_TOP_K:
         return f"the kernels rank at most top_k = {LARGEST_TOP_K} ids, not {options.top_k}"
-    tensors = [student, teacher if isinstance(teacher, Tensor) else None]
-    if isinstance(teacher, LinearTeacher):
-        tensors += teacher
+    tensors = [call.student.hidden if isinstance(call.student, Projected) else call.student]
+    if isinstance(call.teacher, Projected):
+        tensors += [each for each in call.teacher if each is not None]
+    elif isinstance(call.teacher, Tensor):
+        tensors.append(call.teacher)
     return unsupported(*tensors, anywhere=watching.pretended().fused)
 
 
-def dense_losses(
-    student_logits: Tensor,
-    teacher: Tensor | SparseTeacher | None,
-    target: Tensor | None,
-    counted: Tensor | None,
-    options: TokenOptions,
-) -> TokenLosses:
-    settings = _settings(teacher, options)
+def dense_losses(call: TokenCall[Tensor]) -> TokenLosses:
+    options = call.options
     loss, ce, kd, rank, prediction = dense_token_losses(
-        student_logits,
-        _teacher(teacher),
-        target,
-        counted,
-        settings,
+        call.student,
+        _teacher(call.teacher),
+        call.target,
+        call.counted,
+        _settings(call.teacher, options),
         options.reduction,
         options.return_prediction,
     )
     return TokenLosses(loss, ce, kd, rank, prediction if options.return_prediction else None)
 
 
-def linear_losses(
-    student_hidden: Tensor,
-    student_weight: Tensor,
-    student_bias: Tensor | None,
-    teacher: LinearTeacher | SparseTeacher | None,
-    target: Tensor | None,
-    counted: Tensor | None,
-    options: TokenOptions,
-) -> TokenLosses:
-    hidden = weight = bias = None
-    if isinstance(teacher, LinearTeacher):
-        hidden, weight, bias = teacher
+def linear_losses(call: TokenCall[Projected]) -> TokenLosses:
+    options, teacher = call.options, call.teacher
     loss, ce, kd, rank, prediction = linear_token_losses(
-        (student_hidden, student_weight, student_bias),
-        (hidden, weight, bias),
-        _teacher(None if isinstance(teacher, LinearTeacher) else teacher),
-        target,
-        counted,
+        call.student,
+        teacher if isinstance(teacher, Projected) else (None, None, None),
+        _teacher(None if isinstance(teacher, Projected) else teacher),
+        call.target,
+        call.counted,
         _settings(teacher, options),
         options.reduction,
         options.return_prediction,
@@ -76,7 +61,7 @@ def _teacher(teacher: Tensor | SparseTeacher | None) -> Teacher:
 
 
 def _settings(
-    teacher: Tensor | LinearTeacher | SparseTeacher | None, options: TokenOptions
+    teacher: Tensor | Projected | SparseTeacher | None, options: TokenOptions
 ) -> TokenSettings:
     return TokenSettings(
         options.ce_weight,

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastkd import BackendUnavailable, attention_alignment_loss
 from fastkd.backends.attention.triton import unavailable
-from fastkd.functional.options import AlignmentOptions
+from fastkd.functional.calls import AlignmentCall, AlignmentOptions, QueryKey
 from tests.kernels.attention_compare import (
     DEVICE,
     assert_as_exact_as_reference,
@@ -284,10 +284,14 @@ def test_float64_is_refused_by_name():
 
 def test_auto_can_know_that_a_weight_is_not_served():
     *tensors, weight = attention()
-    layers = [(tensor,) for tensor in tensors]
-    options = AlignmentOptions()
-    assert unavailable(tensors[0], layers, weight, options) is None
-    assert "float64" in unavailable(tensors[0], layers, weight.double(), options)
+    query, key, teacher_query, teacher_key = ((tensor,) for tensor in tensors)
+    sides = QueryKey(query, key, 1.0), QueryKey(teacher_query, teacher_key, 1.0)
+
+    def reason(weight):
+        return unavailable(AlignmentCall(*sides, weight, None, None, None, AlignmentOptions()))
+
+    assert reason(weight) is None
+    assert "float64" in reason(weight.double())
 
 
 def test_larger_heads_than_served_are_refused():

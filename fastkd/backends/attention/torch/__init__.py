@@ -5,8 +5,6 @@ length, or some query rows of a long one, and takes few large matrix products. O
 a compiled kernel does the same work, where it can be built (`native`).
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -17,100 +15,65 @@ from fastkd.backends.attention.torch.engine import Problem
 from fastkd.backends.attention.torch.function import Call, Pose, aligned
 from fastkd.backends.attention.torch.maps_given import GivenMaps, LearnedMaps
 from fastkd.backends.attention.torch.sources import Attention, LearnedAttention, Workspace
-from fastkd.functional.options import AlignmentOptions
+from fastkd.functional.calls import AlignmentCall, AlignmentOptions, Maps, QueryKey
+
+Layers = tuple[Tensor, ...]
 
 # Bytes for the maps of a block and what becomes of them; on a CPU this stays in the caches.
 CPU_WORKSPACE = 8 << 20
 DEVICE_WORKSPACE = 64 << 20
 
 
-def query_key_loss(
-    student_query: Sequence[Tensor],
-    student_key: Sequence[Tensor],
-    teacher_query: Sequence[Tensor],
-    teacher_key: Sequence[Tensor],
-    weight: Tensor | None,
-    bias: Tensor | None,
-    query_lengths: Tensor | None,
-    key_lengths: Tensor | None,
-    options: AlignmentOptions,
-) -> Tensor:
-    learned = (*student_query, *student_key)
-    constants = (*teacher_query, *teacher_key)
-    inside = inside_dtype((*learned, *constants, weight))
-    autocast = autocast_dtype(learned[0].device.type)
-    queries, keys = student_query[0].shape[2], student_key[0].shape[2]
-    batch = _batch(student_query, teacher_query, queries, keys, query_lengths, key_lengths, options)
+def unavailable(call: AlignmentCall[QueryKey] | AlignmentCall[Maps]) -> None:
+    """Serves every call."""
 
-    def pose(
-        learned: tuple[Tensor, ...], weight: Tensor | None, constants: tuple[Tensor, ...]
-    ) -> Problem:
+
+def query_key_loss(call: AlignmentCall[QueryKey]) -> Tensor:
+    # What is posed again in backward holds none of the call's large tensors.
+    batch, inside, options = _batch(call), inside_dtype(call.tensors), call.options
+    autocast = autocast_dtype(batch.device.type)
+    ours, theirs = len(call.student.query), len(call.teacher.query)
+    scales = call.student.scale, call.teacher.scale
+
+    def pose(learned: Layers, weight: Tensor | None, constants: Layers) -> Problem:
         workspace = Workspace(inside, batch.device)
-        ours, theirs = len(student_query), len(teacher_query)
-        student = LearnedAttention(
-            "student", learned[:ours], learned[ours:], options.student_scale, workspace, autocast
-        )
-        teacher = Attention(
-            "teacher",
-            constants[:theirs],
-            constants[theirs:],
-            options.teacher_scale,
-            workspace,
-            autocast,
-        )
+        query, key = learned[:ours], learned[ours:]
+        student = LearnedAttention("student", query, key, scales[0], workspace, autocast)
+        query, key = constants[:theirs], constants[theirs:]
+        teacher = Attention("teacher", query, key, scales[1], workspace, autocast)
         mix = _mix(weight, options, inside)
         even = _is_even(mix, options)
         return Problem(student, teacher, mix, batch, options, workspace, _numbers(workspace), even)
 
-    return _aligned(pose, learned, weight, bias, constants, options)
+    return _aligned(pose, call)
 
 
-def map_loss(
-    student_maps: Sequence[Tensor],
-    teacher_maps: Sequence[Tensor],
-    weight: Tensor | None,
-    bias: Tensor | None,
-    query_lengths: Tensor | None,
-    key_lengths: Tensor | None,
-    options: AlignmentOptions,
-) -> Tensor:
-    learned, constants = tuple(student_maps), tuple(teacher_maps)
-    inside = inside_dtype((*learned, *constants, weight))
-    queries, keys = learned[0].shape[2:]
-    batch = _batch(learned, constants, queries, keys, query_lengths, key_lengths, options)
+def map_loss(call: AlignmentCall[Maps]) -> Tensor:
+    batch, inside, options = _batch(call), inside_dtype(call.tensors), call.options
 
-    def pose(
-        learned: tuple[Tensor, ...], weight: Tensor | None, constants: tuple[Tensor, ...]
-    ) -> Problem:
+    def pose(learned: Layers, weight: Tensor | None, constants: Layers) -> Problem:
         workspace = Workspace(inside, batch.device)
         student = LearnedMaps("student", learned, workspace)
         teacher = GivenMaps("teacher", constants, workspace)
         mix = _mix(weight, options, inside)
         return Problem(student, teacher, mix, batch, options, workspace, _numbers(workspace), False)
 
-    return _aligned(pose, learned, weight, bias, constants, options)
+    return _aligned(pose, call)
 
 
-def _batch(
-    student: Sequence[Tensor],
-    teacher: Sequence[Tensor],
-    queries: int,
-    keys: int,
-    query_lengths: Tensor | None,
-    key_lengths: Tensor | None,
-    options: AlignmentOptions,
-) -> Batch:
+def _batch(call: AlignmentCall[QueryKey] | AlignmentCall[Maps]) -> Batch:
+    first = call.student.tensors[0]
     return Batch(
-        student[0].shape[0],
-        queries,
-        keys,
-        sum(layer.shape[1] for layer in student),
-        sum(layer.shape[1] for layer in teacher),
-        query_lengths,
-        key_lengths,
-        options.causal,
-        options.padding == "include",
-        student[0].device,
+        first.shape[0],
+        call.student.queries,
+        call.student.keys,
+        call.student.maps,
+        call.teacher.maps,
+        call.query_lengths,
+        call.key_lengths,
+        call.options.causal,
+        call.options.padding == "include",
+        first.device,
     )
 
 
@@ -136,22 +99,16 @@ def _is_even(weight: Tensor | None, options: AlignmentOptions) -> bool:
     return reach <= EVEN * options.temperature
 
 
-def _aligned(
-    pose: Pose,
-    learned: tuple[Tensor, ...],
-    weight: Tensor | None,
-    bias: Tensor | None,
-    constants: tuple[Tensor, ...],
-    options: AlignmentOptions,
-) -> Tensor:
-    tensors = [*learned, *(each for each in (weight, bias) if each is not None)]
+def _aligned(pose: Pose, call: AlignmentCall[QueryKey] | AlignmentCall[Maps]) -> Tensor:
+    learned = call.student.tensors
+    parameters = [each for each in (call.weight, call.bias) if each is not None]
     grad = torch.is_grad_enabled()
-    call = Call(
+    posed = Call(
         pose,
-        options.reduction,
+        call.options.reduction,
         len(learned),
-        weight is not None,
-        bias is not None,
-        tuple(grad and tensor.requires_grad for tensor in tensors),
+        call.weight is not None,
+        call.bias is not None,
+        tuple(grad and tensor.requires_grad for tensor in (*learned, *parameters)),
     )
-    return aligned(call, *tensors, *constants)
+    return aligned(posed, *learned, *parameters, *call.teacher.tensors)

@@ -12,7 +12,7 @@ from fastkd.backends.attention.torch.maps_given import GivenMaps, LearnedMaps
 from fastkd.backends.attention.torch.plan import Block, Plan, Unit
 from fastkd.backends.attention.torch.sources import Attention, LearnedAttention, Workspace, pick
 from fastkd.backends.early import early_dtype
-from fastkd.functional.options import AlignmentOptions
+from fastkd.functional.calls import AlignmentOptions
 
 
 @dataclass

@@ -149,7 +149,7 @@ class NativeWalk(Walk):
         numbers = [(place, *each) for place, each in zip(places, _counts(real), strict=True)]
         order, rows, keys = torch.tensor(numbers).T.contiguous()
         upstream = upstream.float().contiguous()
-        scales = options.student_scale, options.teacher_scale
+        scales = self.student.scale, self.teacher.scale
         student, teacher = (
             native.Side(side[0][0].shape[3], scale, rounds, *map(native.address, described))
             for side, scale, described in zip(sides, scales, heads, strict=True)

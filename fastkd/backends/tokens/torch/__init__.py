@@ -10,31 +10,16 @@ from torch import Tensor
 from fastkd.backends.tokens.torch.dense import DenseWalk
 from fastkd.backends.tokens.torch.function import token_losses
 from fastkd.backends.tokens.torch.linear import LinearWalk
-from fastkd.functional.options import TokenOptions
-from fastkd.functional.sparse import SparseTeacher
-from fastkd.functional.tokens import LinearTeacher, TokenLosses
+from fastkd.functional.calls import Projected, TokenCall, TokenLosses
 
 
-def dense_losses(
-    student_logits: Tensor,
-    teacher: Tensor | SparseTeacher | None,
-    target: Tensor | None,
-    counted: Tensor | None,
-    options: TokenOptions,
-) -> TokenLosses:
-    walk = DenseWalk(student_logits, teacher, target, counted, options)
-    return token_losses(walk, student_logits)
+def unavailable(call: TokenCall[Tensor] | TokenCall[Projected]) -> None:
+    """Serves every call."""
 
 
-def linear_losses(
-    student_hidden: Tensor,
-    student_weight: Tensor,
-    student_bias: Tensor | None,
-    teacher: LinearTeacher | SparseTeacher | None,
-    target: Tensor | None,
-    counted: Tensor | None,
-    options: TokenOptions,
-) -> TokenLosses:
-    vocabulary = student_weight.shape[0]
-    walk = LinearWalk(student_hidden, vocabulary, teacher, target, counted, options)
-    return token_losses(walk, student_hidden, student_weight, student_bias)
+def dense_losses(call: TokenCall[Tensor]) -> TokenLosses:
+    return token_losses(DenseWalk(call), call.student)
+
+
+def linear_losses(call: TokenCall[Projected]) -> TokenLosses:
+    return token_losses(LinearWalk(call), *call.student)

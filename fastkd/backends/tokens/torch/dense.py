@@ -13,28 +13,20 @@ from fastkd.backends.tokens.torch.rows import StudentRows
 from fastkd.backends.tokens.torch.scratch import Scratch
 from fastkd.backends.tokens.torch.teachers import flat, teacher_of
 from fastkd.backends.tokens.torch.totals import Totals
-from fastkd.functional.options import TokenOptions
-from fastkd.functional.sparse import SparseTeacher
+from fastkd.functional.calls import TokenCall
 
 
 class DenseWalk:
     """Of one call; the student's logits come with `run`."""
 
-    def __init__(
-        self,
-        logits: Tensor,
-        teacher: Tensor | SparseTeacher | None,
-        target: Tensor | None,
-        counted: Tensor | None,
-        options: TokenOptions,
-    ) -> None:
-        self.shape, self.options = logits.shape[:-1], options
+    def __init__(self, call: TokenCall[Tensor]) -> None:
+        logits = call.student
+        self.shape, self.options = logits.shape[:-1], call.options
         self.vocabulary = logits.shape[-1]
         self.inside = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        self.teacher = teacher_of(teacher, options, self.inside)
-        self.target = None if target is None else target.reshape(-1)
-        counted = None if counted is None else counted.reshape(-1)
-        self.positions = Positions.of(counted, self.shape.numel(), self.vocabulary, logits.device)
+        self.teacher = teacher_of(call.teacher, call.options, self.inside)
+        self.target = None if call.target is None else call.target.reshape(-1)
+        self.positions = Positions.of(call.counted, logits, self.vocabulary)
 
     def run(
         self, learned: Sequence[Tensor | None], upstream: Tensor | None, needed: Sequence[bool]

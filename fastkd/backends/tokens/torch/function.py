@@ -9,8 +9,7 @@ from torch import Tensor
 from fastkd.backends.tokens.torch.numerics import readable
 from fastkd.backends.tokens.torch.positions import Positions
 from fastkd.backends.tokens.torch.totals import Totals
-from fastkd.functional.options import TokenOptions
-from fastkd.functional.tokens import TokenLosses
+from fastkd.functional.calls import TokenLosses, TokenOptions
 
 ONCE = "backend 'torch' of the token losses has no second-order gradient; use backend='reference'"
 

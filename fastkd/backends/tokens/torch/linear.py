@@ -13,30 +13,20 @@ from fastkd.backends.tokens.torch.rows import StudentRows
 from fastkd.backends.tokens.torch.scratch import Scratch
 from fastkd.backends.tokens.torch.teachers import flat, teacher_of
 from fastkd.backends.tokens.torch.totals import Totals
-from fastkd.functional.options import TokenOptions
-from fastkd.functional.sparse import SparseTeacher
-from fastkd.functional.tokens import LinearTeacher
+from fastkd.functional.calls import Projected, TokenCall
 
 
 class LinearWalk:
     """Of one call; the student's hidden states, weight and bias come with `run`."""
 
-    def __init__(
-        self,
-        hidden: Tensor,
-        vocabulary: int,
-        teacher: LinearTeacher | SparseTeacher | None,
-        target: Tensor | None,
-        counted: Tensor | None,
-        options: TokenOptions,
-    ) -> None:
-        self.shape, self.options = hidden.shape[:-1], options
-        self.vocabulary, self.given = vocabulary, teacher
+    def __init__(self, call: TokenCall[Projected]) -> None:
+        hidden = call.student.hidden
+        self.shape, self.options = hidden.shape[:-1], call.options
+        self.vocabulary, self.given = call.student.weight.shape[0], call.teacher
         self.inside = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         self.product = product_dtype(hidden)
-        self.target = None if target is None else target.reshape(-1)
-        counted = None if counted is None else counted.reshape(-1)
-        self.positions = Positions.of(counted, self.shape.numel(), vocabulary, hidden.device)
+        self.target = None if call.target is None else call.target.reshape(-1)
+        self.positions = Positions.of(call.counted, hidden, self.vocabulary)
 
     def run(
         self, learned: Sequence[Tensor | None], upstream: Tensor | None, needed: Sequence[bool]

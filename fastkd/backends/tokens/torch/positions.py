@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from fastkd import watching
@@ -32,9 +31,10 @@ class Positions:
     chunk: int
 
     @staticmethod
-    def of(
-        counted: Tensor | None, count: int, vocabulary: int, device: torch.device
-    ) -> "Positions":
+    def of(counted: Tensor | None, student: Tensor, vocabulary: int) -> "Positions":
+        """student: (..., size); counted: (...)"""
+        count, device = student.shape[:-1].numel(), student.device
+        counted = None if counted is None else counted.reshape(-1)
         chosen = masked = None
         if counted is not None and readable(counted):
             chosen = counted.nonzero().squeeze(-1)

@@ -10,7 +10,7 @@ from fastkd.backends.tokens.torch.listed_teacher import ListedRows
 from fastkd.backends.tokens.torch.numerics import BANNED, banned_ids, log_z, softmax_
 from fastkd.backends.tokens.torch.ranking import ranking
 from fastkd.backends.tokens.torch.topk import top_ids
-from fastkd.functional.options import TokenOptions
+from fastkd.functional.calls import TokenOptions
 
 TeacherRows = DenseRows | ListedRows
 

@@ -10,9 +10,8 @@ from fastkd.backends.tokens.torch.listed_teacher import ListedRows
 from fastkd.backends.tokens.torch.positions import Part, Positions
 from fastkd.backends.tokens.torch.products import Projection
 from fastkd.backends.tokens.torch.scratch import Scratch
-from fastkd.functional.options import TokenOptions
+from fastkd.functional.calls import Projected, TokenOptions
 from fastkd.functional.sparse import SparseTeacher
-from fastkd.functional.tokens import LinearTeacher
 
 
 class Teacher(Protocol):
@@ -21,13 +20,13 @@ class Teacher(Protocol):
 
 
 def teacher_of(
-    given: Tensor | LinearTeacher | SparseTeacher | None,
+    given: Tensor | Projected | SparseTeacher | None,
     options: TokenOptions,
     product: torch.dtype,
 ) -> Teacher | None:
-    if given is None or not (options.kd_weight or options.rank_weight):
+    if given is None or not options.teaches:
         return None
-    if isinstance(given, LinearTeacher):
+    if isinstance(given, Projected):
         return LinearRows(given, options, product)
     if isinstance(given, SparseTeacher):
         return SparseRows(given, options)
@@ -45,7 +44,7 @@ class LogitRows:
 
 
 class LinearRows:
-    def __init__(self, given: LinearTeacher, options: TokenOptions, product: torch.dtype) -> None:
+    def __init__(self, given: Projected, options: TokenOptions, product: torch.dtype) -> None:
         self.hidden, self.options = flat(given.hidden), options  # (N, D)
         self.projection = Projection(given.weight, given.bias, product)
 

@@ -4,8 +4,7 @@ import torch
 
 from fastkd.backends.tokens.torch.positions import Part, Positions
 from fastkd.backends.tokens.torch.rows import RowLosses
-from fastkd.functional.options import TokenOptions
-from fastkd.functional.tokens import TokenLosses
+from fastkd.functional.calls import TokenLosses, TokenOptions
 
 
 class Totals:
