@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 matplotlib.use("Agg")
@@ -29,24 +31,30 @@ def plot_learning_curves(runs: Mapping[str, RunFolder], file: Path) -> None:
 
 
 def plot_head_alignment(run: RunFolder, teacher: RunFolder, file: Path) -> None:
+    """`head_alignment` in a file."""
+    _save(head_alignment(run, teacher), file)
+
+
+def head_alignment(run: RunFolder, teacher: RunFolder) -> Figure:
     """|W| of each kind of attention: how much each student head is taken for each teacher head.
 
     For normalization "mixture" the rows are the mixture's weights, softmax(W).
     """
     term = next(loss for loss in run.config.losses if loss.name == "a2d")
     tensors = read_group(run.weights_folder("last"), OBJECTIVE)
-    weights = {
+    learned = {
         name.split(".")[-2]: tensor.softmax(1) if term.normalization == "mixture" else tensor.abs()
         for name, tensor in tensors.items()
         if name.startswith("alignment.") and name.endswith(".weight")
     }
+    weights = {kind: learned[kind] for kind in ("encoder", "decoder", "cross") if kind in learned}
     figure, axes = plt.subplots(
         1, len(weights), figsize=(4 * len(weights) + 1, 5), layout="constrained", squeeze=False
     )
     for axis, (kind, weight) in zip(axes[0], weights.items(), strict=True):
         _heat_map(axis, kind, weight, run.config.model.heads, teacher.config.model.heads)
         figure.colorbar(axis.images[0], ax=axis, shrink=0.7)
-    _save(figure, file)
+    return figure
 
 
 def _heat_map(axis, kind: str, weight: Tensor, student_heads: int, teacher_heads: int) -> None:
@@ -56,6 +64,8 @@ def _heat_map(axis, kind: str, weight: Tensor, student_heads: int, teacher_heads
         axis.axhline(layer - 0.5, color="white", linewidth=1)
     for layer in range(student_heads, columns, student_heads):
         axis.axvline(layer - 0.5, color="white", linewidth=1)
+    for one in (axis.xaxis, axis.yaxis):
+        one.set_major_locator(MaxNLocator(integer=True))
     axis.set(
         title=kind,
         xlabel=f"student head ({student_heads} a layer)",

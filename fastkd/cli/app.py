@@ -21,6 +21,8 @@ VERBS = (
     "bench",
     "memory",
     "demo",
+    "runs",
+    "compare",
     "recipes",
 )
 

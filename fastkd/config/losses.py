@@ -1,10 +1,15 @@
-"""The losses that a student can be trained by, each with its options."""
+"""The losses that a student can be trained by, each with its options.
+
+Weights and numbers of passes may be a number, or a schedule over training such as
+`{value: 1, begin: 3000}`.
+"""
 
 from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fastkd.config.schedule import Passes, Weight
 from fastkd.config.types import (
     STRICT,
     Flag,
@@ -22,7 +27,7 @@ class CrossEntropy:
     """Cross-entropy to the reference translation."""
 
     name: Literal["cross_entropy"] = "cross_entropy"
-    weight: NonNegative = 1.0
+    weight: Weight = 1.0
     label_smoothing: Probability = 0.1
 
 
@@ -31,20 +36,23 @@ class WordKD:
     """Word-level distillation: KL(teacher ‖ student) at each target position."""
 
     name: Literal["word_kd"] = "word_kd"
-    weight: NonNegative = 0.8
+    weight: Weight = 0.8
     student_temperature: Temperature = 1.0
     teacher_temperature: Temperature = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TieKD:
-    """KL + hierarchical ranking, averaged over iterative passes."""
+    """KL + hierarchical ranking, averaged over iterative passes; the defaults are as published.
+
+    For a student that agrees with its teacher already: earlier the ranking works against the KL.
+    """
 
     name: Literal["tie_kd"] = "tie_kd"
-    weight: NonNegative = 0.8  # 0.5 as published
-    rank_weight: NonNegative = 0.1  # of the ranking, relative to the KL; 1 as published
+    weight: Weight = 0.5
+    rank_weight: Weight = 1.0  # of the ranking, relative to the KL
     top_k: Size = 5
-    iterations: Repeats = 3
+    iterations: Passes = 3
     student_temperature: Temperature = 1.0
     teacher_temperature: Temperature = 1.0
 
@@ -54,7 +62,7 @@ class A2D:
     """Attention alignment, per kind of map."""
 
     name: Literal["a2d"] = "a2d"
-    weight: NonNegative | None = None  # None: the normalization's own; 2400 with "map" as published
+    weight: Weight | None = None  # None: the normalization's own; 2400 with "map" as published
     encoder: NonNegative = 1.0
     decoder: NonNegative = 0.5
     cross: NonNegative = 0.5
@@ -73,7 +81,7 @@ class HiddenStates:
     """Mean squared distance of the last hidden states, through a learned map of widths."""
 
     name: Literal["hidden"] = "hidden"
-    weight: NonNegative = 1.0
+    weight: Weight = 1.0
     encoder: Flag = True
     decoder: Flag = True
 
@@ -87,7 +95,7 @@ class MaskedCrossEntropy:
     """Cross-entropy to the reference at the masked positions of a cmlm's input."""
 
     name: Literal["masked_cross_entropy"] = "masked_cross_entropy"
-    weight: NonNegative = 1.0
+    weight: Weight = 1.0
     label_smoothing: Probability = 0.1
     self_correction: Probability = 0.0  # share of unmasked pieces replaced by guesses (CMLMC)
 
@@ -97,7 +105,7 @@ class Length:
     """Cross-entropy of a cmlm's length predictor."""
 
     name: Literal["length"] = "length"
-    weight: NonNegative = 0.1
+    weight: Weight = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -108,7 +116,7 @@ class DiMS:
     """
 
     name: Literal["dims"] = "dims"
-    weight: NonNegative = 1.0
+    weight: Weight = 1.0
     steps: Repeats = 2  # of the teacher
     mask: Literal["random", "full"] = "random"
     reconsider: Flag = True  # steps predict unmasked pieces anew; false for a teacher that never

@@ -184,6 +184,7 @@ class StartConfig:
 
     run: PathText
     checkpoint: Literal["best", "last", "average"] = "best"
+    learned: Flag = False  # with what its losses learned, such as A2D's mix of heads
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

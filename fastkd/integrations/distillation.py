@@ -6,6 +6,7 @@ loss, components = distillation(student, batch)
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +33,7 @@ from fastkd.integrations.transformers import ModelTaps
 from fastkd.modules import AlignToDistill
 from fastkd.terms.alignment import AlignmentTerm
 from fastkd.terms.hidden import HiddenTerm
-from fastkd.terms.listed import by_name, check_listed
+from fastkd.terms.listed import by_name, by_update, check_listed, most_passes
 from fastkd.terms.passes import Components, Counts, Passes, summed
 from fastkd.terms.tokens import TokenTerms
 
@@ -115,17 +116,26 @@ class Distillation(nn.Module):
         return counted(self.student, batches)
 
     def forward(
-        self, model: nn.Module, inputs: Inputs, counts: Tensor | None = None, epoch: int = 1
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        counts: Tensor | None = None,
+        epoch: int = 1,
+        update: int | None = None,
     ) -> Distilled:
         """The losses of one batch, computed within the student's forward pass.
 
         model: the student, or what wraps it, such as `DistributedDataParallel`
         inputs: what the student is called with, and `labels`
         counts: those of the whole update; None: it is this batch
-        epoch: from 1; A2D decays by it
+        epoch, update: from 1; A2D decays by the one, schedules of the losses go by either
         """
+        if update is None and (name := by_update(self.losses.values())):
+            raise InputError(f"update: expected, as {name} changes with it")
         sizes = self.counts([inputs]) if counts is None else counts
-        divisors = as_counts(sizes.to(inputs["labels"].device))
+        divisors = replace(
+            as_counts(sizes.to(inputs["labels"].device)), epoch=epoch, update=update or 0
+        )
         called_with = {k: v for k, v in inputs.items() if k not in COLUMNS}
         with contextlib.ExitStack() as stack:
             head, other = self._heads
@@ -142,16 +152,16 @@ class Distillation(nn.Module):
 
             def losses(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Distilled:
                 passes = Passes(call.passed(output), taught, target, IGNORED)
-                return self._losses(passes, divisors, epoch)
+                return self._losses(passes, divisors)
 
             # In the forward pass, as wrappers see from its output which parameters were used.
             stack.callback(head.model.register_forward_hook(losses).remove)
             distilled: Distilled = model(**called_with)
         return distilled
 
-    def _losses(self, passes: Passes, counts: Counts, epoch: int) -> Distilled:
+    def _losses(self, passes: Passes, counts: Counts) -> Distilled:
         terms = [self._tokens(passes, counts)]
-        terms += [term(passes, counts, epoch) for term in self._aligned]
+        terms += [term(passes, counts) for term in self._aligned]
         if self.hidden is not None:
             terms.append(self.hidden(passes, counts))
         return Distilled(*summed(terms))
@@ -182,12 +192,12 @@ class Distillation(nn.Module):
         return SparseTeacher(ids, log_probs, self.rest)
 
     def _check_iterations(self, loss: TieKD | None) -> None:
-        if loss is None or loss.iterations == 1:
+        if loss is None or most_passes(loss) == 1:
             return
         if self.teacher is None or not is_encoder_decoder(self.student):
             raise InputError(
-                f"losses: tie_kd.iterations: expected 1, not {loss.iterations}, where student and "
-                "teacher are not both encoder-decoder models"
+                f"losses: tie_kd.iterations: expected 1, not {most_passes(loss)}, where student "
+                "and teacher are not both encoder-decoder models"
             )
 
 

@@ -90,7 +90,9 @@ class DistillationModule(lightning.LightningModule):
         counts = batch[_COUNTS] if _COUNTS in batch else self.distillation.counts([inputs])
         # In place, and the batches of an update hold one tensor.
         counts = self.trainer.strategy.reduce(counts.clone(), reduce_op="sum")
-        loss, components = self.distillation(self.student, inputs, counts, self.current_epoch + 1)
+        loss, components = self.distillation(
+            self.student, inputs, counts, self.current_epoch + 1, self.trainer.global_step + 1
+        )
         shares = {"loss": loss.detach(), **components}
         batches = counts[0]  # of the update, in all processes
         self.log_dict(

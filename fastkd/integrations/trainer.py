@@ -127,7 +127,9 @@ class DistillationMixin(_Trainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         epoch = int(self.state.epoch or 0) + 1
         with self.accelerator.autocast():
-            loss, components = self.distillation(model, inputs, self._update_counts, epoch)
+            loss, components = self.distillation(
+                model, inputs, self._update_counts, epoch, self.state.global_step + 1
+            )
         for name, value in components.items():
             self._components[name] = self._components.get(name, 0.0) + value
         # Processes average their gradients.

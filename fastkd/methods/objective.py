@@ -1,5 +1,6 @@
 """What a model is trained by: the weighted sum of the losses that its config lists."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from fastkd.methods.scheme import Scheme
 from fastkd.nn.transformer import Transformer
 from fastkd.terms.alignment import AlignmentTerm
 from fastkd.terms.hidden import HiddenTerm
-from fastkd.terms.listed import by_name
+from fastkd.terms.listed import by_name, scheduled
 from fastkd.terms.passes import Counts, Weighted, summed
 
 # By model.kind: what the models are run on, and the losses on target tokens.
@@ -44,6 +45,7 @@ class Objective(nn.Module):
     ):
         super().__init__()
         losses = _losses_of(config)
+        self._losses = tuple(losses.values())
         taught = [name for name in losses if name not in _UNTAUGHT]
         if taught and teacher is None:
             raise InputError(f"losses: {taught[0]} needs a teacher; expected the key teacher")
@@ -80,18 +82,19 @@ class Objective(nn.Module):
 
     def forward(self, student: Transformer, batch: Batch, counts: Counts, epoch: int) -> Weighted:
         """The piece's share of the update's loss, and its unweighted components, detached."""
+        counts = replace(counts, epoch=epoch)
         taps = self.alignment is not None
         passes = self.scheme.passes(student, self.teacher, batch, counts, taps)
         terms = [self.scheme(passes, counts)]
         if self.alignment is not None:
-            terms.append(self.alignment(passes, counts, epoch))
+            terms.append(self.alignment(passes, counts))
         if self.hidden is not None:
             terms.append(self.hidden(passes, counts))
         return summed(terms)
 
     def counts(self, corpus: Corpus, ids: np.ndarray, update: int) -> Counts:
         """Sizes of an update over the sentences `ids`, whoever computes which of them."""
-        return self.scheme.counts(corpus, ids, update)
+        return replace(self.scheme.counts(corpus, ids, update), update=update)
 
     def begin(self, student: Transformer) -> None:
         """To be called on a new student, before its first update."""
@@ -100,6 +103,10 @@ class Objective(nn.Module):
     def before_update(self, student: Transformer) -> None:
         """To be called before each update."""
         self.scheme.before_update(student, self.teacher)
+
+    def scheduled(self, update: int, epoch: int) -> dict[str, float]:
+        """By name, such as tie_kd.weight, what changes over training as it is in an update."""
+        return scheduled(self._losses, update, epoch)
 
     def moving_tensors(self) -> dict[str, Tensor]:
         """What updates change beside the parameters: a teacher that follows its student.

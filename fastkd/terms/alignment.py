@@ -8,7 +8,7 @@ from torch import nn
 
 from fastkd.config.losses import A2D
 from fastkd.modules import AlignToDistill
-from fastkd.terms.passes import Components, Counts, Passes, Weighted
+from fastkd.terms.passes import Components, Counts, Passes, Weighted, now, unused
 
 # The three losses differ by orders of magnitude, so that each has a weight of its own: what won on
 # multi30k's dev set (benchmarks/translation/multi30k-tuning.yaml).
@@ -43,11 +43,13 @@ class AlignmentTerm(nn.Module):
             backend=backend,
         )
 
-    def forward(self, passes: Passes, counts: Counts, epoch: int) -> Weighted:
-        weight = self.config.weight
-        if weight is None:
-            weight = DEFAULT_WEIGHTS[self.config.normalization]
-        weight *= self.config.decay ** (epoch - 1)
+    def forward(self, passes: Passes, counts: Counts) -> Weighted:
+        given = self.config.weight
+        if given is None:
+            given = DEFAULT_WEIGHTS[self.config.normalization]
+        weight = now(given, counts) * self.config.decay ** (counts.epoch - 1)
+        if not weight:
+            return unused(self)
         ours, theirs = passes.student.taps, passes.teacher.taps
         losses = []
         components: Components = {}

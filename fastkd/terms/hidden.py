@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fastkd.config.losses import HiddenStates
-from fastkd.terms.passes import Components, Counts, Passes, Weighted
+from fastkd.terms.passes import Components, Counts, Passes, Weighted, now, unused
 
 
 class HiddenTerm(nn.Module):
@@ -23,6 +23,9 @@ class HiddenTerm(nn.Module):
         )
 
     def forward(self, passes: Passes, counts: Counts) -> Weighted:
+        weight = now(self.config.weight, counts)
+        if not weight:
+            return unused(self)
         losses = []
         components: Components = {}
         student, teacher = passes.student, passes.teacher
@@ -35,6 +38,6 @@ class HiddenTerm(nn.Module):
                 ours, theirs = student.states, teacher.states
             distance = (linear(ours).float() - theirs.float()).square().mean(-1)  # (*,)
             loss = distance.masked_fill(absent, 0.0).sum() / tokens
-            losses.append(self.config.weight * loss)
+            losses.append(weight * loss)
             components[f"hidden.{side}"] = loss.detach()
         return torch.stack(losses).sum(), components

@@ -1,9 +1,11 @@
 """Which losses there are, and what a teacher that was asked beforehand can serve of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
 from typing import Any
 
 from fastkd.config.losses import CrossEntropy, TieKD, WordKD
+from fastkd.config.schedule import RepeatsSchedule, Schedule
 from fastkd.errors import InputError
 
 
@@ -41,9 +43,9 @@ def check_listed(losses: dict[str, Any], what: str, instead: str, top_k: int | N
     top_k: how many ids are listed at each position, where that is known
     """
     for name, loss in losses.items():
-        if isinstance(loss, TieKD) and loss.iterations > 1:
+        if isinstance(loss, TieKD) and most_passes(loss) > 1:
             raise InputError(
-                f"losses: tie_kd.iterations: expected 1, not {loss.iterations}, with {what}; "
+                f"losses: tie_kd.iterations: expected 1, not {most_passes(loss)}, with {what}; "
                 f"{instead} serves more"
             )
         if isinstance(loss, TieKD) and loss.rank_weight and top_k and loss.top_k > top_k:
@@ -53,6 +55,30 @@ def check_listed(losses: dict[str, Any], what: str, instead: str, top_k: int | N
             )
         if not isinstance(loss, CrossEntropy | TieKD | WordKD):
             raise InputError(f"losses: {name} needs {instead}; {what} holds no more than ids")
+
+
+def scheduled(losses: Iterable[Any], update: int, epoch: int) -> dict[str, float]:
+    """By name, such as tie_kd.weight, what changes over training as it is in an update."""
+    return {name: value.at(update, epoch) for name, value in _schedules(losses)}
+
+
+def by_update(losses: Iterable[Any]) -> str | None:
+    """The name of a value that changes by update, where there is one."""
+    return next((name for name, value in _schedules(losses) if value.by == "update"), None)
+
+
+def _schedules(losses: Iterable[Any]) -> Iterator[tuple[str, Schedule | RepeatsSchedule]]:
+    for loss in losses:
+        for field in fields(loss):
+            value = getattr(loss, field.name)
+            if isinstance(value, Schedule | RepeatsSchedule):
+                yield f"{loss.name}.{field.name}", value
+
+
+def most_passes(loss: TieKD) -> int:
+    """Over the whole training."""
+    passes = loss.iterations
+    return passes.highest if isinstance(passes, RepeatsSchedule) else passes
 
 
 def _names(losses: Sequence[Any]) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastkd.config.losses import DiMS, Length, MaskedCrossEntropy
 from fastkd.functional import linear_token_distillation_loss
-from fastkd.terms.passes import Counts, Projection, Weighted
+from fastkd.terms.passes import Counts, Projection, Weighted, now
 
 
 class Masked(Protocol):
@@ -67,7 +67,7 @@ class MaskedCrossEntropyTerm:
             passes.projection.weight,
             target=target,
             student_bias=passes.projection.bias,
-            ce_weight=self.config.weight,
+            ce_weight=now(self.config.weight, counts),
             kd_weight=0.0,
             label_smoothing=self.config.label_smoothing,
             reduction="sum",
@@ -86,7 +86,7 @@ class LengthTerm:
     def __call__(self, passes: Masked, counts: Counts) -> Weighted:
         logits, classes = passes.lengths()
         loss = F.cross_entropy(logits, classes, reduction="sum") / counts.sentences
-        return self.config.weight * loss, {self.config.name: loss.detach()}
+        return now(self.config.weight, counts) * loss, {self.config.name: loss.detach()}
 
 
 @dataclass(frozen=True)
@@ -105,18 +105,18 @@ class DiMSTerm:
     backend: str = "auto"
 
     def __call__(self, passes: Masked, counts: Counts) -> Weighted:
-        config = self.config
+        config, weight = self.config, now(self.config.weight, counts)
         student, teacher = passes.masked_states, passes.taught_states  # (M, width) each
         assert teacher is not None
         positions = max(counts.masked, 1)
         divergence = self._divergence(passes, student, teacher) / positions
         components = {"dims": divergence.detach()}
-        loss = config.weight * divergence
+        loss = weight * divergence
         if config.hidden_weight:
             distance = torch.linalg.vector_norm(student.float() - teacher.float(), dim=-1)
             distance = distance.sum() / positions
             components["dims.hidden"] = distance.detach()
-            loss = loss + config.weight * config.hidden_weight * distance
+            loss = loss + weight * config.hidden_weight * distance
         return loss, components
 
     def _divergence(self, passes: Masked, student: Tensor, teacher: Tensor) -> Tensor:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fastkd.config.schedule import Schedule
 from fastkd.functional import SparseTeacher
 from fastkd.taps import AttentionTap
 
@@ -27,11 +28,17 @@ class Counts:
     labels: Any = None  # what is predicted; None: one for each target token
     masked: int = 0  # of a masked model's target
     replaced: int = 0  # by self-correction
-    update: int = 0  # which one it is, for random choices
+    update: int = 0  # which one it is, from 1, and in which epoch: for schedules and random choices
+    epoch: int = 1
 
     @property
     def predicted(self) -> Any:
         return self.target_tokens if self.labels is None else self.labels
+
+
+def now(value: float | Schedule, counts: Counts) -> float:
+    """What a loss' weight is in the update of `counts`."""
+    return value.at(counts.update, counts.epoch) if isinstance(value, Schedule) else value
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +126,11 @@ class Passes:
             taught = self.teacher.again(prediction)
         student = self.student.again(prediction)
         return Passes(student, taught, self.target, self.ignored)
+
+
+def unused(term: nn.Module) -> Weighted:
+    """A term that counts for nothing in this update: gradients of zero for what it learns."""
+    return torch.stack([parameter.sum() * 0 for parameter in term.parameters()]).sum(), {}
 
 
 def summed(terms: Iterable[Weighted]) -> Weighted:

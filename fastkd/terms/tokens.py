@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from fastkd.config.losses import CrossEntropy, TieKD, WordKD
+from fastkd.config.schedule import RepeatsSchedule
 from fastkd.functional import TokenLosses, linear_token_distillation_loss
-from fastkd.terms.passes import Components, Counts, Passes, Weighted, summed
+from fastkd.terms.passes import Components, Counts, Passes, Weighted, now, summed
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,16 @@ class TokenTerms:
         return cls(losses.get(CrossEntropy.name), distillation, backend)
 
     def __call__(self, passes: Passes, counts: Counts) -> Weighted:
+        """Terms whose weight is 0 in this update are left out."""
+        cross_entropy = self.cross_entropy
+        if cross_entropy and not now(cross_entropy.weight, counts):
+            cross_entropy = None
+        distillation = [term for term in self.distillation if now(term.weight, counts)]
+        if not distillation and not cross_entropy:
+            return passes.student.states.sum() * 0, {}
         # The gold pass of the first distillation term carries the cross-entropy with it.
-        first, *others = self.distillation or (None,)
-        terms = [self._term(passes, first, self.cross_entropy, counts)]
+        first, *others = distillation or (None,)
+        terms = [self._term(passes, first, cross_entropy, counts)]
         terms += [self._term(passes, term, None, counts) for term in others]
         return summed(terms)
 
@@ -43,47 +51,54 @@ class TokenTerms:
         counts: Counts,
     ) -> Weighted:
         """One distillation term over its iterations, or cross-entropy alone."""
-        iterations = term.iterations if isinstance(term, TieKD) else 1
-        gold = self._losses(passes, term, cross_entropy, 1 / iterations, iterations > 1)
+        iterations = passes_of(term, counts) if isinstance(term, TieKD) else 1
+        options = self._options(term, cross_entropy, counts, iterations)
+        gold = self._losses(passes, options, iterations > 1)
         results = [gold]
         for iteration in range(1, iterations):
             prediction = results[-1].prediction
             assert prediction is not None
             passes = passes.again(prediction)
             last = iteration == iterations - 1
-            results.append(self._losses(passes, term, None, 1 / iterations, not last))
+            results.append(self._losses(passes, options | {"ce_weight": 0.0}, not last))
         sums: Components = {}
         if cross_entropy:
             sums["cross_entropy"] = gold.ce
         if term:
             sums[term.name] = torch.stack([result.kd for result in results]).mean()
-        if isinstance(term, TieKD) and term.rank_weight:
+        if options.get("rank_weight"):
             sums["ranking"] = torch.stack([result.rank for result in results]).mean()
         loss = torch.stack([result.loss for result in results]).sum()
         tokens = counts.predicted
         return loss / tokens, {name: value / tokens for name, value in sums.items()}
 
-    def _losses(
+    def _options(
         self,
-        passes: Passes,
         term: WordKD | TieKD | None,
         cross_entropy: CrossEntropy | None,
-        share: float,
-        return_prediction: bool,
-    ) -> TokenLosses:
-        """The sums of one pass; `share` of the term's weight falls to it."""
+        counts: Counts,
+        iterations: int,
+    ) -> dict[str, Any]:
+        """Of the loss of each pass, to which an equal share of the term's weight falls."""
         options: dict[str, Any] = {"ce_weight": 0.0, "kd_weight": 0.0}
         if cross_entropy:
-            options["ce_weight"] = cross_entropy.weight
+            options["ce_weight"] = now(cross_entropy.weight, counts)
             options["label_smoothing"] = cross_entropy.label_smoothing
         if term:
-            options |= passes.teaching()
-            options["kd_weight"] = term.weight * share
+            options["kd_weight"] = now(term.weight, counts) * (1 / iterations)
             options["student_temperature"] = term.student_temperature
             options["teacher_temperature"] = term.teacher_temperature
         if isinstance(term, TieKD):
-            options["rank_weight"] = term.weight * share * term.rank_weight
+            options["rank_weight"] = options["kd_weight"] * now(term.rank_weight, counts)
             options["top_k"] = term.top_k
+        return options
+
+    def _losses(
+        self, passes: Passes, options: dict[str, Any], return_prediction: bool
+    ) -> TokenLosses:
+        """The sums of one pass."""
+        if options["kd_weight"]:
+            options = options | passes.teaching()
         projection = passes.student.projection
         return linear_token_distillation_loss(
             passes.student.states,
@@ -96,3 +111,9 @@ class TokenTerms:
             backend=self.backend,
             **options,
         )
+
+
+def passes_of(term: TieKD, counts: Counts) -> int:
+    """How many it makes in the update of `counts`."""
+    passes = term.iterations
+    return passes.at(counts.update, counts.epoch) if isinstance(passes, RepeatsSchedule) else passes

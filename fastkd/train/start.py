@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from fastkd.config.tree import Config, ModelConfig, TeacherConfig
+from fastkd.config.tree import Config, ModelConfig, StartConfig, TeacherConfig
 from fastkd.data.prepare import Prepared
 from fastkd.data.teacher_cache import TeacherCache
 from fastkd.errors import InputError
@@ -13,7 +13,7 @@ from fastkd.nn.build import build_model
 from fastkd.nn.transformer import Transformer
 from fastkd.runs.checkpoint import read_group
 from fastkd.runs.device import pick_device
-from fastkd.runs.folder import MODEL, RunFolder
+from fastkd.runs.folder import MODEL, OBJECTIVE, RunFolder
 from fastkd.runs.room import TRAINED, check_room
 from fastkd.runs.weights import load_weights
 from fastkd.train.ranks import Ranks
@@ -40,9 +40,28 @@ def start(config: Config, prepared: Prepared) -> Trainer:
         folder = begin.weights_folder(config.start.checkpoint)
         load_weights(model, read_group(folder, MODEL), folder, partly=True)
     objective = Objective(config, tokenizers.target.pad_id, teacher)
+    if (
+        config.start is not None
+        and config.start.learned
+        and not RunFolder(config.run).checkpoints()
+    ):
+        _take_learned(objective, config.start, prepared)
     run = RunFolder.create(config, tokenizers) if ranks.first else RunFolder(config.run)
     ranks.wait()
     return Trainer(config, prepared, model, objective, run, device, ranks)
+
+
+def _take_learned(objective: Objective, config: StartConfig, prepared: Prepared) -> None:
+    """What both runs' losses learn begins as it is there."""
+    folder = _run_of("start.run", config.run, prepared).weights_folder(config.checkpoint)
+    if config.checkpoint == "average":
+        raise InputError("start.learned: expected checkpoint best or last; averages hold no losses")
+    theirs = read_group(folder, OBJECTIVE)
+    ours = dict(objective.named_parameters())
+    shared = {name: tensor for name, tensor in theirs.items() if name in ours}
+    if not shared:
+        raise InputError(f"start.learned: {folder}: its losses learn nothing that these do")
+    load_weights(objective, shared, folder, partly=True)
 
 
 def _check_lengths(config: Config, prepared: Prepared) -> None:

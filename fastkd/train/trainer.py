@@ -181,7 +181,8 @@ class Trainer:
         figures = meter.figures(self.ranks)
         epoch = self.position.epoch if self.position.batch else self.position.epoch - 1
         where = {"step": self.position.update, "epoch": epoch, "lr": self.updater.rate}
-        log.write({**where, **figures})
+        scheduled = self.updater.objective.scheduled(self.position.update, epoch)
+        log.write({**where, **figures, **scheduled})
         log.figures(
             f"loss {figures.get('loss', math.nan):.3f}  {figures['tokens_per_second']:.0f} tokens/s"
         )

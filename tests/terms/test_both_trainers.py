@@ -8,6 +8,7 @@ import torch
 
 transformers = pytest.importorskip("transformers", minversion="5.1")
 
+from fastkd.config.schedule import RepeatsSchedule, Schedule  # noqa: E402
 from fastkd.config.tree import (  # noqa: E402
     A2D,
     Config,
@@ -20,6 +21,7 @@ from fastkd.config.tree import (  # noqa: E402
     TrainingConfig,
     WordKD,
 )
+from fastkd.errors import InputError  # noqa: E402
 from fastkd.export.layout import to_transformers  # noqa: E402
 from fastkd.export.transformers import model_config  # noqa: E402
 from fastkd.integrations.distillation import Distillation  # noqa: E402
@@ -58,6 +60,13 @@ LOSSES = {
     "hidden": [CrossEntropy(), HiddenStates(weight=2.0)],
     "hidden, encoder only": [WordKD(), HiddenStates(decoder=False)],
     "hidden beside a2d": [TieKD(), A2D(), HiddenStates(encoder=False)],
+    "from the second update, or epoch": [
+        WordKD(weight=Schedule(value=1.0, begin=1, by="epoch")),
+        TieKD(
+            rank_weight=Schedule(value=1.0, begin=1), iterations=RepeatsSchedule(value=2, begin=1)
+        ),
+        A2D(weight=Schedule(value=4.0, ramp=2)),
+    ],
     "a2d, its own weight": [WordKD(), A2D(weight=3.0, encoder=0.0, decay=0.5)],
 }
 
@@ -119,11 +128,14 @@ def test_one_composition(models, name, epoch):
     if objective.hidden is not None:
         distillation.hidden.load_state_dict(objective.hidden.state_dict())
     counts = Counts(
-        len(batch.source), int(batch.source_lengths.sum()), int(batch.target_lengths.sum())
+        len(batch.source),
+        int(batch.source_lengths.sum()),
+        int(batch.target_lengths.sum()),
+        update=epoch,
     )
 
     loss, components = objective(student, batch, counts, epoch)
-    their_loss, their_components = distillation(their_student, inputs, epoch=epoch)
+    their_loss, their_components = distillation(their_student, inputs, epoch=epoch, update=epoch)
     torch.testing.assert_close(loss, their_loss, rtol=2e-5, atol=1e-6)
     assert components.keys() == their_components.keys()
     for component, value in components.items():
@@ -139,3 +151,12 @@ def test_one_composition(models, name, epoch):
         )
         gradients.append(embedding.grad)
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+
+
+def test_a_schedule_by_update_needs_to_know_it(models):
+    (_, student), (_, teacher) = models
+    losses = [CrossEntropy(), WordKD(weight=Schedule(value=1.0, begin=1))]
+    distillation = Distillation(student, losses, teacher)
+    labels = torch.ones(1, 3, dtype=torch.long)
+    with pytest.raises(InputError, match=r"update: expected, as word_kd\.weight changes with it"):
+        distillation(student, {"input_ids": labels, "labels": labels})

@@ -1,0 +1,49 @@
+"""`fastkd compare`."""
+
+from pathlib import Path
+
+import click
+
+from fastkd.cli.arguments import DEVICE
+
+
+@click.command("compare")
+@click.argument("runs", nargs=-1, required=True, type=click.Path())
+@click.option(
+    "-o", "--output", type=click.Path(), help="Also write a page with pictures here (.html)."
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(min=0),
+    default=8,
+    show_default=True,
+    help="Sentences of dev whose translations the page shows.",
+)
+@DEVICE
+def command(runs: tuple[str, ...], output: str | None, samples: int, device: str) -> None:
+    """Show RUNS beside each other: sizes, time, scores, and which settings differ.
+
+    Runs that differ in their seed alone are one method. With --output a page that needs no other
+    file has curves, losses by component, head alignments and translations too.
+    """
+    from rich.console import Console
+
+    from fastkd.cli.progress import counting
+    from fastkd.compare.facts import Facts
+    from fastkd.compare.methods import methods_of
+    from fastkd.compare.page import page
+    from fastkd.compare.samples import samples_of
+    from fastkd.compare.table import show
+    from fastkd.errors import InputError
+    from fastkd.files import write_file
+
+    if output and Path(output).suffix != ".html":
+        raise InputError(f"--output: expected a name that ends in .html, not {output!r}")
+    methods = methods_of([Facts.read(run) for run in runs])
+    show(methods, Console())
+    if output:
+        with counting("translating", len(methods)) as done:
+            trained = all(method.first.meta for method in methods)
+            found = samples_of(methods, samples, device, done) if samples and trained else []
+        write_file(Path(output), page(methods, found).encode())
+        click.echo(f"{output}: written")

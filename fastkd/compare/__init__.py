@@ -1,0 +1,1 @@
+"""What distinguishes runs: their settings, sizes, curves, scores and translations."""

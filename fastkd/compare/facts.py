@@ -1,0 +1,127 @@
+"""What a run's folder says of it, without loading its model."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from fastkd.config.tree import Config
+from fastkd.errors import InputError
+from fastkd.runs.checkpoint import read_meta
+from fastkd.runs.folder import MODEL, RunFolder
+from fastkd.train.log import read_log
+
+_WHOLE = ("teacher", "start")  # shown in one line
+OWN = ("run", "training.seed")  # what differs between the seeds of one method
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """A run as it stands."""
+
+    folder: RunFolder
+    config: Config
+    meta: Mapping[str, Any]  # of the last checkpoint; empty where there is none
+    log: list[dict[str, Any]]
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Facts":
+        """Raises InputError where `path` is no run, or its newest checkpoint is damaged."""
+        folder = RunFolder.open(path)
+        checkpoints = folder.checkpoints()
+        meta = read_meta(checkpoints[-1]) if checkpoints else {}
+        return cls(folder, folder.config, meta, read_log(folder.log_file))
+
+    @property
+    def name(self) -> str:
+        return str(self.folder.path)
+
+    @property
+    def updates(self) -> int:
+        return int(self.meta.get("update", 0))
+
+    @property
+    def seconds(self) -> float:
+        """Spent on training."""
+        return float(self.meta.get("seconds", 0.0))
+
+    @cached_property
+    def parameters(self) -> int | None:
+        """Numbers that the model has; None before its first checkpoint."""
+        if not self.meta:
+            return None
+        file = self.folder.weights_folder("last") / f"{MODEL}.safetensors"
+        try:
+            with safe_open(file, "pt") as tensors:
+                shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{file}: damaged or missing: {error}") from None
+        return sum(_product(shape) for shape in shapes)
+
+    @cached_property
+    def settings(self) -> dict[str, str]:
+        """Every key of the configuration with its value; a loss in one line, by its name."""
+        return dict(_flat(self.config))
+
+    def curve(self, key: str) -> list[tuple[int, float]]:
+        """(update, value) of what the log calls `key`."""
+        return [(record["step"], record[key]) for record in self.log if _is_number(record.get(key))]
+
+    def best(self, key: str) -> float | None:
+        """The `key` of the best checkpoint's validation; None where there was none."""
+        at = self.meta.get("best_update")
+        found = [value for step, value in self.curve(key) if at is None or step == at]
+        return found[-1] if found else None
+
+
+def find_runs(below: Path) -> Iterator[Path]:
+    """The run folders in `below`, itself included, by name; those within runs are not looked at."""
+    if (below / "config.yaml").is_file() and (below / "log.jsonl").is_file():
+        yield below
+        return
+    try:
+        inside = sorted(each for each in below.iterdir() if each.is_dir() and not each.is_symlink())
+    except OSError as error:
+        raise InputError(f"{below}: cannot be read: {error.strerror}") from None
+    for each in inside:
+        if not each.name.startswith("."):
+            yield from find_runs(each)
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    if key in _WHOLE:
+        yield key, "-" if value is None else _changed(value)
+    elif key == "losses":
+        for loss in value:
+            yield f"losses.{loss.name}", _changed(loss)
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _flat(getattr(value, field.name), f"{key}.{field.name}".lstrip("."))
+    else:
+        yield key, "-" if value is None else str(value)
+
+
+def _changed(value: Any) -> str:
+    """Its fields that are not at their defaults, in one line; the weight always."""
+    if not dataclasses.is_dataclass(value):
+        return str(value)
+    kept = {
+        field.name: getattr(value, field.name)
+        for field in dataclasses.fields(value)
+        if field.name == "weight" or getattr(value, field.name) != field.default
+    }
+    return ", ".join(f"{name} {_changed(each)}" for name, each in kept.items()) or "as it is"
+
+
+def _product(shape: list[int]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
