@@ -68,5 +68,5 @@ bench alignment-mixture "$main" "$attention"
 bench alignment-row "$rest" "$attention"
 bench "linear-tie linear-ce" "$more" reference,by-hand,torch
 
-[ "$1" = --tiny ] || "$python" -m benchmarks.readme || failed=1
+[ "$1" = --tiny ] || "$python" -m benchmarks.readme --pictures || failed=1
 exit "$failed"

@@ -1,24 +1,26 @@
-"""Writes the benchmark sections of README.md and benchmarks/README.md from benchmarks/results.
+"""Writes every page and table of results from what was measured.
 
-    python -m benchmarks.readme [FOLDER]
+    python -m benchmarks.readme [--check | --pictures]
 
-What stands between the markers is replaced, in the README what is told in short and in
-benchmarks/README.md everything; the pictures beside the results are drawn anew. FOLDER: where
-both are, the repository if not given.
+Of README.md and benchmarks/README.md what stands between markers, and the tables beside the CSVs of
+translation. `--check` writes nothing and names the pages that are stale, `--pictures` also draws
+anew the pictures beside the results.
 """
 
+import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.losses.a2d_memory import draw
-from fastkd.bench.plots import plot_all
+from benchmarks.translation.pages import by_passes, in_short, known, tables
 from fastkd.bench.record import latest, read
 from fastkd.bench.section import Results, full, short
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
-BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+BEGIN, END = "<!-- {}:begin -->", "<!-- {}:end -->"
 DETAILS = "All providers, shapes and machines: [`benchmarks/`](benchmarks/README.md)."
+GAP = ("teacher", "A2D mixture, dropout 0.1", "A2D mixture", "A2D mixture, 18000 updates")
 
 
 def results() -> dict[str, Results]:
@@ -26,28 +28,78 @@ def results() -> dict[str, Results]:
     return {file.stem: latest(read(file)) for file in sorted(RESULTS.glob("*.csv"))}
 
 
-def put(file: Path, body: str) -> None:
-    """Between the markers; ValueError where these are not there once each."""
+def put(file: Path, bodies: Mapping[str, str]) -> str:
+    """The page with a body between each pair of markers; ValueError unless both are there once."""
     text = file.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"{file}: expected the markers {BEGIN} and {END}, once each")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    file.write_text(f"{before}{BEGIN}\n{body}\n{END}{after}", encoding="utf-8")
+    for name, body in bodies.items():
+        begin, end = BEGIN.format(name), END.format(name)
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise ValueError(f"{file}: expected the markers {begin} and {end}, once each")
+        before, rest = text.split(begin)
+        after = rest.split(end)[1]
+        text = f"{before}{begin}\n{body}\n{end}{after}"
+    return text
+
+
+def pages() -> dict[Path, str]:
+    """Every page as it should be; ValueError where a marker is missing."""
+    losses, root = results(), HERE.parent
+    memory = RESULTS / "a2d_memory" / "memory.png"
+    picture = memory.relative_to(root) if memory.exists() else None
+    pictures = {
+        device: [file.relative_to(HERE) for file in sorted(RESULTS.glob(f"*-{device}.png"))]
+        for device in losses
+    }
+    plans = known()
+    gap, found = plans["wmt22-de-dsb-gap"]
+    largest = next(name for name in gap.rows if "2+2 layers" in name)
+    bodies = {
+        "wmt22-de-dsb": in_short(*plans["wmt22-de-dsb"]),
+        "wmt22-de-dsb-gap": in_short(gap, found, (*GAP, largest)),
+        "multi30k": in_short(*plans["multi30k"]),
+        "multi30k-passes": by_passes((RESULTS / "multi30k-passes.txt").read_text(encoding="utf-8")),
+        "benchmarks": short(losses, picture, DETAILS),
+    }
+    return {
+        root / "README.md": put(root / "README.md", bodies),
+        HERE / "README.md": put(HERE / "README.md", {"benchmarks": full(losses, pictures)}),
+        **tables(),
+    }
+
+
+def stale() -> list[Path]:
+    """The pages that do not say what was measured."""
+    return [
+        page
+        for page, text in pages().items()
+        if not page.exists() or page.read_text(encoding="utf-8") != text
+    ]
+
+
+def draw() -> None:
+    from benchmarks.losses import a2d_memory
+    from fastkd.bench.plots import plot_all
+
+    for device, found in results().items():
+        plot_all(found, RESULTS, device)
+    a2d_memory.draw()
 
 
 def main() -> int:
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE.parent
-    known = results()
-    pictures = {
-        device: [file.relative_to(HERE) for file in plot_all(found, RESULTS, device)]
-        for device, found in known.items()
-    }
-    demonstration = draw()
-    first = demonstration.relative_to(HERE.parent) if demonstration else None
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--check", action="store_true")
+    what.add_argument("--pictures", action="store_true")
+    options = parser.parse_args()
     try:
-        put(folder / "README.md", short(known, first, DETAILS))
-        put(folder / "benchmarks" / "README.md", full(known, pictures))
+        if options.check:
+            old = stale()
+            print("".join(f"{page}: stale; python -m benchmarks.readme\n" for page in old), end="")
+            return 1 if old else 0
+        if options.pictures:
+            draw()
+        for page, text in pages().items():
+            page.write_text(text, encoding="utf-8")
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

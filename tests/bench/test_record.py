@@ -1,11 +1,9 @@
 """Results in files, tables, pictures and the README."""
 
 import dataclasses
-import sys
 
 import pytest
 
-from benchmarks import readme
 from benchmarks.losses import a2d_memory
 from fastkd.bench.plots import plot_all
 from fastkd.bench.record import Machine, Row, append, latest, read, this_machine
@@ -157,44 +155,6 @@ def test_training_speed_is_told_in_a_sentence():
     assert "5,000 target tokens a second in float32, 2.0 times" in throughput_summary(rows)
     assert tables(rows)[0].lines[0][-2:] == ("5,000", "2.00")
     assert throughput_summary(case("torch")) == ""
-
-
-@pytest.fixture
-def repository(tmp_path, monkeypatch):
-    """With results of a CPU, and the two pages that show them."""
-    results = tmp_path / "benchmarks" / "results"
-    append(results / "cpu.csv", MACHINE, [*case("reference"), *case("torch"), *case("by-hand")])
-    for page in (tmp_path / "README.md", tmp_path / "benchmarks" / "README.md"):
-        page.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
-    monkeypatch.setattr(readme, "RESULTS", results)
-    monkeypatch.setattr(readme, "HERE", tmp_path / "benchmarks")
-    monkeypatch.setattr(readme, "draw", lambda: results / "memory.png")
-    monkeypatch.setattr(sys, "argv", ["readme"])
-    return tmp_path
-
-
-def test_both_pages_are_replaced_between_their_markers(repository):
-    assert readme.main() == 0
-    pages = [(repository / name).read_text() for name in ("README.md", "benchmarks/README.md")]
-    for text in pages:
-        assert text.startswith("before\n")
-        assert text.endswith("\nafter\n")
-        assert "old" not in text
-        assert "nothing is measured yet" in text
-        assert "A CPU, 2 threads" in text
-    assert "fastkd](benchmarks/results/memory.png)" in pages[0]
-    assert "| CE + KD, N 16 V 64 |" in pages[0]
-    assert "by-hand" not in pages[0]
-    assert "| by-hand |" in pages[1]
-    assert readme.main() == 0
-    assert (repository / "README.md").read_text() == pages[0]
-
-
-def test_a_page_without_markers_is_left_alone(repository, capsys):
-    (repository / "README.md").write_text("no markers\n")
-    assert readme.main() == 2
-    assert "markers" in capsys.readouterr().err
-    assert (repository / "README.md").read_text() == "no markers\n"
 
 
 def test_a_measured_gpu_is_not_called_missing():
