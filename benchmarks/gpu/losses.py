@@ -20,16 +20,8 @@ import torch
 from fastkd.bench.command import Question, answer
 from fastkd.bench.record import Row
 from fastkd.bench.run import Effort
-from fastkd.bench.tables import (
-    TRAINING,
-    Line,
-    fastest,
-    milliseconds,
-    ratio,
-    size,
-    tables,
-    text_table,
-)
+from fastkd.bench.tables import TRAINING, fastest, milliseconds, ratio, tables
+from fastkd.tables import Line, size, text_table
 
 _COMPILE = ("compile",)
 _OTHERS = ("reference", "torch", "triton", "liger", "cce", "pytorch", "pytorch-chunked")

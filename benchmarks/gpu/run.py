@@ -31,7 +31,7 @@ import torch
 
 from benchmarks.gpu.losses import CASES, TINY, short_table
 from fastkd.bench.record import latest, read, this_machine
-from fastkd.bench.tables import text_table
+from fastkd.tables import text_table
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests" / "kernels"

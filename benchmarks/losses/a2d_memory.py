@@ -22,10 +22,10 @@ from fastkd.bench.operation import Shape, describe
 from fastkd.bench.operations import OPERATIONS
 from fastkd.bench.peak import peak_in_own_process
 from fastkd.bench.record import Machine, Row, append, latest, read, this_machine
-from fastkd.bench.tables import size
 from fastkd.memory.step.cuda_formulas import CUBLAS_WORKSPACE, CudaPredictor, replay
 from fastkd.memory.step.predictor import Predictor
 from fastkd.memory.tracker import running_total
+from fastkd.tables import size
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 OPERATION = OPERATIONS["alignment-row"]

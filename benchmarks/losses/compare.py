@@ -74,7 +74,8 @@ def main() -> int:
 
     from fastkd.bench.operation import describe
     from fastkd.bench.operations import OPERATIONS
-    from fastkd.bench.tables import Line, milliseconds, text_table
+    from fastkd.bench.tables import milliseconds
+    from fastkd.tables import Line, text_table
 
     lines: list[Line] = []
     with (

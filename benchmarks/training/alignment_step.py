@@ -27,6 +27,7 @@ from fastkd.data.corpus import Corpus
 from fastkd.data.tokenizer import Tokenizers
 from fastkd.memory.step.training_step import TrainingStep
 from fastkd.memory.step.workload import Update, Vocabulary
+from fastkd.tables import show
 
 BASE = "word KD"
 CPU = torch.device("cpu")
@@ -101,8 +102,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of results; none: only the table")
     arguments = parser.parse_args()
     found = rows(arguments.recipe, arguments.prepared, arguments.rounds)
-    for table in tables(found):
-        print(table.text())
+    show(tables(found))
     if arguments.out:
         append(results_file(arguments.out, CPU), this_machine(CPU), found)
 

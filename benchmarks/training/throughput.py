@@ -30,6 +30,7 @@ from fastkd.data.corpus import Corpus
 from fastkd.data.tokenizer import Tokenizers
 from fastkd.functional import linear_token_distillation_loss
 from fastkd.nn import Transformer
+from fastkd.tables import show
 
 CPU = torch.device("cpu")
 TOKENS = 4096
@@ -176,8 +177,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of results; none: only the table")
     options = parser.parse_args()
     found = rows(options.prepared, options.rounds, options.norm)
-    for table in tables(found):
-        print(table.text())
+    show(tables(found))
     if options.out:
         append(results_file(options.out, CPU), this_machine(CPU), found)
 

@@ -4,10 +4,8 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from benchmarks.translation.plan import Plan, Trial
+from fastkd import tables
 
 
 class Results:
@@ -63,13 +61,8 @@ def heads(splits: tuple[str, ...]) -> list[str]:
 
 
 def show(plan: Plan, results: Results, splits: tuple[str, ...]) -> None:
-    table = Table(*heads(splits), title=plan.corpus)
-    for line in summary(plan, results, splits):
-        table.add_row(*line)
-    Console().print(table)
+    tables.show([tables.Table(plan.corpus, heads(splits), summary(plan, results, splits))])
 
 
 def markdown(plan: Plan, results: Results, splits: tuple[str, ...]) -> str:
-    names = heads(splits)
-    lines = [names, ["---", *["---:"] * (len(names) - 1)], *summary(plan, results, splits)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return f"{tables.markdown_table(heads(splits), summary(plan, results, splits))}\n"

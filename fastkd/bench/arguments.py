@@ -12,6 +12,7 @@ from fastkd.bench.run import Effort
 from fastkd.bench.tables import TRAINING, tables
 from fastkd.errors import InputError
 from fastkd.runs.device import pick_device
+from fastkd.tables import show
 
 _DETAILS = """
 Each provider first shows that it computes the same loss and gradients. "bound" is the time that
@@ -44,8 +45,7 @@ def bench(arguments: Sequence[str]) -> int:
     )
     check(question)
     for rows in answer(question):
-        for table in tables(rows):
-            print(f"{table.text()}\n", flush=True)
+        show(tables(rows))
     if question.out is not None:
         _draw(question, question.out)
     return 0

@@ -46,13 +46,13 @@ def plot_operation(results: Sequence[tuple[Machine, Row]], file: Path, kind: str
             color=_COLOURS[provider],
             alpha=0.2,
         )
-        known = [(size, row.peak_bytes / 1e6) for size, row in own if row.peak_bytes]
+        known = [(size, row.peak_bytes / 2**20) for size, row in own if row.peak_bytes]
         if known:
             axes[1].plot(*zip(*known, strict=True), **style)
     bounds = sorted({(_size(row, operation.axis), row.bound_ms) for row in rows})
     axes[0].plot(*zip(*bounds, strict=True), color="black", linestyle=":", label="roofline bound")
     axes[0].set(ylabel="ms, forward and backward")
-    axes[1].set(ylabel="peak MB above the inputs")
+    axes[1].set(ylabel="peak MiB above the inputs")
     for axis in axes:
         axis.set(xscale="log", yscale="log", xlabel=operation.axis)
         axis.set_xticks(sizes, [str(size) for size in sizes])

@@ -4,14 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fastkd.bench.record import Machine, Row
-from fastkd.bench.tables import (
-    SUMMARY,
-    markdown_table,
-    summary,
-    tables,
-    throughput_summary,
-    training_summary,
-)
+from fastkd.bench.tables import SUMMARY, summary, tables, throughput_summary, training_summary
+from fastkd.tables import markdown_table
 
 Results = Sequence[tuple[Machine, Row]]
 

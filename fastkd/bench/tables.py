@@ -1,11 +1,10 @@
-"""Results as tables of text; a GPU machine may have nothing else to show them with."""
+"""Results as tables."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 
 from fastkd.bench.record import Row
+from fastkd.tables import Line, Table, markdown_table, size
 
-Line = Sequence[str]
 _LOSSES = {"ce": "CE", "kd": "CE + KD", "tie": "CE + KD + ranking"}  # as a summary calls them
 
 TRAINING, THROUGHPUT = "training", "throughput"  # operations whose rows are of whole steps
@@ -14,23 +13,6 @@ CASE = ("provider", "forward", "backward", "both, ms", "spread", "speed", "peak"
 SUMMARY = ("", "ms", "× eager", "× compiled", "memory", "eager's", "compiled's", "floor")
 STEP = ("method, backend", "ms", "spread", "tokens/s", "cost", "peak")
 SPEED = ("training loop", "ms", "spread", "tokens/s", "speed")
-
-
-@dataclass(frozen=True)
-class Table:
-    title: str
-    header: Line
-    lines: list[Line]
-    remarks: list[str]  # who is not in it, and why
-
-    def text(self) -> str:
-        parts = [self.title, text_table(self.header, self.lines), "; ".join(self.remarks)]
-        return "\n".join(part for part in parts if part)
-
-    def markdown(self) -> str:
-        table = markdown_table(self.header, self.lines) if self.lines else ""
-        parts = [f"`{self.title}`", table, "; ".join(self.remarks)]
-        return "\n\n".join(part for part in parts if part)
 
 
 def tables(rows: Iterable[Row]) -> list[Table]:
@@ -212,26 +194,3 @@ def milliseconds(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
-
-
-def size(count: int | None) -> str:
-    if count is None:
-        return ""
-    return f"{count / 1e6:.3g} MB" if count < 999.5e6 else f"{count / 1e9:.3g} GB"
-
-
-def text_table(header: Line, lines: Sequence[Line]) -> str:
-    """Columns aligned, the first to the left."""
-    widths = [max(len(line[place]) for line in (header, *lines)) for place in range(len(header))]
-
-    def aligned(line: Line) -> str:
-        cells = [line[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
-        return "  ".join(cells).rstrip()
-
-    return "\n".join(aligned(line) for line in (header, *lines))
-
-
-def markdown_table(header: Line, lines: Sequence[Line]) -> str:
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *lines))

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from fastkd.cli.arguments import CHECKPOINT, DEVICE, RUN
+from fastkd.tables import size
 
 
 @click.command("cache-teacher")
@@ -49,5 +50,5 @@ def command(
         corpus = cache_teacher(
             RunFolder.open(run), split, top_k, folder, checkpoint, dtype, device, progress
         )
-    size = sum(file.stat().st_size for file in folder.iterdir())
-    click.echo(f"{folder}: {top_k} ids a position of {len(corpus):,} pairs, {size / 1e6:,.0f} MB")
+    taken = sum(file.stat().st_size for file in folder.iterdir())
+    click.echo(f"{folder}: {top_k} ids a position of {len(corpus):,} pairs, {size(taken)}")

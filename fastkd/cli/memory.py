@@ -39,12 +39,11 @@ def command(
 
     The step is that of the heaviest update of the first epoch, on random weights.
     """
-    from rich.console import Console
-
     from fastkd.cli.progress import counting
     from fastkd.config.load import load_config
     from fastkd.memory.step.command import Question, answer
     from fastkd.runs.device import pick_device
+    from fastkd.tables import Table, show
 
     if predict is not None and device != "auto":
         raise InputError("--device: has no meaning with --predict, which is for a CUDA device")
@@ -61,9 +60,11 @@ def command(
         plot=Path(plot) if plot else None,
         snapshot=Path(snapshot) if snapshot else None,
     )
-    console = Console()
     for part in answer(question, counting):
-        console.print(part, highlight=False)
+        if isinstance(part, Table):
+            show([part])
+        else:
+            click.echo(part)
 
 
 def memory_size(text: str) -> int:

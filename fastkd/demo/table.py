@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
+from fastkd import tables
 from fastkd.decode.score import score
 from fastkd.runs.checkpoint import read_meta
 from fastkd.runs.folder import RunFolder
@@ -50,13 +48,9 @@ def measure(title: str, run: RunFolder, split: str = "test", **search: Any) -> R
 
 def show(rows: list[Row], title: str, file: Path) -> None:
     """Prints the table and writes it to a CSV file."""
-    table = Table(title=title)
-    table.add_column("model")
-    names = ("BLEU", "chrF", "parameters", "training time", "sentences/s")
-    for name in names:
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(
+    header = ("model", "BLEU", "chrF", "parameters", "training time", "sentences/s")
+    lines = [
+        (
             row.model,
             f"{row.bleu:.1f}",
             f"{row.chrf:.1f}",
@@ -64,7 +58,9 @@ def show(rows: list[Row], title: str, file: Path) -> None:
             f"{row.training_seconds:.0f} s",
             f"{row.sentences_per_second:.0f}",
         )
-    Console().print(table)
+        for row in rows
+    ]
+    tables.show([tables.Table(title, header, lines)])
     with open(file, "w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, [field.name for field in dataclasses.fields(Row)])
         writer.writeheader()

@@ -13,6 +13,7 @@ from torch import nn
 
 from fastkd.memory.scopes import loss_of
 from fastkd.memory.tracker import Block, Tracker, running_total
+from fastkd.tables import size, text_table
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,8 @@ class MemoryProfile:
         ]
         if self.allocator_peak is not None:
             lines.append(f"by the allocator's count it rose by {size(self.allocator_peak)}")
-        width = max((len(use.place) for use in self.uses), default=0)
-        lines.append(f"{'':{width}}  {'at peak':>10}  {'own peak':>10}  {'held':>10}")
-        lines += [
-            f"{use.place:{width}}  {size(use.at_peak):>10}  {size(use.peak):>10}"
-            f"  {size(use.held):>10}"
-            for use in self.uses
-        ]
+        uses = [(use.place, size(use.at_peak), size(use.peak), size(use.held)) for use in self.uses]
+        lines.append(text_table(("", "at peak", "own peak", "held"), uses))
         return "\n".join(lines)
 
 
@@ -140,12 +136,3 @@ def _profile(tracker: Tracker, allocator: int | None) -> MemoryProfile:
 def _place(block: Block) -> str:
     scope = loss_of(block.scope) or (block.scope[-1] if block.scope else "outside modules")
     return scope if block.phase == "forward" else f"{scope}, {block.phase}"
-
-
-def size(count: float) -> str:
-    """Bytes for people: 1.5 GiB."""
-    for unit in ("B", "KiB", "MiB"):
-        if abs(count) < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GiB"

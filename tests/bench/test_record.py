@@ -77,7 +77,7 @@ def test_this_machine_says_what_it_is():
 def test_tables_compare_with_the_reference():
     (table,) = tables([*case("reference", median_ms=4.0, relative=1.0), *case("torch")])
     assert [line[0] for line in table.lines] == ["reference", "torch"]
-    assert table.lines[1][-4:] == ("±25%", "2.00", "1.5 MB", "25.0%")
+    assert table.lines[1][-4:] == ("±25%", "2.00", "1.43 MiB", "25.0%")
 
 
 def test_in_short_our_fastest_is_beside_eager_and_compiled():
@@ -89,7 +89,16 @@ def test_in_short_our_fastest_is_beside_eager_and_compiled():
         row("cce", status="absent: not installed", median_ms=None),
     ]
     (line,) = summary(rows)
-    assert line == ("CE + KD, N 16 V 64", "2", "4.00", "3.00", "1.5 MB", "9 MB", "1.5 MB", "25%")
+    assert line == (
+        "CE + KD, N 16 V 64",
+        "2",
+        "4.00",
+        "3.00",
+        "1.43 MiB",
+        "8.58 MiB",
+        "1.43 MiB",
+        "25%",
+    )
 
 
 def test_cases_without_ours_are_not_told_in_short():
@@ -127,7 +136,7 @@ def test_in_short_backends_of_a_step_are_side_by_side():
         "| training step, cpu | reference, ms (cost) | memory | torch, ms (cost) | memory |"
     )
     assert lines == [
-        "| alone | 4 (+0%) | 1.5 MB | 2 (+0%) | 1.5 MB |", "| A2D |  |  | 3 (+50%) | 1.5 MB |"
+        "| alone | 4 (+0%) | 1.43 MiB | 2 (+0%) | 1.43 MiB |", "| A2D |  |  | 3 (+50%) | 1.43 MiB |"
     ]  # fmt: skip
 
 

@@ -4,12 +4,10 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from fastkd.config.tree import Config, ModelConfig
-from fastkd.memory.profiling import size
 from fastkd.memory.step import cuda_formulas
 from fastkd.memory.step.fit import (
     Progress,
@@ -21,9 +19,10 @@ from fastkd.memory.step.fit import (
 from fastkd.memory.step.measure import measure_in_own_process, measure_step
 from fastkd.memory.step.report import StepMemory
 from fastkd.memory.step.search import ENOUGH
-from fastkd.memory.step.tables import step_table
+from fastkd.memory.step.tables import step_tables
 from fastkd.memory.step.training_step import teacher_config
 from fastkd.memory.step.workload import Update, Workload, workload
+from fastkd.tables import Table, size
 
 _UNMEASURED = (
     "Predicted for CUDA: the tensors as they are seen on a CPU, attention's workspaces and"
@@ -56,7 +55,7 @@ def unwatched(title: str) -> contextlib.AbstractContextManager[Progress]:
     return contextlib.nullcontext(lambda done: None)
 
 
-def answer(question: Question, watch: Watch = unwatched) -> Iterator[Any]:
+def answer(question: Question, watch: Watch = unwatched) -> Iterator[str | Table]:
     """Tables and lines for a terminal, one after another as they are known.
 
     `watch` opens a count of the steps that are predicted between two of them.
@@ -78,7 +77,7 @@ def answer(question: Question, watch: Watch = unwatched) -> Iterator[Any]:
         yield f"{batch_tokens:,} tokens: {update.describe()}. {remark}"
     yield f"Sentences: {work.source}."
     title = "Memory of a training step"
-    yield step_table(title, columns)
+    yield from step_tables(title, columns)
     if question.device is None:
         yield _UNMEASURED
     if question.plot is not None:
