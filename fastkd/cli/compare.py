@@ -19,8 +19,15 @@ from fastkd.cli.arguments import DEVICE
     show_default=True,
     help="Sentences of dev whose translations the page shows.",
 )
+@click.option(
+    "--split",
+    type=click.Choice(["dev", "test"]),
+    help="Also translate this split, and say what of the differences may be chance.",
+)
 @DEVICE
-def command(runs: tuple[str, ...], output: str | None, samples: int, device: str) -> None:
+def command(
+    runs: tuple[str, ...], output: str | None, samples: int, split: str | None, device: str
+) -> None:
     """Show RUNS beside each other: sizes, time, scores, and which settings differ.
 
     Runs that differ in their seed alone are one method. With --output a page that needs no other
@@ -33,17 +40,24 @@ def command(runs: tuple[str, ...], output: str | None, samples: int, device: str
     from fastkd.compare.methods import methods_of
     from fastkd.compare.page import page
     from fastkd.compare.samples import samples_of
-    from fastkd.compare.table import show
+    from fastkd.compare.table import show, show_verdicts
+    from fastkd.compare.verdicts import Verdict, verdicts
     from fastkd.errors import InputError
     from fastkd.files import write_file
 
     if output and Path(output).suffix != ".html":
         raise InputError(f"--output: expected a name that ends in .html, not {output!r}")
     methods = methods_of([Facts.read(run) for run in runs])
-    show(methods, Console())
+    console = Console()
+    show(methods, console)
+    found: list[Verdict] = []
+    if split:
+        with counting(f"translating {split}") as done:
+            found = verdicts(methods, split, device, done)
+        show_verdicts(found, split, console)
     if output:
-        with counting("translating", len(methods)) as done:
-            trained = all(method.first.meta for method in methods)
-            found = samples_of(methods, samples, device, done) if samples and trained else []
-        write_file(Path(output), page(methods, found).encode())
+        trained = all(method.first.meta for method in methods)
+        with counting("translating samples", len(methods)) as done:
+            shown = samples_of(methods, samples, device, done) if samples and trained else []
+        write_file(Path(output), page(methods, shown, found, split or "dev").encode())
         click.echo(f"{output}: written")

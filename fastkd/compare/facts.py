@@ -107,7 +107,7 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 def _changed(value: Any) -> str:
     """Its fields that are not at their defaults, in one line; the weight always."""
     if not dataclasses.is_dataclass(value):
-        return str(value)
+        return "its own" if value is None else str(value)
     kept = {
         field.name: getattr(value, field.name)
         for field in dataclasses.fields(value)

@@ -9,7 +9,8 @@ from jinja2 import Environment
 from fastkd.compare.methods import Method, differing
 from fastkd.compare.pictures import colour, components, curve, heads
 from fastkd.compare.samples import Sample
-from fastkd.compare.table import HEADS, cells
+from fastkd.compare.table import HEADS, cells, verdict_cells, verdict_heads
+from fastkd.compare.verdicts import Verdict
 
 _CURVES = {
     "dev BLEU": "dev_bleu",
@@ -21,8 +22,16 @@ _CURVES = {
 }
 
 
-def page(methods: Sequence[Method], samples: Sequence[Sample] = ()) -> str:
-    """The page's text; pictures lie within it."""
+def page(
+    methods: Sequence[Method],
+    samples: Sequence[Sample] = (),
+    verdicts: Sequence[Verdict] = (),
+    split: str = "dev",
+) -> str:
+    """The page's text; pictures lie within it.
+
+    split: that the verdicts are on
+    """
     template = resources.files("fastkd.compare").joinpath("page.html").read_text(encoding="utf-8")
     curves = {name: curve(methods, key, name) for name, key in _CURVES.items()}
     pictures = {method.title: heads(method) for method in methods}
@@ -39,5 +48,8 @@ def page(methods: Sequence[Method], samples: Sequence[Sample] = ()) -> str:
             components=components(methods),
             head_pictures={name: picture for name, picture in pictures.items() if picture},
             samples=samples,
+            split=split,
+            verdicts=[verdict_cells(verdict) for verdict in verdicts],
+            verdict_heads=verdict_heads(split, methods[0].title),
         )
     )

@@ -35,7 +35,10 @@ def curve(methods: Sequence[Method], key: str, label: str) -> str | None:
                 drawn = True
                 title = method.title if number == 0 else None
                 steps, values = zip(*points, strict=True)
-                axis.plot(steps, values, color=colour(position), label=title, linewidth=1.3)
+                marker = "." if len(points) < 20 else None
+                axis.plot(
+                    steps, values, color=colour(position), label=title, linewidth=1.3, marker=marker
+                )
     axis.set(xlabel="updates", ylabel=label)
     axis.grid(alpha=0.3)
     if drawn:

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from fastkd.compare.facts import Facts
 from fastkd.compare.methods import Mean, Method, differing
+from fastkd.compare.verdicts import Verdict
 
 HEADS = ("method", "seeds", "parameters", "updates", "time", "dev loss", "dev BLEU")
 
@@ -42,6 +43,26 @@ def show(methods: Sequence[Method], console: Console) -> None:
         for key, values in settings.items():
             table.add_row(key, *values)
         console.print(table)
+
+
+def verdict_cells(verdict: Verdict) -> list[str]:
+    """As strings, one for each of `verdict_heads`."""
+    half = "" if verdict.interval is None else f" ± {verdict.interval:.2f}"
+    p = "-" if verdict.p is None else f"{verdict.p:.3f}"
+    return [verdict.title, f"{verdict.bleu:.2f}{half}", f"{verdict.chrf:.2f}", p]
+
+
+def verdict_heads(split: str, baseline: str) -> list[str]:
+    return ["method", f"{split} BLEU", f"{split} chrF", f"p, against {baseline}"]
+
+
+def show_verdicts(verdicts: Sequence[Verdict], split: str, console: Console) -> None:
+    table = Table(caption="± and p by the paired bootstrap over sentences")
+    for position, head in enumerate(verdict_heads(split, verdicts[0].title)):
+        table.add_column(head, justify="left" if position < 1 else "right")
+    for verdict in verdicts:
+        table.add_row(*verdict_cells(verdict))
+    console.print(table)
 
 
 def show_runs(runs: Sequence[Facts], console: Console) -> None:

@@ -1,0 +1,50 @@
+"""Runs read, grouped by what they are, and their settings held against each other."""
+
+from pathlib import Path
+
+import pytest
+
+from fastkd.compare.facts import Facts, find_runs
+from fastkd.compare.methods import Mean, differing, methods_of
+from fastkd.errors import InputError
+from fastkd.runs.folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def methods(runs):
+    return methods_of([Facts.read(run) for run in runs])
+
+
+def test_facts_of_a_run(runs):
+    facts = Facts.read(runs[0])
+    model = RunFolder.open(runs[0]).load_model("last")
+    assert facts.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert facts.updates == 4
+    assert [step for step, _ in facts.curve("loss")] == [1, 2, 3, 4]
+    best = facts.meta["best_update"]
+    assert facts.best("dev_bleu") == dict(facts.curve("dev_bleu"))[best]
+
+
+def test_seeds_are_one_method(methods):
+    assert [method.title for method in methods] == ["compared-alone-1", "compared-a2d"]
+    assert methods[0].seeds == "1, 2"
+
+
+def test_settings_that_differ(methods):
+    found = differing(methods)
+    assert set(found) == {"teacher", "losses.a2d"}
+    assert found["losses.a2d"] == ["absent", "weight value 1.0, ramp 3"]
+
+
+def test_mean_over_seeds():
+    assert Mean.of([None]) is None
+    assert Mean.of([3.0]).shown() == "3.00"
+    mean = Mean.of([1.0, 2.0, 3.0])  # t of two degrees of freedom · 1 / √3
+    assert mean.value == 2
+    assert mean.half == pytest.approx(4.303 / 3**0.5, rel=1e-3)
+
+
+def test_runs_in_a_folder(runs):
+    assert set(runs) <= {str(path) for path in find_runs(Path(runs[0]).parent)}
+    with pytest.raises(InputError, match="cannot be read"):
+        list(find_runs(Path("nowhere")))

@@ -1,0 +1,88 @@
+"""`fastkd compare` and `fastkd runs` as they are shown."""
+
+import re
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from fastkd.__main__ import main
+from fastkd.compare.samples import marked
+
+
+@pytest.fixture(scope="module")
+def page(runs, tmp_path_factory):
+    file = tmp_path_factory.mktemp("page") / "page.html"
+    assert main(["compare", *runs, "--output", str(file), "--samples", "3", "--split", "dev"]) == 0
+    return file
+
+
+def test_table_in_the_terminal(runs, capsys):
+    assert main(["compare", *runs, "--split", "dev"]) == 0
+    shown = capsys.readouterr().out
+    assert "compared-a2d" in shown
+    assert "1, 2" in shown
+    assert re.search(r"p, against", shown)
+
+
+def test_runs_are_listed(runs, capsys):
+    assert main(["runs", str(Path(runs[0]).parent)]) == 0
+    assert "4 of 4" in capsys.readouterr().out
+
+
+def test_nothing_to_list(tmp_path, capsys):
+    assert main(["runs", str(tmp_path)]) == 2
+    assert "holds no run" in capsys.readouterr().err
+
+
+def test_a_page_by_another_name_is_refused(runs, tmp_path, capsys):
+    assert main(["compare", *runs, "--output", str(tmp_path / "page.pdf")]) == 2
+    assert "--output: expected a name that ends in .html" in capsys.readouterr().err
+
+
+def test_page_needs_nothing_else(page):
+    text = page.read_text(encoding="utf-8")
+    assert not re.search(r"(?:src|href)=[\"'](?!data:|#)", re.sub(r"xlink:href", "", text))
+    for title in ("Settings that differ", "Curves", "Losses by component", "Head alignments"):
+        assert f"<h2>{title}</h2>" in text
+    assert text.count('class="sample"') == 3
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+def test_page_in_a_browser(page, width):
+    """No error in the console, no broken picture, nothing wider than the screen."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not browser or not driver:
+        pytest.skip("needs chromium and chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    for argument in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking"):
+        options.add_argument(f"--{argument}")
+    metrics = {"width": width, "height": 900, "pixelRatio": 1.0}
+    options.add_experimental_option("mobileEmulation", {"deviceMetrics": metrics})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    window = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    try:
+        window.get(page.as_uri())
+        time.sleep(0.5)
+        assert window.get_log("browser") == []
+        wide = window.execute_script("return document.documentElement.scrollWidth")
+        assert wide <= width
+        sizes = window.execute_script(
+            "return [...document.querySelectorAll('svg, img')].map(e => e.getBoundingClientRect().width)"
+        )
+        assert len(sizes) > 5
+        assert all(0 < size <= width for size in sizes)
+    finally:
+        window.quit()
+
+
+def test_what_the_reference_says_otherwise_is_marked():
+    assert marked("a cat sees a dog", "a cat has a dog") == [
+        ("a cat", False),
+        ("sees", True),
+        ("a dog", False),
+    ]
+    assert marked("我看狗", "我看猫") == [("我看", False), ("狗", True)]
