@@ -71,7 +71,8 @@ def test_page_in_a_browser(page, width):
         wide = window.execute_script("return document.documentElement.scrollWidth")
         assert wide <= width
         sizes = window.execute_script(
-            "return [...document.querySelectorAll('svg, img')].map(e => e.getBoundingClientRect().width)"
+            "return [...document.querySelectorAll('svg, img')]"
+            ".map(picture => picture.getBoundingClientRect().width)"
         )
         assert len(sizes) > 5
         assert all(0 < size <= width for size in sizes)
