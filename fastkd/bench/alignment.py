@@ -76,6 +76,7 @@ class Alignment(Operation):
                 None,
                 None,
                 None,
+                None,
                 AlignmentOptions(normalization=self.normalization),
             )
             return reference.query_key_loss(call)

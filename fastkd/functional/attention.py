@@ -1,12 +1,15 @@
 """Attention alignment: how far a student's attention maps are from a teacher's."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from fastkd import watching
+from fastkd.errors import InputError
 from fastkd.functional import checks
 from fastkd.functional.calls import (
     AlignmentCall,
@@ -65,7 +68,8 @@ def attention_alignment_loss(
     contributes nothing. padding="include" is the loss as published: all Tq·Tk cells count, pad
     queries with the distribution they have over the real keys, pad keys and future cells as zeros.
 
-    The teacher is a constant. reduction: "sum", "mean" (the sum divided by B) or "none" (B, Nt).
+    The teacher is a constant. reduction: "sum"; "mean", the sum divided by B; "rows", divided by
+    counted query rows × Nt, or with "map" by B·Nt, which depends on no batch size; "none" (B, Nt).
     The loss is float32, or float64 where an input is. Under autocast queries and keys are rounded
     to its dtype; the rest is float32.
 
@@ -75,7 +79,7 @@ def attention_alignment_loss(
 
     Source: Jin et al., "Align-to-Distill", LREC-COLING 2024, §3 ("map", padding="include").
     """
-    checks.attention_features(
+    _refuse_features(
         position_bias=position_bias, soft_cap=soft_cap, window=window, left_padding=left_padding
     )
     call = _call(
@@ -85,12 +89,11 @@ def attention_alignment_loss(
         bias,
         query_lengths,
         key_lengths,
+        None,
         AlignmentOptions(**options),
     )
     served_by = choose("attention", attention_backend, backend, call.student.query[0], call)
-    if not _cells(call):
-        return _nothing_to_compare(call)
-    return watching.named(PART, served_by.query_key_loss, call)
+    return _reduced(call, served_by.query_key_loss)
 
 
 @spelled_out(AlignmentOptions)
@@ -102,6 +105,8 @@ def alignment_loss_from_maps(
     *,
     query_lengths: Tensor | None = None,
     key_lengths: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    mask: Tensor | None = None,
     backend: str = "auto",
     **options: Unpack[AlignmentKeywords],
 ) -> Tensor:
@@ -111,22 +116,42 @@ def alignment_loss_from_maps(
     stand for P and Q; cells outside the keys' lengths and causality are set to zero first. This is
     the way for attention with a position bias, a soft cap, a window or left padding: cells that a
     query may not attend to are zeros in both.
+
+    key_mask (B, Tk) or mask (B, Tq, Tk), bool, say which cells a query may attend to in place of
+    key_lengths, or of both lengths: true where a cell counts, wherever the padding is.
     """
     student = Maps(checks.layers("student_maps", student_maps))
     teacher = Maps(_constants(teacher_maps=checks.layers("teacher_maps", teacher_maps)))
     given = AlignmentOptions(**options)
-    call = _call(student, teacher, weight, bias, query_lengths, key_lengths, given)
+    cells = _cell_mask(student, key_mask, mask, query_lengths, key_lengths)
+    call = _call(student, teacher, weight, bias, query_lengths, key_lengths, cells, given)
     served_by = choose("attention", attention_backend, backend, student.layers[0], call)
-    if not _cells(call):
-        return _nothing_to_compare(call)
-    return watching.named(PART, served_by.map_loss, call)
+    return _reduced(call, served_by.map_loss)
+
+
+def _refuse_features(**features: object) -> None:
+    for name, value in features.items():
+        if value is not None and value is not False:
+            raise InputError(
+                f"{name}: queries and keys alone do not give the maps of such attention; pass the "
+                "maps to alignment_loss_from_maps"
+            )
+
+
+def _scale(name: str, value: float | None, query: Tensor) -> float:
+    if value is None:
+        return 1 / math.sqrt(max(query.shape[3], 1))
+    value = float(value)
+    if not math.isfinite(value):
+        raise InputError(f"{name} must be finite, not {value}")
+    return value
 
 
 def _query_key(side: str, query: Layers, key: Layers, scale: float | None) -> QueryKey:
     names = f"{side}_query", f"{side}_key"
     query, key = (checks.layers(*each) for each in zip(names, (query, key), strict=True))
     checks.query_key(side, query, key)
-    scale = checks.scale(f"{side}_scale", scale, query[0])
+    scale = _scale(f"{side}_scale", scale, query[0])
     if side == "teacher":
         query, key = _constants(teacher_query=query), _constants(teacher_key=key)
     return QueryKey(query, key, scale)
@@ -149,14 +174,71 @@ def _call(
     bias: Tensor | None,
     query_lengths: Tensor | None,
     key_lengths: Tensor | None,
+    mask: Tensor | None,
     options: AlignmentOptions,
 ) -> AlignmentCall[Side]:
     batch = student.tensors[0].shape[0]
     query_lengths = checks.lengths("query_lengths", query_lengths, batch, student.queries)
     key_lengths = checks.lengths("key_lengths", key_lengths, batch, student.keys)
-    call = AlignmentCall(student, teacher, weight, bias, query_lengths, key_lengths, options)
+    call = AlignmentCall(student, teacher, weight, bias, query_lengths, key_lengths, mask, options)
     checks.alignment(call)
     return call
+
+
+def _cell_mask(
+    student: Maps,
+    key_mask: Tensor | None,
+    mask: Tensor | None,
+    query_lengths: Tensor | None,
+    key_lengths: Tensor | None,
+) -> Tensor | None:
+    """(B, Tq or 1, Tk), or None where neither mask is given."""
+    first = student.layers[0]
+    batch, queries, keys = first.shape[0], student.queries, student.keys
+    for name, value, beside in (
+        ("key_mask", key_mask, (mask, key_lengths)),
+        ("mask", mask, (query_lengths, key_lengths)),
+    ):
+        if value is not None and any(other is not None for other in beside):
+            raise InputError(f"{name} is given in place of lengths and of other masks, not beside")
+    if key_mask is not None:
+        checks.mask("key_mask", key_mask, [(batch, keys)], first.device)
+        return key_mask[:, None]
+    if mask is not None:
+        checks.mask("mask", mask, [(batch, queries, keys)], first.device)
+    return mask
+
+
+def _reduced(call: AlignmentCall[Side], backend: Callable[[AlignmentCall[Side]], Tensor]) -> Tensor:
+    if not _cells(call):
+        return _nothing_to_compare(call)
+    if call.options.reduction != "rows":
+        return watching.named(PART, backend, call)
+    total = replace(call, options=replace(call.options, reduction="sum"))
+    loss = watching.named(PART, backend, total)
+    return loss / (_counted_groups(call) * call.teacher.maps)
+
+
+def _counted_groups(call: AlignmentCall[QueryKey] | AlignmentCall[Maps]) -> Tensor | int:
+    """Sentences with normalization "map", else query rows that count; at least 1."""
+    first, queries = call.student.tensors[0], call.student.queries
+    if call.options.normalization == "map":
+        return first.shape[0]
+    every = call.query_lengths is None and call.key_lengths is None and call.mask is None
+    if call.options.padding == "include" or every:
+        return first.shape[0] * queries
+    rows = torch.ones(first.shape[0], queries, dtype=torch.bool, device=first.device)
+    if call.query_lengths is not None:
+        rows &= (
+            torch.arange(queries, device=first.device)
+            < call.query_lengths.to(first.device)[:, None]
+        )
+    if call.key_lengths is not None:
+        rows &= call.key_lengths.to(first.device)[:, None] > 0
+    if call.mask is not None:
+        cells = call.mask.expand(-1, queries, -1)
+        rows &= (cells.tril() if call.options.causal else cells).any(-1)
+    return rows.sum().clamp(min=1)
 
 
 def _cells(call: AlignmentCall[QueryKey] | AlignmentCall[Maps]) -> int:

@@ -93,6 +93,7 @@ class AlignmentCall(Generic[Side]):
     bias: Tensor | None  # (Nt,)
     query_lengths: Tensor | None  # (B,) int64; None where all queries count
     key_lengths: Tensor | None
+    mask: Tensor | None  # (B, Tq or 1, Tk) bool, cells that a query may attend to; None: lengths
     options: AlignmentOptions
 
     @property
@@ -132,6 +133,11 @@ class TokenOptions:
     ignore_index: int = -100
     reduction: str = "sum"
     return_prediction: bool = False
+    student_soft_cap: float | None = None
+    teacher_soft_cap: float | None = None
+    student_logit_scale: float = 1.0
+    teacher_logit_scale: float = 1.0
+    vocabulary: int | None = None
 
     @property
     def teaches(self) -> bool:
@@ -152,6 +158,11 @@ class TokenKeywords(TypedDict, total=False):
     ignore_index: int
     reduction: str
     return_prediction: bool
+    student_soft_cap: float | None
+    teacher_soft_cap: float | None
+    student_logit_scale: float
+    teacher_logit_scale: float
+    vocabulary: int | None
 
 
 class Projected(NamedTuple):

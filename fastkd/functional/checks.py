@@ -22,6 +22,7 @@ from fastkd.functional.calls import (
 from fastkd.functional.sparse import SparseTeacher
 
 REDUCTIONS = ("sum", "mean", "none")
+ALIGNMENT_REDUCTIONS = (*REDUCTIONS, "rows")
 NORMALIZATIONS = ("map", "row", "mixture")
 PADDINGS = ("exclude", "include")
 
@@ -59,6 +60,11 @@ def finite(name: str, value: object) -> None:
 def positive(name: str, value: object) -> None:
     if not isinstance(value, int | float) or not 0 < value < math.inf:
         raise InputError(f"{name} must be a positive number, not {value!r}")
+
+
+def whole(name: str, value: object) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} must be a positive integer, not {value!r}")
 
 
 def readable(tensor: Tensor) -> bool:
@@ -102,15 +108,6 @@ def _without_heads(tensor: Tensor) -> tuple[int, ...]:
     return (tensor.shape[0], *tensor.shape[2:])
 
 
-def scale(name: str, value: float | None, query: Tensor) -> float:
-    if value is None:
-        return 1 / math.sqrt(max(query.shape[3], 1))
-    value = float(value)
-    if not math.isfinite(value):
-        raise InputError(f"{name} must be finite, not {value}")
-    return value
-
-
 def lengths(name: str, value: Tensor | None, batch: int, longest: int) -> Tensor | None:
     """`value` as int64, or None where it is on the CPU and holds no padding.
 
@@ -137,13 +134,14 @@ def lengths(name: str, value: Tensor | None, batch: int, longest: int) -> Tensor
     return value if least < longest else None
 
 
-def attention_features(**features: object) -> None:
-    for name, value in features.items():
-        if value is not None and value is not False:
-            raise InputError(
-                f"{name}: queries and keys alone do not give the maps of such attention; pass the "
-                "maps to alignment_loss_from_maps"
-            )
+def mask(name: str, value: object, shapes: Sequence[tuple[int, ...]], device: torch.device) -> None:
+    if not isinstance(value, Tensor) or value.dtype != torch.bool:
+        raise InputError(f"{name} must be a bool tensor, not {_kind(value)}")
+    if tuple(value.shape) not in shapes:
+        raise InputError(
+            f"{name} must have shape {' or '.join(map(str, shapes))}, not {tuple(value.shape)}"
+        )
+    _on(name, value, device)
 
 
 def query_key(side: str, query: Sequence[Tensor], key: Sequence[Tensor]) -> None:
@@ -202,7 +200,7 @@ def _parameter(
 def alignment_options(options: AlignmentOptions, bias: bool) -> None:
     one_of("normalization", options.normalization, NORMALIZATIONS)
     one_of("padding", options.padding, PADDINGS)
-    one_of("reduction", options.reduction, REDUCTIONS)
+    one_of("reduction", options.reduction, ALIGNMENT_REDUCTIONS)
     positive("temperature", options.temperature)
     if options.normalization == "mixture" and bias:
         raise InputError("bias: normalization 'mixture' has none")
@@ -255,33 +253,23 @@ def projected(side: str, given: Projected) -> None:
 def token_options(options: TokenOptions) -> None:
     for name in ("ce_weight", "kd_weight", "rank_weight"):
         finite(name, getattr(options, name))
-    for name in ("student_temperature", "teacher_temperature"):
+    for name in (
+        "student_temperature",
+        "teacher_temperature",
+        "student_logit_scale",
+        "teacher_logit_scale",
+    ):
         positive(name, getattr(options, name))
+    for name in ("student_soft_cap", "teacher_soft_cap"):
+        if getattr(options, name) is not None:
+            positive(name, getattr(options, name))
+    if options.vocabulary is not None:
+        whole("vocabulary", options.vocabulary)
     smoothing = options.label_smoothing
     if not isinstance(smoothing, int | float) or not 0 <= smoothing <= 1:
         raise InputError(f"label_smoothing must be in 0..1, not {smoothing!r}")
     one_of("reduction", options.reduction, REDUCTIONS)
-    if not isinstance(options.top_k, int) or options.top_k < 1:
-        raise InputError(f"top_k must be a positive integer, not {options.top_k!r}")
-
-
-def counted(
-    student: Tensor, target: Tensor | None, mask: Tensor | None, ignore_index: int
-) -> Tensor | None:
-    """mask and target != ignore_index as (...) bool; None where every position counts."""
-    found = None
-    if target is not None:
-        integers("target", target)
-        _same_positions("target", target, target.shape, student)
-        found = target.long() != ignore_index  # which a narrow type cannot hold
-    if mask is not None:
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            raise InputError(f"mask must be a bool tensor, not {_kind(mask)}")
-        _same_positions("mask", mask, mask.shape, student)
-        found = mask if found is None else mask & found
-    if found is not None and readable(found) and bool(found.all()):
-        return None
-    return found
+    whole("top_k", options.top_k)
 
 
 def tokens(call: TokenCall[Tensor] | TokenCall[Projected]) -> None:
@@ -290,39 +278,48 @@ def tokens(call: TokenCall[Tensor] | TokenCall[Projected]) -> None:
     positions = student.hidden if isinstance(student, Projected) else student
     vocabulary = len(student.weight) if isinstance(student, Projected) else student.shape[-1]
     token_options(options)
-    if options.rank_weight and options.top_k > vocabulary:
+    compared = vocabulary if options.vocabulary is None else options.vocabulary
+    if compared > vocabulary:
         raise InputError(
-            f"top_k must be at most the vocabulary's {vocabulary}, not {options.top_k}"
+            f"vocabulary must be at most the student's {vocabulary} ids, not {compared}"
         )
+    if options.rank_weight and options.top_k > compared:
+        raise InputError(f"top_k must be at most the vocabulary's {compared}, not {options.top_k}")
     if options.ce_weight:
         if call.target is None:
             raise InputError("target is needed where ce_weight is not 0")
-        _in_range("target", call.target, vocabulary, call.counted)
+        _in_range("target", call.target, compared, call.counted)
     teacher = call.teacher
     if teacher is None:
         if options.teaches:
             raise InputError("the teacher is needed where kd_weight or rank_weight is not 0")
     elif isinstance(teacher, SparseTeacher):
-        _listed(teacher, positions, vocabulary, call.counted, options)
+        _listed(teacher, positions, compared, call.counted, options)
     elif isinstance(teacher, Tensor):
         rows("teacher_logits", teacher)
-        if teacher.shape[-1] != vocabulary:
-            raise InputError(
-                f"teacher and student must share the vocabulary: {teacher.shape[-1]} and "
-                f"{vocabulary} ids"
-            )
-        _same_positions("teacher_logits", teacher, teacher.shape[:-1], positions)
+        _share(options, "", teacher.shape[-1], vocabulary)
+        same_positions("teacher_logits", teacher, teacher.shape[:-1], positions)
         constant(teacher_logits=teacher)
     else:
         projected("teacher", teacher)
-        if teacher.weight.shape[0] != vocabulary:
-            raise InputError(
-                f"teacher and student must share the vocabulary: teacher_weight has "
-                f"{teacher.weight.shape[0]} rows, student_weight {vocabulary}"
-            )
-        _same_positions("teacher_hidden", teacher.hidden, teacher.hidden.shape[:-1], positions)
+        _share(options, "_weight", len(teacher.weight), vocabulary)
+        same_positions("teacher_hidden", teacher.hidden, teacher.hidden.shape[:-1], positions)
         hidden, weight, bias = teacher
         constant(teacher_hidden=hidden, teacher_weight=weight, teacher_bias=bias)
+
+
+def _share(options: TokenOptions, rows: str, teacher: int, student: int) -> None:
+    """That a teacher of so many ids, rows of `teacher{rows}`, can be compared."""
+    if options.vocabulary is None and teacher != student:
+        unit = "rows" if rows else "ids"
+        raise InputError(
+            f"teacher and student must share the vocabulary: teacher{rows} has {teacher} {unit}, "
+            f"student{rows} {student}; vocabulary=n compares the first n"
+        )
+    if options.vocabulary is not None and options.vocabulary > teacher:
+        raise InputError(
+            f"vocabulary must be at most the teacher's {teacher} ids, not {options.vocabulary}"
+        )
 
 
 def _listed(
@@ -333,7 +330,7 @@ def _listed(
     options: TokenOptions,
 ) -> None:
     for value in (teacher.ids, teacher.log_probs):
-        _same_positions("SparseTeacher", value, value.shape[:-1], student)
+        same_positions("SparseTeacher", value, value.shape[:-1], student)
     if not options.teaches:
         return
     listed = teacher.ids.shape[-1]
@@ -346,7 +343,7 @@ def _listed(
     _in_range("SparseTeacher: ids", teacher.ids, vocabulary, counted)
 
 
-def _same_positions(name: str, value: Tensor, positions: torch.Size, student: Tensor) -> None:
+def same_positions(name: str, value: Tensor, positions: torch.Size, student: Tensor) -> None:
     """`positions` of `value` (...) or (..., size) against those of the student (..., size)."""
     expected = student.shape[:-1]
     if positions != expected:

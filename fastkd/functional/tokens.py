@@ -43,6 +43,10 @@ def token_distillation_loss(
     equal logits by rising id; they are constants of differentiation (TIE-KD, arXiv 2305.08096,
     section 4). kd has no τ² factor. A component whose weight is 0 is not computed and reads 0.
 
+    Before everything else logits are multiplied by `*_logit_scale` and, with a `*_soft_cap` c,
+    become c·tanh(z/c). `vocabulary` n: kd and rank compare the ids below n, each side normalised
+    over them, of vocabularies that may differ beyond; ce stays over the student's whole.
+
     student_logits: (..., V), any floating type
     teacher_logits: (..., V), or a SparseTeacher; needed where kd_weight or rank_weight is not 0
     target: (...) integers; needed where ce_weight is not 0
@@ -61,7 +65,7 @@ def token_distillation_loss(
     """
     given = TokenOptions(**options)
     checks.rows("student_logits", student_logits)
-    counted = checks.counted(student_logits, target, mask, given.ignore_index)
+    counted = _counted(student_logits, target, mask, given.ignore_index)
     call = TokenCall(student_logits, teacher_logits, target, counted, given)
     checks.tokens(call)
     served_by = choose("tokens", token_backend, backend, student_logits, call)
@@ -96,11 +100,28 @@ def linear_token_distillation_loss(
     student = Projected(student_hidden, student_weight, student_bias)
     checks.projected("student", student)
     teacher = _teacher(teacher_hidden, teacher_weight, teacher_bias)
-    counted = checks.counted(student_hidden, target, mask, given.ignore_index)
+    counted = _counted(student_hidden, target, mask, given.ignore_index)
     call = TokenCall(student, teacher, target, counted, given)
     checks.tokens(call)
     served_by = choose("tokens", token_backend, backend, student_hidden, call)
     return watching.named(PART, served_by.linear_losses, call)
+
+
+def _counted(
+    student: Tensor, target: Tensor | None, mask: Tensor | None, ignore_index: int
+) -> Tensor | None:
+    """mask and target != ignore_index as (...) bool; None where every position counts."""
+    found = None
+    if target is not None:
+        checks.integers("target", target)
+        checks.same_positions("target", target, target.shape, student)
+        found = target.long() != ignore_index  # which a narrow type cannot hold
+    if mask is not None:
+        checks.mask("mask", mask, [tuple(student.shape[:-1])], student.device)
+        found = mask if found is None else mask & found
+    if found is not None and checks.readable(found) and bool(found.all()):
+        return None
+    return found
 
 
 def _teacher(

@@ -51,7 +51,7 @@ class Masks:
         self.device = first.device
         self.shape = (first.shape[0], 1, call.student.queries, call.student.keys)
         self.query_lengths, self.key_lengths = call.query_lengths, call.key_lengths
-        self.causal = call.options.causal
+        self.causal, self.mask = call.options.causal, call.mask
         self.include = call.options.padding == "include"
 
     def real_queries(self) -> Tensor | None:
@@ -65,6 +65,8 @@ class Masks:
         keys = self.real_keys()  # (B, Tk)
         if keys is not None:
             mask = keys[:, None, None, :].expand(self.shape)
+        if self.mask is not None:
+            mask = self.mask[:, None].expand(self.shape)
         if self.causal:
             past = torch.ones(self.shape[2:], dtype=torch.bool, device=self.device).tril()
             mask = past.expand(self.shape) if mask is None else mask & past

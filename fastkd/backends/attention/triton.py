@@ -20,6 +20,8 @@ def unavailable(call: AlignmentCall[QueryKey] | AlignmentCall[Maps]) -> str | No
     reason = unsupported(
         *call.student.tensors, *call.teacher.tensors, anywhere=watching.pretended().fused
     )
+    if reason is None and call.mask is not None:
+        return "the kernels take lengths, not masks"
     if reason is None and call.weight is not None and call.weight.dtype == torch.float64:
         return "the kernels take float16, bfloat16 and float32, not a weight of float64"
     sides = (call.student, call.teacher)

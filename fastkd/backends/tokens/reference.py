@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastkd.functional.calls import Projected, TokenCall, TokenLosses
+from fastkd.functional.calls import Projected, TokenCall, TokenLosses, TokenOptions
 from fastkd.functional.sparse import SparseTeacher
 
 BANNED = -math.inf
@@ -31,10 +31,8 @@ def dense_losses(call: TokenCall[Tensor]) -> TokenLosses:
     counted, options = call.counted, call.options
     inside = torch.float64 if student_logits.dtype == torch.float64 else torch.float32
     given = _only(counted, student_logits.to(inside))
-    banned = given.detach() == BANNED
-    dead = given.detach().amax(-1) == BANNED  # (...): no id is left
-    # A constant at the banned ids: no gradient. A softmax needs one finite logit in a row.
-    logits = torch.where(banned, torch.where(dead, 0.0, BANNED).unsqueeze(-1), given)
+    given = _scores(given, options.student_logit_scale, options.student_soft_cap)
+    logits, banned, dead = _allowed(given)
     log_p = F.log_softmax(logits, -1)
     ce = kd = rank = torch.zeros_like(given.detach()[..., 0])
     if options.ce_weight and target is not None:
@@ -42,9 +40,11 @@ def dense_losses(call: TokenCall[Tensor]) -> TokenLosses:
         ce = _cross_entropy(log_p, banned, ids, options.label_smoothing)
         ce = torch.where(dead & (options.label_smoothing < 1), math.inf, ce)
     if options.teaches and teacher is not None:
-        if options.student_temperature != 1:
+        if options.vocabulary is not None:
+            logits, _, dead = _allowed(given[..., : options.vocabulary])
+        if options.student_temperature != 1 or options.vocabulary is not None:
             log_p = F.log_softmax(logits / options.student_temperature, -1)
-        scores, log_q = _teacher(teacher, counted, logits, options.teacher_temperature)
+        scores, log_q = _teacher(teacher, counted, logits, options)
         has_mass = log_q.amax(-1) > BANNED
         if options.kd_weight:
             kd = torch.where(dead & has_mass, math.inf, _divergence(log_q, log_p))
@@ -54,12 +54,20 @@ def dense_losses(call: TokenCall[Tensor]) -> TokenLosses:
             rank = _ranking(log_p, scores, teacher_ids, student_ids)
             rank = torch.where(has_mass, rank, 0)
     ce, kd, rank = (_reduce(part, counted, options.reduction) for part in (ce, kd, rank))
-    loss = _reduce(logits[..., :0].sum(-1), counted, options.reduction)  # 0 with a gradient of 0
+    loss = _reduce(given[..., :0].sum(-1), counted, options.reduction)  # 0 with a gradient of 0
     loss = loss + options.ce_weight * ce if options.ce_weight else loss
     loss = loss + options.kd_weight * kd if options.kd_weight else loss
     loss = loss + options.rank_weight * rank if options.rank_weight else loss
-    prediction = logits.detach().argmax(-1) if options.return_prediction else None
+    prediction = _allowed(given)[0].detach().argmax(-1) if options.return_prediction else None
     return TokenLosses(loss, ce.detach(), kd.detach(), rank.detach(), prediction)
+
+
+def _allowed(given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (..., V) for softmaxes, which of them are −inf, and rows (...) where all are."""
+    banned = given.detach() == BANNED
+    dead = given.detach().amax(-1) == BANNED
+    # A constant at the banned ids: no gradient. A softmax needs one finite logit in a row.
+    return torch.where(banned, torch.where(dead, 0.0, BANNED).unsqueeze(-1), given), banned, dead
 
 
 def _only(counted: Tensor | None, value: Tensor) -> Tensor:
@@ -68,6 +76,15 @@ def _only(counted: Tensor | None, value: Tensor) -> Tensor:
         return value
     rows = counted if value.dim() == counted.dim() else counted.unsqueeze(-1)
     return value.masked_fill(~rows, 0)
+
+
+def _scores(logits: Tensor, scale: float, cap: float | None) -> Tensor:
+    """c·tanh(scale·z/c); −inf stays −inf."""
+    scores = logits if scale == 1 else logits * scale
+    if cap is None:
+        return scores
+    banned = logits.detach() == BANNED
+    return torch.where(banned, BANNED, cap * torch.tanh(scores / cap))
 
 
 def _cross_entropy(log_p: Tensor, banned: Tensor, target: Tensor, smoothing: float) -> Tensor:
@@ -113,11 +130,13 @@ def _teacher(
     teacher: Tensor | SparseTeacher,
     counted: Tensor | None,
     student: Tensor,
-    temperature: float,
+    options: TokenOptions,
 ) -> tuple[Tensor, Tensor]:
     """What orders the ids, and log q, both (..., V); −inf where there is no mass."""
+    temperature = options.teacher_temperature
     if not isinstance(teacher, SparseTeacher):
-        scores = _only(counted, teacher.to(student.dtype))
+        scores = _only(counted, teacher[..., : student.shape[-1]].to(student.dtype))
+        scores = _scores(scores, options.teacher_logit_scale, options.teacher_soft_cap)
         return scores, _log_softmax(scores, temperature)
     listed = _only(counted, teacher.log_probs.to(student.dtype))
     ids = _only(counted, teacher.ids.long())

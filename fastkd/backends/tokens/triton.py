@@ -11,12 +11,24 @@ from fastkd import watching
 from fastkd.functional.calls import Projected, TokenCall, TokenLosses, TokenOptions
 from fastkd.functional.sparse import SparseTeacher
 
+_UNSERVED = (
+    "student_soft_cap",
+    "teacher_soft_cap",
+    "student_logit_scale",
+    "teacher_logit_scale",
+    "vocabulary",
+)
+_PLAIN = TokenOptions(ce_weight=1.0, kd_weight=1.0)
+
 
 def unavailable(call: TokenCall[Tensor] | TokenCall[Projected]) -> str | None:
     """Why the kernels cannot serve the call, or None."""
     options = call.options
     if options.rank_weight and options.top_k > LARGEST_TOP_K:
         return f"the kernels rank at most top_k = {LARGEST_TOP_K} ids, not {options.top_k}"
+    for name in _UNSERVED:
+        if getattr(options, name) != getattr(_PLAIN, name):
+            return f"the kernels do not take {name}; backend='torch' does"
     tensors = [call.student.hidden if isinstance(call.student, Projected) else call.student]
     if isinstance(call.teacher, Projected):
         tensors += [each for each in call.teacher if each is not None]

@@ -288,7 +288,9 @@ def test_auto_can_know_that_a_weight_is_not_served():
     sides = QueryKey(query, key, 1.0), QueryKey(teacher_query, teacher_key, 1.0)
 
     def reason(weight):
-        return unavailable(AlignmentCall(*sides, weight, None, None, None, AlignmentOptions()))
+        return unavailable(
+            AlignmentCall(*sides, weight, None, None, None, None, AlignmentOptions())
+        )
 
     assert reason(weight) is None
     assert "float64" in reason(weight.double())

@@ -71,6 +71,7 @@ def _batch(call: AlignmentCall[QueryKey] | AlignmentCall[Maps]) -> Batch:
         call.teacher.maps,
         call.query_lengths,
         call.key_lengths,
+        call.mask,
         call.options.causal,
         call.options.padding == "include",
         first.device,

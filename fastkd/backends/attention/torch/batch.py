@@ -24,6 +24,7 @@ class Batch:
     teacher_maps: int
     query_lengths: Tensor | None
     key_lengths: Tensor | None
+    mask: Tensor | None  # (B, Tq or 1, Tk): which cells a query may attend to, in place of lengths
     causal: bool
     include: bool  # cells of padding belong to the groups that softmaxes run over
     device: torch.device
@@ -66,6 +67,10 @@ class Batch:
     def map_counts(self) -> tuple[Tensor, Tensor]:
         """Cells of each sentence's maps that are computed, and rows that have any."""
         rows, keys = self.lengths()
+        if self.mask is not None:
+            cells = self.mask.expand(-1, self.queries, -1)
+            cells = cells.tril() if self.causal else cells
+            return cells.sum((1, 2)), cells.any(-1).sum(1)
         cells = rows * keys
         if self.causal:
             full = torch.minimum(rows, keys)  # row i sees i + 1 keys up to there, then all

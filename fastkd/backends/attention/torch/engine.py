@@ -96,7 +96,7 @@ class Walk:
 
     def _mixture(self, unit: Unit) -> None:
         for block in unit.blocks:
-            counted = self._counted(block)
+            counted = self._counted(unit, block)
             student, teacher = self.student.maps(block, counted), self.teacher.maps(block, counted)
             if counted is not None:
                 teacher.masked_fill_(~counted, 0)
@@ -112,7 +112,7 @@ class Walk:
             student = self._prepare(unit, block)
             sums = self.measure.measure()
             if self.options.padding == "include":
-                sums = sums.merged(zeros(self._row_zeros(block), sums))
+                sums = sums.merged(zeros(self._row_zeros(unit, block), sums))
             self._add_loss(unit, sums.divergence().sum(-1))
             if self.learning:
                 gradient, factor = self.measure.gradient(sums)
@@ -138,7 +138,7 @@ class Walk:
 
     def _prepare(self, unit: Unit, block: Block) -> Tensor:
         """Hand a block's a and m − a to `measure`; returns the student's maps."""
-        counted = self._counted(block)
+        counted = self._counted(unit, block)
         student, teacher = self.student.maps(block, counted), self.teacher.maps(block, counted)
         if self.options.temperature != 1:
             teacher.mul_(1 / self.options.temperature)
@@ -150,12 +150,17 @@ class Walk:
         self.measure.prepare(teacher, difference, groups)
         return student
 
-    def _counted(self, block: Block) -> Tensor | None:
+    def _counted(self, unit: Unit, block: Block) -> Tensor | None:
         """(sentences, 1, rows, keys)"""
-        if block.seen is None:
-            return None
-        key = torch.arange(block.keys, device=block.seen.device)
-        return (key < block.seen[..., None])[:, None]
+        counted = None
+        if block.seen is not None:
+            key = torch.arange(block.keys, device=block.seen.device)
+            counted = (key < block.seen[..., None])[:, None]
+        if self.batch.mask is None:
+            return counted
+        given = self.batch.mask.expand(-1, self.batch.queries, -1)
+        given = pick(given[:, block.start : block.stop, : block.keys], unit)[:, None]
+        return given if counted is None else counted & given
 
     def _mixed(self, student: Tensor, minus: Tensor | None = None) -> Tensor:
         """The mix of the student's maps, or its m − a."""
@@ -196,9 +201,12 @@ class Walk:
             share = 1 / block.seen.clamp(min=1)
         return surplus[:, None] * share[:, None].to(surplus.dtype)
 
-    def _row_zeros(self, block: Block) -> Tensor:
+    def _row_zeros(self, unit: Unit, block: Block) -> Tensor:
         """Cells of each row that are zero in both maps, (sentences or 1, 1, rows or 1)."""
         keys = self.batch.keys
+        counted = self._counted(unit, block) if self.batch.mask is not None else None
+        if counted is not None:
+            return keys - counted.sum(-1)
         if block.seen is None:
             return torch.full((1, 1, 1), keys - block.keys, device=self.loss.device)
         return (keys - block.seen)[:, None]

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from fastkd.backends.early import early_dtype
+from fastkd.backends.tokens.torch.chunk import chunk_losses
 from fastkd.backends.tokens.torch.function import Gradients
 from fastkd.backends.tokens.torch.numerics import without_autocast
 from fastkd.backends.tokens.torch.positions import Positions
-from fastkd.backends.tokens.torch.rows import StudentRows
 from fastkd.backends.tokens.torch.scratch import Scratch
 from fastkd.backends.tokens.torch.teachers import flat, teacher_of
 from fastkd.backends.tokens.torch.totals import Totals
@@ -50,7 +50,7 @@ class DenseWalk:
             logits = scratch.take("student", mine.shape[0]).copy_(mine)
             theirs = self.teacher.rows(positions, part, scratch) if self.teacher else None
             target = positions.targets(self.target, part) if options.ce_weight else None
-            rows = StudentRows(logits, theirs, target, options).losses(needed)
+            rows = chunk_losses(logits, theirs, target, options, scratch, needed)
             totals.store(part, rows)
             if gradient is not None and rows.gradient is not None:
                 scale = positions.scale(upstream, part)

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastkd.backends.tokens.torch.chunk import chunk_losses
 from fastkd.backends.tokens.torch.function import Gradients
 from fastkd.backends.tokens.torch.numerics import product_dtype, without_autocast
 from fastkd.backends.tokens.torch.positions import Positions
 from fastkd.backends.tokens.torch.products import Projection, ProjectionGradients
-from fastkd.backends.tokens.torch.rows import StudentRows
 from fastkd.backends.tokens.torch.scratch import Scratch
 from fastkd.backends.tokens.torch.teachers import flat, teacher_of
 from fastkd.backends.tokens.torch.totals import Totals
@@ -56,7 +56,7 @@ class LinearWalk:
             logits = projection.logits(mine, scratch.take("student", mine.shape[0]), low)
             theirs = teacher.rows(positions, part, scratch) if teacher else None
             target = positions.targets(self.target, part) if options.ce_weight else None
-            rows = StudentRows(logits, theirs, target, options).losses(any(needed))
+            rows = chunk_losses(logits, theirs, target, options, scratch, any(needed))
             totals.store(part, rows)
             if rows.gradient is not None:
                 scale = positions.scale(upstream, part)

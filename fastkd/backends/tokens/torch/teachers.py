@@ -9,6 +9,7 @@ from fastkd.backends.tokens.torch.dense_teacher import DenseRows
 from fastkd.backends.tokens.torch.listed_teacher import ListedRows
 from fastkd.backends.tokens.torch.positions import Part, Positions
 from fastkd.backends.tokens.torch.products import Projection
+from fastkd.backends.tokens.torch.scores import Scores
 from fastkd.backends.tokens.torch.scratch import Scratch
 from fastkd.functional.calls import Projected, TokenOptions
 from fastkd.functional.sparse import SparseTeacher
@@ -35,23 +36,28 @@ def teacher_of(
 
 class LogitRows:
     def __init__(self, logits: Tensor, options: TokenOptions) -> None:
-        self.logits, self.options = flat(logits), options  # (N, V)
+        self.logits, self.options = flat(logits)[:, : options.vocabulary], options  # (N, n)
 
     def rows(self, positions: Positions, part: Part, scratch: Scratch) -> DenseRows:
         given = positions.take(self.logits, part)
-        logits = scratch.take("teacher", given.shape[0]).copy_(given)
+        logits = scratch.take("teacher", *given.shape).copy_(given)
         return _dense(logits, self.options, scratch)
 
 
 class LinearRows:
     def __init__(self, given: Projected, options: TokenOptions, product: torch.dtype) -> None:
         self.hidden, self.options = flat(given.hidden), options  # (N, D)
-        self.projection = Projection(given.weight, given.bias, product)
+        weight, bias = given.weight[: options.vocabulary], given.bias
+        bias = None if bias is None else bias[: options.vocabulary]
+        self.vocabulary = len(weight)
+        self.projection = Projection(weight, bias, product)
 
     def rows(self, positions: Positions, part: Part, scratch: Scratch) -> DenseRows:
         hidden = positions.take(self.hidden, part)
-        logits = scratch.take("teacher", hidden.shape[0])
-        self.projection.logits(hidden, logits, scratch.low(hidden.shape[0]))
+        logits = scratch.take("teacher", hidden.shape[0], self.vocabulary)
+        low = scratch.low(hidden.shape[0])
+        low = None if low is None else low[:, : self.vocabulary]
+        self.projection.logits(hidden, logits, low)
         return _dense(logits, self.options, scratch)
 
 
@@ -61,11 +67,12 @@ class SparseRows:
         self.ids, self.log_probs = flat(given.ids), flat(given.log_probs)  # (N, K)
 
     def rows(self, positions: Positions, part: Part, scratch: Scratch) -> ListedRows:
+        vocabulary = self.options.vocabulary
         return ListedRows(
             positions.take(self.ids, part).long(),
             positions.take(self.log_probs, part).to(scratch.inside),
             self.given.rest,
-            scratch.shape[1],
+            scratch.shape[1] if vocabulary is None else vocabulary,
             self.options.teacher_temperature,
         )
 
@@ -76,5 +83,6 @@ def flat(values: Tensor) -> Tensor:
 
 
 def _dense(logits: Tensor, options: TokenOptions, scratch: Scratch) -> DenseRows:
-    spare = scratch.take("probabilities", logits.shape[0]) if options.kd_weight else None
+    Scores.of_teacher(options).take(logits)
+    spare = scratch.take("probabilities", *logits.shape) if options.kd_weight else None
     return DenseRows(logits, spare, options.teacher_temperature)
