@@ -6,7 +6,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from fastkd.decode.beam import Hypotheses
+from fastkd.decode.beam import Hypotheses, Hypothesis
 from fastkd.nn.cmlm import CMLM
 from fastkd.nn.transformer import Encoded
 
@@ -23,8 +23,9 @@ def mask_predict(
     remove_duplicates: bool = False,
     reconsider: bool = False,
     banned: Sequence[int] = (),
+    n_best: int = 1,
 ) -> Hypotheses:
-    """The hypothesis with the highest mean log-probability of its pieces, over lengths tried.
+    """The hypotheses with the highest mean log-probability of their pieces, over lengths tried.
 
     source: (S, Ts) ids, padded at the end; source_lengths: (S,) integers on the CPU
     passes: the first pass predicts every piece; after pass s of S, the floor(L · (S − s) / S)
@@ -35,6 +36,7 @@ def mask_predict(
     reconsider: a pass predicts the unmasked pieces anew too, as CMLMC does, instead of keeping
         them and their log-probabilities
     banned: ids that are never chosen; their probability is not given to the others
+    n_best: hypotheses wanted of a sentence; fewer where fewer lengths are tried
 
     The model should be in evaluation mode. It is called inside whatever autocast is active.
     (Ghazvininejad et al., 2019, section 4; reconsider: Huang et al., 2022.)
@@ -46,17 +48,23 @@ def mask_predict(
     candidates = encoded.repeat(len(window)) if length_window else encoded
     tokens, scores = fill_in(model, candidates, lengths.flatten(), passes, reconsider, banned)
     means = scores.sum(1).cpu() / lengths.flatten()  # (S · K,)
-    best = means.view_as(lengths).argmax(1)
-    rows = torch.arange(len(best)) * len(window) + best
-    found = [
-        row[:length]
-        for row, length in zip(
-            tokens.cpu()[rows].tolist(), lengths.flatten()[rows].tolist(), strict=True
-        )
-    ]
-    if remove_duplicates:
-        found = [[piece for piece, _ in groupby(row)] for row in found]
-    return Hypotheses(found, means[rows].tolist())
+    ids, sizes, values = tokens.tolist(), lengths.flatten().tolist(), means.tolist()
+    order = means.view_as(lengths).argsort(dim=1, descending=True, stable=True)
+    lists: list[list[Hypothesis]] = []
+    for sentence, places in enumerate(order.tolist()):
+        found: dict[int, Hypothesis] = {}  # by length: the window may try one twice at its ends
+        for place in places:
+            row = sentence * len(window) + place
+            if sizes[row] not in found and len(found) < n_best:
+                found[sizes[row]] = Hypothesis(
+                    _tidy(ids[row][: sizes[row]], remove_duplicates), values[row]
+                )
+        lists.append(list(found.values()))
+    return Hypotheses(lists)
+
+
+def _tidy(row: list[int], remove_duplicates: bool) -> list[int]:
+    return [piece for piece, _ in groupby(row)] if remove_duplicates else row
 
 
 def fill_in(

@@ -142,6 +142,9 @@ def _attend(
     causal: bool = False,
 ) -> Tensor:
     """Scaled-dot-product attention in the type of its inputs: (B, heads, T, D) to (B, T, width)."""
+    if not torch.is_autocast_enabled(query.device.type):  # what a step of decoding need not pay
+        mixed = F.scaled_dot_product_attention(query, key, value, mask, dropout, causal)
+        return mixed.transpose(1, 2).flatten(2)
     with torch.autocast(query.device.type, enabled=False):
         mixed = F.scaled_dot_product_attention(query, key, value, mask, dropout, causal)
     return mixed.transpose(1, 2).flatten(2)

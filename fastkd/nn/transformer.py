@@ -114,6 +114,7 @@ class Transformer(nn.Module):
             config.max_positions, config.width, first=pad_id + 1 if pre else 0, closed=pre
         )
         self.register_buffer("positions", table, persistent=False)
+        self.output_by_column: Tensor | None = None  # where the model is laid out for decoding
 
     @property
     def output_weight(self) -> Tensor:
@@ -176,7 +177,21 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., width) to (..., target_size)."""
-        return nn.functional.linear(hidden, self.output_weight, self.output_bias)
+        weight = self.output_weight if self.output_by_column is None else self.output_by_column
+        return nn.functional.linear(hidden, weight, self.output_bias)
+
+    @torch.no_grad()
+    def lay_out_for_decoding(self) -> "Transformer":
+        """Weights by column in memory, the same numbers: no more to be trained; returns the model.
+
+        Products of the few rows that a step of decoding has take half the time on a CPU. The output
+        projection is copied, as an embedding is read by row.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.data = module.weight.data.t().contiguous().t()
+        self.output_by_column = self.output_weight.detach().t().contiguous().t()
+        return self
 
     def start(self, encoded: Encoded) -> DecoderState:
         """The state from which incremental decoding of the encoded sentences begins."""

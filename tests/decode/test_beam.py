@@ -315,3 +315,48 @@ def test_half_precision_scores_stay_near_the_model():
         errors["autocast"] += abs(found.scores[sentence] * len(whole) - truth)
         errors["bfloat16"] += abs(rounded - truth)
     assert 0 < errors["autocast"] <= errors["bfloat16"]
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0])
+def test_n_best_of_a_wide_beam_are_the_best_of_all_hypotheses(length_penalty):
+    model = build(target_size=7)
+    source, lengths = sources([4, 2])
+    limits, words = [4, 3], (UNK, 5, 6)
+    result = search(
+        model,
+        source,
+        lengths,
+        beam=3**4 + 3**3 + 9 + 3 + 1,
+        length_penalty=length_penalty,
+        max_lengths=torch.tensor(limits),
+        n_best=5,
+    )
+    for sentence, limit in enumerate(limits):
+        scored = [
+            (
+                log_probability(model, source, lengths, sentence, [*body, EOS])
+                / (length + 1) ** length_penalty,
+                list(body),
+            )
+            for length in range(limit)
+            for body in itertools.product(words, repeat=length)
+        ]
+        expected = sorted(scored, reverse=True)[:5]
+        assert [found.tokens for found in result.lists[sentence]] == [b for _, b in expected]
+        scores = [found.score for found in result.lists[sentence]]
+        assert scores == pytest.approx([score for score, _ in expected], abs=1e-12)
+
+
+def test_the_first_of_n_best_is_the_best():
+    model = build(target_size=40, dtype=torch.float32)
+    source, lengths = sources([5, 3, 9, 1, 2, 7])
+    alone = search(model, source, lengths, beam=4)
+    several = search(model, source, lengths, beam=4, n_best=4)
+    assert several.tokens == alone.tokens
+    assert several.scores == pytest.approx(alone.scores, rel=1e-6)
+    for found in several.lists:
+        assert 1 <= len(found) <= 4
+        assert [f.score for f in found] == sorted((f.score for f in found), reverse=True)
+        assert len({tuple(f.tokens) for f in found}) == len(found)
+    with pytest.raises(ValueError, match="n_best must be from 1 to 4"):
+        search(model, source, lengths, beam=4, n_best=5)
