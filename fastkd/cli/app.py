@@ -16,6 +16,7 @@ VERBS = (
     "score",
     "average",
     "cache-teacher",
+    "distill",
     "export",
     "import",
     "bench",

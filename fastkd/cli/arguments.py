@@ -34,11 +34,39 @@ _SEARCH = (
         type=click.IntRange(min=0),
         help="Lengths tried: the predicted one ± so many (cmlm).",
     ),
+    click.option(
+        "--unknown/--no-unknown",
+        default=None,
+        help="Whether the unknown piece may be written, as ⁇; default: the run's, which is no.",
+    ),
+)
+_ENGINE = (
+    click.option(
+        "--engine",
+        type=click.Choice(["pytorch", "ctranslate2"]),
+        default="pytorch",
+        show_default=True,
+        help="What searches; CTranslate2 gives the same translations in float32, and faster.",
+    ),
+    click.option(
+        "--compute-type",
+        type=click.Choice(["float32", "int8", "int8_float32", "int16", "float16", "bfloat16"]),
+        default="float32",
+        show_default=True,
+        help="Of CTranslate2: in what it computes.",
+    ),
 )
 
 
 def search_options(command: Callable) -> Callable:
     """Adds the settings of both searches; each is None where it is not given."""
     for option in reversed(_SEARCH):
+        command = option(command)
+    return command
+
+
+def engine_options(command: Callable) -> Callable:
+    """Adds what searches, `engine` and `compute_type`."""
+    for option in reversed(_ENGINE):
         command = option(command)
     return command

@@ -75,3 +75,14 @@ def decoded_lines(file: Iterable[bytes], name: str, invalid: str = "refuse") -> 
         ) from error
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{name}: cannot be read: {error}") from error
+
+
+def count_lines(path: str | Path) -> int | None:
+    """Lines of a file, plain or gzip; None of what can be read only once, as a pipe."""
+    if not Path(path).is_file():
+        return None
+    with opened(path) as file:
+        try:
+            return sum(1 for _ in file)
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(f"{path}: cannot be read: {error}") from error

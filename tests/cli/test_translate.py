@@ -1,5 +1,6 @@
 """`fastkd translate` as a filter: one line out for each line in, in order."""
 
+import gzip
 import io
 import os
 import subprocess
@@ -8,7 +9,8 @@ import sys
 import psutil
 import pytest
 
-from fastkd.decode.translate import _Translator
+from fastkd.decode.beam import Hypotheses, Hypothesis
+from fastkd.decode.translate import Translation, Translator
 from tests.cli.conftest import WORDS
 
 ODD = [
@@ -42,7 +44,11 @@ def run(taught) -> str:
 @pytest.fixture
 def copying(monkeypatch):
     """Replaces the search by one that gives the source back, so that lines can be told apart."""
-    monkeypatch.setattr(_Translator, "_search", lambda self, batch: [ids[:-1] for ids in batch])
+
+    def search(self, batch):
+        return Hypotheses([[Hypothesis(ids[:-1], -float(len(ids)))] * self.n_best for ids in batch])
+
+    monkeypatch.setattr(Translator, "_search", search)
 
 
 @pytest.fixture
@@ -121,12 +127,12 @@ def test_a_million_lines_pass_in_bounded_memory(taught, run, tmp_path, monkeypat
     """Without model and tokenizer, whose work on a line does not depend on how many there are."""
     blocks, resident = [], []
 
-    def swap(self, lines, progress):
+    def swap(self, lines):
         blocks.append(len(lines))
         resident.append(psutil.Process().memory_info().rss)
-        return [line.swapcase() for line in lines]
+        return [[Translation(line.swapcase(), 0.0)] for line in lines]
 
-    monkeypatch.setattr(_Translator, "translate", swap)
+    monkeypatch.setattr(Translator, "translate", swap)
     source, output = tmp_path / "in", tmp_path / "out"
     text = "".join(f"line {count}\n" for count in range(1_000_000))
     source.write_text(text)
@@ -135,6 +141,64 @@ def test_a_million_lines_pass_in_bounded_memory(taught, run, tmp_path, monkeypat
     assert output.read_text() == expected
     assert max(blocks) == 1024 and sum(blocks) == 1_000_000
     assert max(resident) - resident[0] < 16 << 20  # all lines at once are 60 MB
+
+
+def test_n_best_and_scores_are_columns(taught, run, copying, given, capfdbinary):
+    given(b"ein hund\n\nkatze\n")
+    assert taught.run("translate", run, "--n-best", "2", "--scores") == 0
+    rows = [line.split("\t") for line in capfdbinary.readouterr().out.decode().splitlines()]
+    assert [row[0] for row in rows] == ["1", "1", "2", "3", "3"]
+    assert [row[2] for row in rows] == ["ein hund", "ein hund", "", "katze", "katze"]
+    assert all(float(row[1]) <= 0 for row in rows) and rows[2][1] == "0"
+    given(b"ein hund\n")
+    assert taught.run("translate", run, "--scores") == 0
+    score, text = capfdbinary.readouterr().out.decode().rstrip("\n").split("\t")
+    assert float(score) < 0 and text == "ein hund"
+
+
+def test_n_best_of_the_model(taught, run, given, capfdbinary):
+    given(b"ein hund\nden\n")
+    assert taught.run("translate", run, "--n-best", "3", "--beam", "3", "--scores") == 0
+    rows = [line.split("\t") for line in capfdbinary.readouterr().out.decode().splitlines()]
+    first = [row for row in rows if row[0] == "1"]
+    assert 1 < len(first) <= 3
+    scores = [float(row[1]) for row in first]
+    assert scores == sorted(scores, reverse=True)
+    given(b"ein hund\nden\n")
+    assert taught.run("translate", run, "--beam", "3") == 0
+    best = capfdbinary.readouterr().out.decode().splitlines()
+    assert best[0] == first[0][2]
+
+
+def test_more_hypotheses_than_the_beam_are_refused(taught, run, given, capsys):
+    given(b"ein\n")
+    assert taught.run("translate", run, "--n-best", "3", "--beam", "2") == 2
+    assert "--n-best 3: expected at most 2, the beam" in capsys.readouterr().err
+
+
+def test_packed_output_can_be_read(taught, run, tmp_path, copying):
+    source, output = tmp_path / "in.gz", tmp_path / "out.gz"
+    source.write_bytes(gzip.compress(b"ein hund\nkatze\n"))
+    assert taught.run("translate", run, "-i", str(source), "-o", str(output)) == 0
+    assert gzip.decompress(output.read_bytes()) == b"ein hund\nkatze\n"
+
+
+def test_a_terminal_is_answered_line_by_line(taught, run, copying, monkeypatch, capfdbinary):
+    """Each line is read after the line before it was answered."""
+    answered = []
+
+    class Terminal(io.BytesIO):
+        def isatty(self):
+            return True
+
+        def __next__(self):
+            answered.append(capfdbinary.readouterr().out)
+            return super().__next__()
+
+    stream = io.TextIOWrapper(Terminal(b"ein\nhund\nkatze\n"))
+    monkeypatch.setattr(sys, "stdin", stream)
+    assert taught.run("translate", run) == 0
+    assert answered == [b"", b"ein\n", b"hund\n", b"katze\n"]
 
 
 @pytest.mark.slow

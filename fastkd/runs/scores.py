@@ -1,0 +1,104 @@
+"""`scores.json` of a run: what `fastkd score` found, one entry a split, checkpoint and search."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fastkd.decode.score import Scores, tokenizer_of
+from fastkd.errors import InputError
+from fastkd.files import writable, write_file
+from fastkd.runs.checkpoint import read_meta
+from fastkd.runs.folder import RunFolder
+
+FILE = "scores.json"
+# What two entries of one run differ in; a new one takes the place of an equal one.
+_KEYS = ("split", "checkpoint", "engine", "compute_type", "decoding", "bleu_signature")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Scores of one split."""
+
+    split: str
+    checkpoint: str  # best, last or average
+    update: int | None  # of the checkpoint; None of an average
+    sentences: int
+    bleu: float
+    chrf: float
+    bleu_signature: str
+    chrf_signature: str
+    decoding: dict[str, Any]  # the settings of the search
+    engine: str
+    compute_type: str
+
+
+def scores_file(run: RunFolder) -> Path:
+    return run.path / FILE
+
+
+def read_scores(run: RunFolder) -> list[dict[str, Any]]:
+    """The entries of a run; none where it was never scored.
+
+    Raises InputError where the file is damaged.
+    """
+    path = scores_file(run)
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["scores"]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: damaged ({error}); delete it to score anew") from None
+    if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+        raise InputError(f"{path}: damaged; delete it to score anew")
+    return entries
+
+
+def record_scores(
+    run: RunFolder,
+    scores: Scores,
+    sentences: int,
+    split: str,
+    checkpoint: str,
+    decoding: dict[str, Any],
+    engine: str,
+    compute_type: str,
+) -> None:
+    """Adds an entry, in the place of one of the same split, checkpoint and search."""
+    update = read_meta(run.weights_folder(checkpoint)).get("update")
+    new = asdict(
+        Entry(
+            split=split,
+            checkpoint=checkpoint,
+            update=update if isinstance(update, int) else None,
+            sentences=sentences,
+            **asdict(scores),
+            decoding=decoding,
+            engine=engine,
+            compute_type=compute_type,
+        )
+    )
+    others = [e for e in read_scores(run) if any(e.get(key) != new[key] for key in _KEYS)]
+    content = json.dumps({"scores": [*others, new]}, indent=2) + "\n"
+    with writable(run.path):
+        write_file(scores_file(run), content.encode())
+
+
+def bleu_tokenizer_of(run: RunFolder) -> str:
+    """What cuts BLEU's words for a run.
+
+    The configured one; else that of the run's validations, so that scores compare with its log;
+    else the target language's own.
+    """
+    config = run.config
+    if config.training.bleu_tokenizer is not None:
+        return config.training.bleu_tokenizer
+    for folder in reversed(run.checkpoints()):
+        try:
+            found = read_meta(folder).get("bleu_tokenizer")
+        except InputError:
+            continue
+        if isinstance(found, str):
+            return found
+        break
+    return tokenizer_of(config.data.target)

@@ -1,0 +1,58 @@
+"""`fastkd score`: what it prints and what it keeps."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+
+
+@pytest.fixture
+def run(taught, tmp_path):
+    """The taught run, which may be changed."""
+    return shutil.copytree(taught.folder / "teacher", tmp_path / "run")
+
+
+def entries(run):
+    return json.loads((run / "scores.json").read_text())["scores"]
+
+
+def test_scores_are_kept(taught, run, capsys, tmp_path):
+    assert taught.run("score", str(run), "test", "-o", str(tmp_path / "out.gz")) == 0
+    printed = capsys.readouterr().out
+    (entry,) = entries(run)
+    assert f"BLEU {entry['bleu']:.2f}  {entry['bleu_signature']}" in printed
+    assert f"chrF {entry['chrf']:.2f}" in printed and "tok:13a" in entry["bleu_signature"]
+    assert (entry["split"], entry["checkpoint"], entry["sentences"]) == ("test", "best", 5)
+    assert entry["decoding"]["beam"] == 2 and entry["engine"] == "pytorch"
+    assert taught.run("score", str(run), "test") == 0
+    assert entries(run) == [entry]  # the same again takes its place
+    assert taught.run("score", str(run), "test", "--beam", "1") == 0
+    assert taught.run("score", str(run), "dev", "--tokenize", "char") == 0
+    assert [e["split"] for e in entries(run)] == ["test", "test", "dev"]
+    assert "tok:char" in entries(run)[-1]["bleu_signature"]
+
+
+def test_two_runs_by_paired_bootstrap(taught, run, capsys):
+    other = shutil.copytree(run, run.parent / "other")
+    assert taught.run("score", str(run), "test", "--against", str(other)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "paired bootstrap" in lines[2]
+    assert lines[3].startswith("BLEU") and "difference +0.00  p = 1.0000" in lines[3]
+    assert lines[4].startswith("chrF")
+
+
+def test_runs_of_other_references_are_not_compared(taught, run, capsys, tmp_path):
+    other = shutil.copytree(run, tmp_path / "other")
+    tree = yaml.safe_load((other / "config.yaml").read_text())
+    tree["data"]["test"] = tree["data"]["dev"]
+    (other / "config.yaml").write_text(yaml.safe_dump(tree))
+    assert taught.run("score", str(run), "test", "--against", str(other)) == 2
+    assert "has other references" in capsys.readouterr().err
+    assert not (run / "scores.json").exists()
+
+
+def test_a_damaged_file_is_told(taught, run, capsys):
+    (run / "scores.json").write_text("[")
+    assert taught.run("score", str(run), "test") == 2
+    assert "scores.json: damaged" in capsys.readouterr().err
