@@ -202,10 +202,10 @@ def _cell_mask(
         if value is not None and any(other is not None for other in beside):
             raise InputError(f"{name} is given in place of lengths and of other masks, not beside")
     if key_mask is not None:
-        checks.mask("key_mask", key_mask, [(batch, keys)], first.device)
+        checks.mask("key_mask", key_mask, (batch, keys), first.device)
         return key_mask[:, None]
     if mask is not None:
-        checks.mask("mask", mask, [(batch, queries, keys)], first.device)
+        checks.mask("mask", mask, (batch, queries, keys), first.device)
     return mask
 
 

@@ -134,14 +134,18 @@ def lengths(name: str, value: Tensor | None, batch: int, longest: int) -> Tensor
     return value if least < longest else None
 
 
-def mask(name: str, value: object, shapes: Sequence[tuple[int, ...]], device: torch.device) -> None:
+def mask(
+    name: str,
+    value: object,
+    shape: tuple[int, ...] | None = None,
+    device: torch.device | None = None,
+) -> None:
     if not isinstance(value, Tensor) or value.dtype != torch.bool:
         raise InputError(f"{name} must be a bool tensor, not {_kind(value)}")
-    if tuple(value.shape) not in shapes:
-        raise InputError(
-            f"{name} must have shape {' or '.join(map(str, shapes))}, not {tuple(value.shape)}"
-        )
-    _on(name, value, device)
+    if shape is not None and tuple(value.shape) != shape:
+        raise InputError(f"{name} must have shape {shape}, not {tuple(value.shape)}")
+    if device is not None:
+        _on(name, value, device)
 
 
 def query_key(side: str, query: Sequence[Tensor], key: Sequence[Tensor]) -> None:

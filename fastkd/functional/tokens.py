@@ -117,7 +117,8 @@ def _counted(
         checks.same_positions("target", target, target.shape, student)
         found = target.long() != ignore_index  # which a narrow type cannot hold
     if mask is not None:
-        checks.mask("mask", mask, [tuple(student.shape[:-1])], student.device)
+        checks.mask("mask", mask)
+        checks.same_positions("mask", mask, mask.shape, student)
         found = mask if found is None else mask & found
     if found is not None and checks.readable(found) and bool(found.all()):
         return None

@@ -31,7 +31,10 @@ def sparse(*shape: int, first: int = 0) -> SparseTeacher:
         ({"teacher_logits": None}, "the teacher is needed where kd_weight"),
         ({"teacher_logits": None, "kd_weight": 0, "rank_weight": 1}, "the teacher is needed"),
         ({"teacher_logits": LOGITS.long()}, "teacher_logits must be a floating point"),
-        ({"teacher_logits": torch.zeros(2, 3, 6)}, "must share the vocabulary: 6 and 5 ids"),
+        (
+            {"teacher_logits": torch.zeros(2, 3, 6)},
+            "must share the vocabulary: teacher has 6 ids, student 5",
+        ),
         ({"teacher_logits": torch.zeros(3, 2, 5)}, "teacher_logits must have the student's pos"),
         ({"teacher_logits": torch.zeros(2, 3, 5, requires_grad=True)}, "teacher_logits requires g"),
         ({"teacher_logits": sparse(3, 2, 4)}, "SparseTeacher must have the student's positions"),

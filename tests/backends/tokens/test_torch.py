@@ -68,7 +68,10 @@ def constants_of(call, teacher: torch.Tensor):
     if call["teacher"] != "dense":
         # A row without any finite logit has no log-probabilities. What is not listed keeps a mass
         # far above the rounding of 1 − Σq, which a temperature would blow up.
-        log_probs = torch.log_softmax(teacher.nan_to_num(neginf=-12.0), -1)
+        teacher = teacher.nan_to_num(neginf=-12.0)
+        if call["teacher"] == "spread":  # an unlisted id that ties with a listed one, but for
+            teacher = teacher + 0.01 * torch.rand(teacher.shape)  # rounding, has either order
+        log_probs = torch.log_softmax(teacher, -1)
         listed = min(max(call["options"]["top_k"], 3), vocabulary)
         values, ids = log_probs.topk(listed)
         teacher = SparseTeacher(ids, values, call["teacher"])
