@@ -1,20 +1,31 @@
 """Sizes of an update of Transformers models, as a tensor that processes can sum."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fastkd.errors import InputError
-from fastkd.integrations.passes import IGNORED, Inputs, is_encoder_decoder, predicted
+from fastkd.integrations.models import IGNORED, Inputs, LanguageModel
 from fastkd.terms.passes import Counts
 
 
-def counted(model: nn.Module, batches: Iterable[Inputs]) -> Tensor:
-    """(5,): batches, sentences, tokens of the encoder, tokens of the decoder, predicted labels."""
-    rows = [_of(model, batch) for batch in batches]
-    return torch.stack(rows).sum(0) if rows else torch.zeros(5)
+def counted(model: LanguageModel, inputs: Inputs) -> Tensor:
+    """(5,): batches, sentences, tokens of the encoder, tokens of the decoder, predicted labels.
+
+    The tokens of images and sound without a mask are NaN: nobody knows them before the pass.
+    """
+    labels: Tensor = inputs["labels"]
+    decoder_mask = inputs.get("decoder_attention_mask")
+    given = _given(inputs)
+    read = ((labels != IGNORED) if decoder_mask is None else decoder_mask != 0).sum()
+    sizes: list[Any] = [
+        torch.tensor(1),
+        torch.tensor(len(labels)),
+        given,
+        read if model.is_encoder_decoder else given,
+        (model.predicted(labels) != IGNORED).sum(),
+    ]
+    return torch.stack([size.to(labels.device, torch.float32) for size in sizes])
 
 
 def as_counts(sizes: Tensor) -> Counts:
@@ -23,18 +34,11 @@ def as_counts(sizes: Tensor) -> Counts:
     return Counts(sentences, source, target, labels)
 
 
-def _of(model: nn.Module, inputs: Inputs) -> Tensor:
-    if inputs.get("labels") is None:
-        raise InputError("labels: expected in every batch")
-    labels, mask = inputs["labels"], inputs.get("attention_mask")
-    decoder_mask = inputs.get("decoder_attention_mask")
-    given = (mask if mask is not None else torch.ones_like(inputs["input_ids"])) != 0
-    read = (labels != IGNORED) if decoder_mask is None else decoder_mask != 0
-    sizes: list[Any] = [
-        torch.tensor(1),
-        torch.tensor(len(labels)),
-        given.sum(),
-        (read if is_encoder_decoder(model) else given).sum(),
-        (predicted(model, labels) != IGNORED).sum(),
-    ]
-    return torch.stack([size.to(labels.device, torch.float32) for size in sizes])
+def _given(inputs: Inputs) -> Tensor:
+    if (mask := inputs.get("attention_mask")) is not None:
+        tokens: Tensor = (mask != 0).sum()
+        return tokens
+    for name in ("input_ids", "inputs_embeds"):
+        if (given := inputs.get(name)) is not None:
+            return torch.tensor(given.shape[0] * given.shape[1])
+    return torch.tensor(float("nan"))

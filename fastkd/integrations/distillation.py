@@ -17,24 +17,23 @@ from fastkd.config.losses import A2D, CrossEntropy, HiddenStates, LossConfig, Ti
 from fastkd.errors import InputError
 from fastkd.functional import SparseTeacher
 from fastkd.integrations.counts import as_counts, counted
-from fastkd.integrations.heads import Head
-from fastkd.integrations.passes import (
+from fastkd.integrations.judge import Kind, judge, kind_of
+from fastkd.integrations.models import (
     COLUMNS,
     IGNORED,
     TEACHER_IDS,
     TEACHER_LOG_PROBS,
-    Call,
     Inputs,
-    ModelPass,
+    LanguageModel,
     is_encoder_decoder,
-    predicted,
 )
+from fastkd.integrations.passes import Call, ModelPass
 from fastkd.integrations.transformers import ModelTaps
 from fastkd.modules import AlignToDistill
 from fastkd.terms.alignment import AlignmentTerm
 from fastkd.terms.hidden import HiddenTerm
 from fastkd.terms.listed import by_name, by_update, check_listed, most_passes
-from fastkd.terms.passes import Components, Counts, Passes, summed
+from fastkd.terms.passes import Components, Counts, Passes, Weighted, summed
 from fastkd.terms.tokens import TokenTerms
 
 
@@ -54,6 +53,12 @@ class Distillation(nn.Module):
     teacher: another such model, which is frozen. None where no loss needs one, or where batches
         hold `teacher_ids` and `teacher_log_probs` (B, T, K) beside their `labels` (B, T)
     rest: what becomes of the mass that those leave out, as in `SparseTeacher`
+    verify: whether the student's own loss is compared with the cross-entropy of its states, for
+        each new kind of batch (its keys and their ranks)
+
+    The student's own loss says which label a state predicts, and which losses of routers are added
+    to it: mixtures of experts keep theirs, as the component `router`, its mean over an update's
+    batches. Decoders read what their own model makes of the labels.
 
     Token losses are sums over the predicted labels; A2D is one over sentences (normalization
     "map") or query tokens, and teacher maps; hidden states are compared at the encoder's tokens
@@ -74,13 +79,19 @@ class Distillation(nn.Module):
         *,
         rest: str = "renormalize",
         backend: str = "auto",
+        verify: bool = True,
     ) -> None:
         super().__init__()
         self.losses = _losses_of(losses)
         self.rest = rest
+        self.verify = verify
+        self._met: set[Kind] = set()
+        self._own_start: dict[Kind, bool] = {}
         # A tuple keeps the models' parameters out of this module's own.
-        self._heads = (Head(student), None if teacher is None else Head(teacher))
+        other = None if teacher is None else LanguageModel(teacher)
+        self._models = (LanguageModel(student), other)
         if teacher is not None:
+            _refuse_shared(student, teacher)
             teacher.eval().requires_grad_(False)
             if is_encoder_decoder(teacher) != is_encoder_decoder(student):
                 raise InputError(
@@ -105,15 +116,19 @@ class Distillation(nn.Module):
 
     @property
     def student(self) -> nn.Module:
-        return self._heads[0].model
+        return self._models[0].model
 
     @property
     def teacher(self) -> nn.Module | None:
-        return self._heads[1].model if self._heads[1] else None
+        return self._models[1].model if self._models[1] else None
 
     def counts(self, batches: Iterable[Inputs]) -> Tensor:
         """(5,): sizes of this process's batches of an update, to be summed over processes."""
-        return counted(self.student, batches)
+        rows = []
+        for batch in batches:
+            self._meet(batch)
+            rows.append(counted(self._models[0], batch))
+        return torch.stack(rows).sum(0) if rows else torch.zeros(5)
 
     def forward(
         self,
@@ -132,39 +147,76 @@ class Distillation(nn.Module):
         """
         if update is None and (name := by_update(self.losses.values())):
             raise InputError(f"update: expected, as {name} changes with it")
-        sizes = self.counts([inputs]) if counts is None else counts
-        divisors = replace(
-            as_counts(sizes.to(inputs["labels"].device)), epoch=epoch, update=update or 0
-        )
-        called_with = {k: v for k, v in inputs.items() if k not in COLUMNS}
+        self._meet(inputs)
+        student, teacher = self._models
+        sizes = counted(student, inputs) if counts is None else counts
+        sizes = sizes.to(inputs["labels"].device)
+        divisors = replace(as_counts(sizes), epoch=epoch, update=update or 0)
         with contextlib.ExitStack() as stack:
-            head, other = self._heads
             taps = self.alignment is not None
-            call = Call(head, inputs, stack, taps)
+            call = Call(student, inputs, stack, taps)
             taught: ModelPass | SparseTeacher | None = None
-            if other is not None:
+            if teacher is not None:
+                asked = self._asked(teacher, inputs)
                 with torch.no_grad():
-                    asked = Call(other, inputs, stack, taps)
-                    taught = asked.passed(other.model(**called_with))
+                    told = Call(teacher, asked, stack, taps)
+                    taught = told.passed(teacher.model(**_without_columns(asked)))
             elif self._listing:
                 taught = self._listed(inputs)
-            target = predicted(self.student, call.labels)
+            target = student.predicted(call.labels)
 
             def losses(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Distilled:
                 passes = Passes(call.passed(output), taught, target, IGNORED)
-                return self._losses(passes, divisors)
+                terms = self._terms(passes, divisors)
+                if student.router:
+                    terms.append(_routed(student.router, output.aux_loss, sizes[0]))
+                return Distilled(*summed(terms))
 
             # In the forward pass, as wrappers see from its output which parameters were used.
-            stack.callback(head.model.register_forward_hook(losses).remove)
-            distilled: Distilled = model(**called_with)
+            stack.callback(student.model.register_forward_hook(losses).remove)
+            distilled: Distilled = model(**_without_columns(inputs))
         return distilled
 
-    def _losses(self, passes: Passes, counts: Counts) -> Distilled:
+    def _terms(self, passes: Passes, counts: Counts) -> list[Weighted]:
         terms = [self._tokens(passes, counts)]
         terms += [term(passes, counts) for term in self._aligned]
         if self.hidden is not None:
             terms.append(self.hidden(passes, counts))
-        return Distilled(*summed(terms))
+        return terms
+
+    def _meet(self, inputs: Inputs) -> None:
+        """Judges the first batch of each kind."""
+        if inputs.get("labels") is None:
+            raise InputError("labels: expected in every batch")
+        kind = kind_of(inputs)
+        if kind in self._met or (self._met and not self.verify):
+            return
+        student, teacher = self._models
+        judge(student, inputs, self.verify)
+        if teacher is not None:
+            if teacher.is_encoder_decoder or type(teacher.model) is type(student.model):
+                teacher.shifts = student.shifts
+            elif teacher.shifts is None:
+                judge(teacher, inputs, verify=False)
+            if teacher.shifts != student.shifts:
+                raise InputError(
+                    "teacher: expected a model that predicts the labels that the student does, "
+                    f"not {teacher.name}"
+                )
+        self._met.add(kind)
+
+    def _asked(self, teacher: LanguageModel, inputs: Inputs) -> Inputs:
+        """What the teacher is called with: a decoder input made of labels is its own."""
+        if "decoder_input_ids" not in inputs:
+            return inputs
+        kind = kind_of(inputs)
+        if kind not in self._own_start:
+            labels, given = inputs["labels"], inputs["decoder_input_ids"]
+            ours, theirs = (m.decoder_input(labels) for m in (self._models[0], teacher))
+            self._own_start[kind] = torch.equal(given, ours) and not torch.equal(ours, theirs)
+        if not self._own_start[kind]:
+            return inputs
+        return {k: v for k, v in inputs.items() if k != "decoder_input_ids"}
 
     def _widths(self, loss: HiddenStates) -> dict[str, tuple[int, int]]:
         """Of both models' states, by the sides that are compared."""
@@ -173,7 +225,7 @@ class Distillation(nn.Module):
         if loss.encoder and is_encoder_decoder(self.student):
             sides["encoder"] = (_encoder_width(self.student), _encoder_width(self.teacher))
         if loss.decoder:
-            sides["decoder"] = tuple(head.width for head in self._heads if head)  # type: ignore[assignment]
+            sides["decoder"] = tuple(m.head.width for m in self._models if m)  # type: ignore[assignment]
         if not sides:
             raise InputError("losses: hidden.encoder: expected a student that has an encoder")
         return sides
@@ -187,7 +239,7 @@ class Distillation(nn.Module):
                     f"teacher: losses has {', '.join(self.losses)}"
                 )
         ids, log_probs = (
-            predicted(self.student, inputs[name]) for name in (TEACHER_IDS, TEACHER_LOG_PROBS)
+            self._models[0].predicted(inputs[name]) for name in (TEACHER_IDS, TEACHER_LOG_PROBS)
         )
         return SparseTeacher(ids, log_probs, self.rest)
 
@@ -198,6 +250,27 @@ class Distillation(nn.Module):
             raise InputError(
                 f"losses: tie_kd.iterations: expected 1, not {most_passes(loss)}, where student "
                 "and teacher are not both encoder-decoder models"
+            )
+
+
+def _without_columns(inputs: Inputs) -> dict[str, Any]:
+    return {name: value for name, value in inputs.items() if name not in COLUMNS}
+
+
+def _routed(coefficient: float, loss: Tensor, batches: Tensor) -> Weighted:
+    """A batch's share of the mean of the routers' losses, as the model itself weights them."""
+    share = loss / batches.clamp(min=1)
+    return coefficient * share, {"router": share.detach()}
+
+
+def _refuse_shared(student: nn.Module, teacher: nn.Module) -> None:
+    """What is shared would be trained with the student, or frozen with the teacher."""
+    trained = {id(p): name for name, p in student.named_parameters() if p.requires_grad}
+    for parameter in teacher.parameters():
+        if name := trained.get(id(parameter)):
+            raise InputError(
+                f"teacher: shares {name} with the student, which trains it; expected a copy, as "
+                "copy.deepcopy makes it, or what is shared to be frozen"
             )
 
 

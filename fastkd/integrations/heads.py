@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastkd.errors import InputError
+from fastkd.integrations.undisturbed import undisturbed
 from fastkd.terms.passes import Projection
 
 _PROBE = 1000.0  # far beyond usual logits, so that a soft cap bends them
@@ -32,30 +33,25 @@ class Head:
     model: nn.Module
     hidden: Tensor | None = field(default=None, init=False)  # (B, T, D) of the last pass
     _affine: _Affine | None = field(default=None, init=False)
+    _learned_of: Any = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.name = type(self.model).__name__
-        self.linear = self.model.get_output_embeddings()  # type: ignore[operator]
-        if type(self.linear) is not nn.Linear:
+        self._check(self.linear)
+
+    @property
+    def linear(self) -> nn.Linear:
+        """As the model has it now: resizing embeddings makes another."""
+        linear: nn.Linear = self.model.get_output_embeddings()  # type: ignore[operator]
+        return linear
+
+    def _check(self, linear: Any) -> None:
+        # Parametrized ones are subclasses, whose weight is computed when it is read.
+        if not isinstance(linear, nn.Linear) or type(linear).forward is not nn.Linear.forward:
             raise InputError(
                 f"{self.name}: expected a model whose output embeddings are nn.Linear, "
-                f"not {type(self.linear).__name__}"
+                f"not {type(linear).__name__}"
             )
-
-    @contextlib.contextmanager
-    def taking(self) -> Iterator[None]:
-        """Within, passes leave their last states in `hidden`, and logits of no position."""
-
-        def take(linear: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
-            self.hidden = arguments[0]
-            return (arguments[0][..., :0, :],)
-
-        hook = self.linear.register_forward_pre_hook(take)
-        try:
-            yield
-        finally:
-            hook.remove()
-            self.hidden = None
 
     @property
     def width(self) -> int:
@@ -64,8 +60,26 @@ class Head:
     @property
     def taken(self) -> Tensor:
         """The last states of the last pass, (B, T, width)."""
-        assert self.hidden is not None
+        if self.hidden is None:
+            raise InputError(f"{self.name}: its pass did not call its output embeddings")
         return self.hidden
+
+    @contextlib.contextmanager
+    def taking(self, logits: int = 0) -> Iterator[None]:
+        """Within, passes leave their last states in `hidden`, and logits of so many positions."""
+        self.hidden = None
+
+        def take(linear: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
+            self.hidden = arguments[0]
+            return (arguments[0][..., :logits, :],)
+
+        # After the hooks that others have on it, so that it takes what they make of the states.
+        hook = self.linear.register_forward_pre_hook(take)
+        try:
+            yield
+        finally:
+            hook.remove()
+            self.hidden = None
 
     def scaled(self, hidden: Tensor) -> Tensor:
         """States of which `projection` makes the model's logits."""
@@ -75,30 +89,32 @@ class Head:
     @property
     def projection(self) -> Projection:
         assert self._affine is not None
-        scale, offset, bias = self._affine.scale, self._affine.offset, self.linear.bias
+        linear = self.linear
+        bias: Tensor | None = linear.bias
+        scale, offset = self._affine.scale, self._affine.offset
         if scale != 1:
             bias = None if bias is None else bias * scale
         if offset is not None:
-            offset = offset.to(self.linear.weight)
+            offset = offset.to(linear.weight)
             bias = offset if bias is None else bias + offset
-        return Projection(self.linear.weight, bias)
+        return Projection(linear.weight, bias)
 
-    @torch.no_grad()
     def learn(self, inputs: dict[str, Any]) -> None:
         """Finds out, once, what the model does to the output of its projection.
 
-        inputs: of one pass of the model; its first row is run twice, on a projection that gives
-            known values
+        inputs: of one pass of the model, which is run twice, on a projection that gives known
+            values at one position
         """
-        if self._affine is not None:
+        linear = self.linear
+        kind = (linear, linear.weight.shape, tuple(linear._forward_hooks))
+        if self._affine is not None and self._learned_of == kind:
             return
-        size = self.linear.weight.shape[0]
-        device = self.linear.weight.device
+        self._check(linear)
+        size, device = linear.weight.shape[0], linear.weight.device
         ramp = torch.linspace(-_PROBE, _PROBE, size, device=device)
-        row = {k: v[:1] if isinstance(v, Tensor) else v for k, v in inputs.items()}
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            offset = self._logits_for(torch.zeros_like(ramp), row)
-            bent = self._logits_for(ramp, row)
+        with undisturbed(self.model), self.taking(logits=1):
+            offset = self._logits_for(torch.zeros_like(ramp), inputs)
+            bent = self._logits_for(ramp, inputs)
         # In float64, or offsets of -inf and large sums would hide the scale.
         straight, slope = bent.double() - offset.double(), ramp.double()
         scale = float((straight * slope).sum() / slope.square().sum())
@@ -107,14 +123,18 @@ class Head:
         self._affine = _Affine(
             1.0 if abs(scale - 1) < 1e-6 else scale, offset if bool(offset.any()) else None
         )
+        self._learned_of = kind
 
-    def _logits_for(self, values: Tensor, row: dict[str, Any]) -> Tensor:
+    def _logits_for(self, values: Tensor, inputs: dict[str, Any]) -> Tensor:
         """(V,): the model's logits where its projection gives `values` (V,)."""
-        hook = self.linear.register_forward_hook(
-            lambda linear, arguments, output: values.expand_as(output)
-        )
+
+        def give(linear: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+            return values.to(output.dtype).expand_as(output)
+
+        # Before the hooks that others have on it, whose work belongs to what is learned.
+        hook = self.linear.register_forward_hook(give, prepend=True)
         try:
-            logits = self.model(**row).logits
+            logits = self.model(**inputs).logits
         finally:
             hook.remove()
         last: Tensor = logits.flatten(0, -2)[-1].float()

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from fastkd.errors import InputError
 from fastkd.integrations.distillation import Distillation
-from fastkd.integrations.passes import COLUMNS
+from fastkd.integrations.models import COLUMNS
 
 SUPPORTED = "2.4 to 2.x"
 

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from fastkd.errors import InputError
-from fastkd.integrations.heads import Head
-from fastkd.integrations.passes import (
+from fastkd.integrations.judge import judge
+from fastkd.integrations.models import (
     IGNORED,
     TEACHER_IDS,
     TEACHER_LOG_PROBS,
-    Call,
     Inputs,
-    predicted,
+    LanguageModel,
 )
+from fastkd.integrations.passes import Call
+from fastkd.integrations.undisturbed import undisturbed
 
 
 @torch.no_grad()
@@ -30,14 +31,14 @@ def teacher_columns(teacher: nn.Module, batch: Inputs, top_k: int) -> dict[str, 
     `teacher_ids` and `teacher_log_probs` hold one tensor (labels, top_k) a sentence: the most
     likely ids, the likeliest first, and their log-probabilities, for its predicted labels in order.
     """
-    was_training = teacher.training
-    teacher.eval()
+    model = LanguageModel(teacher)
+    judge(model, batch, verify=True)
     with contextlib.ExitStack() as stack:
-        stack.callback(teacher.train, was_training)
-        call = Call(Head(teacher), batch, stack, taps=False)
+        stack.enter_context(undisturbed(teacher))
+        call = Call(model, batch, stack, taps=False)
         asked = call.passed(teacher(**batch))
         projection = asked.projection
-        counted = predicted(teacher, batch["labels"]) != IGNORED
+        counted = model.predicted(batch["labels"]) != IGNORED
         columns: dict[str, list[Tensor]] = {TEACHER_IDS: [], TEACHER_LOG_PROBS: []}
         for row, rows in zip(asked.states, counted, strict=True):
             logits = nn.functional.linear(row[rows], projection.weight, projection.bias).float()

@@ -17,7 +17,7 @@ from transformers import Seq2SeqTrainer, Trainer
 
 from fastkd.errors import InputError
 from fastkd.integrations.distillation import Distillation
-from fastkd.integrations.passes import COLUMNS
+from fastkd.integrations.models import COLUMNS
 
 _ATTRIBUTE = "fastkd_distillation"  # of the student, while it trains
 _FILE = (

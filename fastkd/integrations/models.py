@@ -1,0 +1,120 @@
+"""A Transformers model as distillation sees it: what it reads, and which label a state predicts."""
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastkd.errors import InputError
+from fastkd.integrations.heads import Head
+
+IGNORED = -100
+TEACHER_IDS, TEACHER_LOG_PROBS = "teacher_ids", "teacher_log_probs"
+COLUMNS = (TEACHER_IDS, TEACHER_LOG_PROBS)
+_WITHHELD = ("labels", "num_items_in_batch", *COLUMNS)
+
+Inputs = Mapping[str, Any]
+
+
+def is_encoder_decoder(model: nn.Module) -> bool:
+    return bool(getattr(model.config, "is_encoder_decoder", False))
+
+
+@dataclass(eq=False)
+class LanguageModel:
+    """A model with an output projection, and what its own loss tells of it.
+
+    shifts: whether label i + 1 is what state i predicts, as in decoder-only models
+    router: what the model's own loss adds `output.aux_loss` with, as mixtures of experts do
+    """
+
+    model: nn.Module
+    shifts: bool | None = field(default=None, init=False)  # None: not judged yet
+    router: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        self.head = Head(self.model)
+        self.name = type(self.model).__name__
+        self.is_encoder_decoder = is_encoder_decoder(self.model)
+
+    def predicted(self, labels: Tensor) -> Tensor:
+        """The labels, or what lies beside them (B, T, *), at the positions that are predicted."""
+        assert self.shifts is not None
+        return labels[:, 1:] if self.shifts else labels
+
+    def predicting(self, hidden: Tensor) -> Tensor:
+        """The states (B, T, width) at the positions that predict a label."""
+        assert self.shifts is not None
+        return hidden[:, :-1] if self.shifts else hidden
+
+    def read(self, inputs: Inputs) -> dict[str, Any]:
+        """What it is called with: the labels' decoder input in place of the labels."""
+        read = {name: value for name, value in inputs.items() if name not in _WITHHELD}
+        given = {"decoder_input_ids", "decoder_inputs_embeds"} & read.keys()
+        if self.is_encoder_decoder and not given:
+            read["decoder_input_ids"] = self.decoder_input(inputs["labels"])
+        if self._caches and "past_key_values" not in read:
+            read["use_cache"] = False
+        return read
+
+    @property
+    def _caches(self) -> bool:
+        return "use_cache" in inspect.signature(self.model.forward).parameters
+
+    def decoder_input(self, labels: Tensor) -> Tensor:
+        """The labels (B, T) as the model itself shifts them."""
+        for name in ("prepare_decoder_input_ids_from_labels", "_shift_right"):
+            if shift := getattr(self.model, name, None):
+                shifted: Tensor = shift(labels.clone())
+                return shifted
+        # Others do it within their pass: with the usual start, or the judge tells.
+        if (first := self._special("decoder_start_token_id")) is None:
+            raise InputError(
+                f"{self.name}: does not tell its decoder's input; expected decoder_input_ids in "
+                "every batch, or config.decoder_start_token_id"
+            )
+        start = labels.new_full((len(labels), 1), first)
+        shifted = torch.cat([start, labels[:, :-1]], dim=1)
+        return shifted.masked_fill(shifted == IGNORED, self.pad_id)
+
+    @property
+    def pad_id(self) -> int:
+        """What stands in the decoder's input where there is no label."""
+        return self._special("pad_token_id") or 0
+
+    def _special(self, name: str) -> int | None:
+        config: Any = self.model.config
+        for holder in (config, getattr(config, "decoder", None)):
+            if isinstance(found := getattr(holder, name, None), int):
+                return found
+        return None
+
+    @contextlib.contextmanager
+    def reading(self, read: dict[str, Any]) -> Iterator[None]:
+        """Within, calls of the model read this, whatever they are called with."""
+
+        def instead(
+            model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            # With labels the model would compute a loss of its own, of the logits that it lacks.
+            return (), read
+
+        hook = self.model.register_forward_pre_hook(instead, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def hidden_of(self, labels: Tensor) -> Tensor:
+        """What entered the head in the last pass, (B, T, width) for labels (B, T)."""
+        hidden = self.head.taken
+        if hidden.shape[:-1] != labels.shape:
+            raise InputError(
+                f"{self.name}: {tuple(hidden.shape[:-1])} states for labels "
+                f"{tuple(labels.shape)}; expected one state a label"
+            )
+        return hidden

@@ -1,0 +1,400 @@
+"""The model's own loss as the judge: equal to it, or refused in one line."""
+
+import copy
+
+import pytest
+import torch
+
+import fastkd
+from fastkd.losses import A2D, CrossEntropy, TieKD, WordKD
+
+transformers = pytest.importorskip("transformers", minversion="5.1")
+
+from fastkd.integrations.distillation import Distillation  # noqa: E402
+from fastkd.integrations.teacher_columns import TeacherCollator, teacher_columns  # noqa: E402
+from tests.integrations.families import (  # noqa: E402
+    ONE_STACK,
+    SEQ2SEQ,
+    VOCABULARY,
+    build,
+    labelled,
+    teacher_and_student,
+)
+
+PLAIN = CrossEntropy(weight=1.0, label_smoothing=0.0)
+GPT2 = {"vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
+TINY = {**ONE_STACK, "num_hidden_layers": 1, "num_key_value_heads": 2}
+EXPERTS = {
+    **TINY,
+    "num_attention_heads": 2,
+    "num_local_experts": 4,
+    "output_router_logits": True,
+    "router_aux_loss_coef": 0.5,
+}
+
+
+class TinyStudent(transformers.LlamaForCausalLM):
+    """A user's own class, whose name tells Transformers no loss type."""
+
+
+class Unshifted(transformers.LlamaForCausalLM):
+    """Labels that stand where they are predicted."""
+
+    def forward(self, labels=None, **inputs):
+        output = super().forward(**inputs)
+        if labels is not None:
+            output.loss = torch.nn.functional.cross_entropy(output.logits.mT, labels)
+        return output
+
+
+class Smoothed(transformers.LlamaForCausalLM):
+    """A loss that is no cross-entropy of the labels."""
+
+    def forward(self, labels=None, **inputs):
+        output = super().forward(**inputs)
+        if labels is not None:
+            output.loss = torch.nn.functional.cross_entropy(
+                output.logits[:, :-1].mT, labels[:, 1:], label_smoothing=0.3
+            )
+        return output
+
+
+def of(model_class, settings):
+    torch.manual_seed(0)
+    if isinstance(model_class, str):
+        model_class = getattr(transformers, model_class)
+    config = model_class.config_class(**settings)
+    model = model_class(config).eval()
+    for parameter in model.parameters():  # far from uniform predictions
+        parameter.data.mul_(3)
+    return model
+
+
+def causal(rows=3, time=7, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, VOCABULARY, (rows, time), generator=generator)
+    return {"input_ids": ids, "labels": ids.clone()}
+
+
+def own_and_ours(model, inputs):
+    loss, components = Distillation(model, [PLAIN])(model, inputs)
+    return model(**inputs).loss, loss, components
+
+
+SHIFTED = {
+    "gpt2": ("GPT2LMHeadModel", GPT2),
+    "subclass": (TinyStudent, TINY),
+    "opt": (
+        "OPTForCausalLM",
+        {**ONE_STACK, "ffn_dim": 16, "word_embed_proj_dim": 16, "dropout": 0.0},
+    ),
+    "gpt neo": (
+        "GPTNeoForCausalLM",
+        {"vocab_size": VOCABULARY, "hidden_size": 16, "num_layers": 1, "num_heads": 2}
+        | {"attention_types": [[["global"], 1]], "max_position_embeddings": 32},
+    ),
+    "bert decoder": ("BertLMHeadModel", {**ONE_STACK, "is_decoder": True}),
+    "unshifted": (Unshifted, TINY),
+}
+
+
+@pytest.mark.parametrize("name", SHIFTED)
+def test_labels_are_shifted_as_the_model_does(name):
+    model = of(*SHIFTED[name])
+    expected, loss, _ = own_and_ours(model, causal())
+    torch.testing.assert_close(loss, expected)
+    elsewhere = {**causal(), "labels": causal()["labels"].clone()}
+    elsewhere["labels"][:, :3] = -100  # a masked prompt
+    torch.testing.assert_close(*own_and_ours(model, elsewhere)[:2])
+
+
+@pytest.mark.parametrize("name", ["gpt2", "subclass"])
+def test_columns_are_of_the_labels_that_are_predicted(name):
+    teacher, student = of(*SHIFTED[name]), of(*SHIFTED[name])
+    torch.nn.init.normal_(teacher.get_input_embeddings().weight)
+    inputs, losses = causal(), [PLAIN, WordKD()]
+    expected, _ = Distillation(student, losses, teacher)(student, inputs)
+    columns = teacher_columns(teacher, inputs, top_k=VOCABULARY)
+    features = [{k: v[row] for k, v in {**inputs, **columns}.items()} for row in range(3)]
+
+    def collate(rows):
+        return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+
+    batch = TeacherCollator(collate, shifted=True)(features)
+    torch.testing.assert_close(Distillation(student, losses)(student, batch)[0], expected)
+
+
+def test_a_student_learns_what_it_is_trained_for():
+    """Text in which each id follows from the one before it, so that copying does not help."""
+    model = of("GPT2LMHeadModel", GPT2).train()
+    distillation = Distillation(model, [PLAIN])
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    start = torch.arange(8)[:, None] * 2
+    ids = (start + torch.arange(12)) % VOCABULARY
+    own = []
+    for _ in range(60):
+        loss, _ = distillation(model, {"input_ids": ids, "labels": ids})
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        own.append(model.eval()(input_ids=ids, labels=ids).loss.item())
+        model.train()
+    assert own[-1] < 0.3 * own[0]
+    torch.testing.assert_close(loss.item(), own[-2], rtol=0.3, atol=0.1)
+
+
+def test_router_losses_are_kept():
+    model = of("MixtralForCausalLM", EXPERTS)
+    expected, loss, components = own_and_ours(model, causal())
+    torch.testing.assert_close(loss, expected)
+    assert components["router"] > 0
+    loss.backward()
+    assert model.model.layers[0].mlp.gate.weight.grad.abs().max() > 0
+
+
+def test_router_losses_are_means_over_an_updates_batches():
+    model = of("MixtralForCausalLM", EXPERTS)
+    distillation = Distillation(model, [PLAIN])
+    pieces = [causal(seed=1), causal(rows=2, time=5, seed=2)]
+    counts = distillation.counts(pieces)
+    found = sum(distillation(model, piece, counts).components["router"] for piece in pieces)
+    with torch.no_grad():
+        expected = sum(model(**piece).aux_loss for piece in pieces) / 2
+    torch.testing.assert_close(found, expected)
+
+
+def test_router_losses_that_the_model_leaves_out_stay_out():
+    model = of("MixtralForCausalLM", {**EXPERTS, "output_router_logits": False})
+    expected, loss, components = own_and_ours(model, causal())
+    torch.testing.assert_close(loss, expected)
+    assert "router" not in components
+
+
+def test_passes_of_predictions_with_routers():
+    settings = {
+        **SEQ2SEQ,
+        "num_experts": 4,
+        "expert_capacity": 64,
+        "encoder_sparse_step": 1,
+        "decoder_sparse_step": 1,
+    }
+    models = [of("NllbMoeForConditionalGeneration", settings) for _ in range(2)]
+    inputs = labelled("marian")
+    distillation = Distillation(models[0], [PLAIN, TieKD(iterations=2)], models[1], verify=False)
+    distillation(models[0], inputs)[0].backward()
+
+
+MBART = {**SEQ2SEQ, "forced_eos_token_id": None}
+
+
+def with_language_codes():
+    inputs = labelled("marian")
+    labels = inputs["labels"]
+    ends = (labels != -100).sum(1) - 1
+    labels[torch.arange(3), ends] = torch.tensor([17, 18, 17])
+    return inputs
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("MBartForConditionalGeneration", MBART),
+        ("PLBartForConditionalGeneration", MBART),
+        ("BlenderbotForConditionalGeneration", SEQ2SEQ),
+        ("PegasusForConditionalGeneration", SEQ2SEQ),
+        (
+            "T5ForConditionalGeneration",
+            {"vocab_size": VOCABULARY, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1}
+            | {"num_heads": 2, "decoder_start_token_id": 0},
+        ),
+    ],
+)
+def test_the_decoder_reads_what_its_model_makes_of_the_labels(name, settings):
+    model = of(name, settings)
+    torch.testing.assert_close(*own_and_ours(model, with_language_codes())[:2])
+
+
+def test_predictions_follow_the_models_own_start():
+    """mBART's decoder starts with the language code, at the end of the labels."""
+    student, teacher = of("MBartForConditionalGeneration", MBART), build("bart")
+    inputs = with_language_codes()
+    labels, read = inputs["labels"], []
+    for model in (student, teacher):
+        model.get_decoder().embed_tokens.register_forward_hook(
+            lambda module, arguments, output: read.append(arguments[0].clone())
+        )
+    distillation = Distillation(student, [TieKD(iterations=2)], teacher)
+    distillation(student, inputs)
+    read.clear()
+    distillation(student, inputs)
+    codes = labels.gather(1, (labels != -100).sum(1, keepdim=True) - 1)
+    starts = [ids[:, :1] for ids in read if ids.shape == labels.shape]
+    assert len(starts) == 4  # the teacher's, the student's, and both again
+    for index, start in enumerate(starts):
+        of_teacher = index in (0, 2)
+        assert torch.equal(start, torch.full_like(start, 2) if of_teacher else codes)
+
+
+def test_the_teacher_reads_its_own_start_where_a_collator_made_the_inputs():
+    student = build("marian", decoder_start_token_id=0)
+    teacher = build("marian", decoder_start_token_id=2)
+    inputs = labelled("marian")
+    expected, _ = Distillation(student, [WordKD()], teacher)(student, inputs)
+    collated = {
+        **inputs,
+        "decoder_input_ids": student.prepare_decoder_input_ids_from_labels(inputs["labels"])
+        if hasattr(student, "prepare_decoder_input_ids_from_labels")
+        else torch.cat([torch.zeros(3, 1).long(), inputs["labels"][:, :-1]], 1).clamp(min=0),
+    }
+    loss, _ = Distillation(student, [WordKD()], teacher)(student, collated)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_decoder_inputs_that_no_labels_make_are_read_by_both():
+    teacher, student = teacher_and_student("marian")
+    inputs = labelled("marian")
+    inputs["decoder_input_ids"] = torch.randint(3, VOCABULARY, inputs["labels"].shape)
+    _, components = Distillation(student, [WordKD()], teacher)(student, inputs)
+    given = {k: v for k, v in inputs.items() if k != "labels"}
+    p, q = (model(**given).logits.log_softmax(-1) for model in (student, teacher))
+    counted = inputs["labels"] != -100
+    expected = (q.exp() * (q - p)).sum(-1)[counted].mean()
+    torch.testing.assert_close(components["word_kd"], expected.detach())
+
+
+HOOKS = {
+    "scales": lambda head: head.register_forward_hook(
+        lambda module, arguments, output: 0.5 * output
+    ),
+    "before it": lambda head: head.register_forward_pre_hook(lambda module, given: (2 * given[0],)),
+    "bans": lambda head: head.register_forward_hook(
+        lambda module, arguments, output: output.index_fill(-1, torch.tensor([1, 2]), -1e4)
+    ),
+    "weight norm": lambda head: torch.nn.utils.parametrizations.weight_norm(head),
+}
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("late", [False, True])
+def test_what_users_do_to_the_head(hook, late):
+    model = of(TinyStudent, TINY)
+    distillation = Distillation(model, [PLAIN])
+    if late:
+        distillation(model, causal())
+    HOOKS[hook](model.lm_head)
+    if not late:
+        distillation = Distillation(model, [PLAIN])
+    if hook == "bans":
+        with pytest.raises(fastkd.InputError, match="no scale and offset"):
+            distillation(model, causal())
+        return
+    torch.testing.assert_close(distillation(model, causal())[0], model(**causal()).loss)
+
+
+def test_embeddings_resized_after_construction():
+    model = build("llama")
+    distillation = Distillation(model, [PLAIN])
+    distillation(model, causal())
+    model.resize_token_embeddings(VOCABULARY + 8)
+    torch.testing.assert_close(distillation(model, causal())[0], model(**causal()).loss)
+
+
+def test_another_loss_is_refused_with_both_numbers():
+    model = of(Smoothed, TINY)
+    own = model(**causal()).loss.item()
+    with pytest.raises(fastkd.InputError, match=rf"own loss .* is {own:.4g}.*verify=False"):
+        Distillation(model, [PLAIN])(model, causal())
+    Distillation(model, [PLAIN], verify=False)(model, causal())
+
+
+def test_each_new_kind_of_batch_is_judged():
+    model = of(TinyStudent, TINY)
+    distillation = Distillation(model, [PLAIN])
+    passes = []
+    model.lm_head.register_forward_hook(lambda *call: passes.append(model.training))
+    distillation(model, causal())
+    first = len(passes)
+    passes.clear()
+    distillation(model, causal(rows=2, time=5))
+    assert len(passes) == 1 < first
+    passes.clear()
+    distillation(model, {**causal(), "attention_mask": torch.ones(3, 7).long()})
+    assert len(passes) > 1
+
+
+def test_judging_leaves_no_trace():
+    model = of("GPT2LMHeadModel", GPT2).train()  # its dropout draws
+    model.transformer.h[0].eval()
+    model.register_buffer("seen", torch.zeros(()))
+    model.register_forward_pre_hook(lambda module, given: module.seen.add_(1) and None)
+    modes = [module.training for module in model.modules()]
+    state = torch.get_rng_state()
+    distillation = Distillation(model, [PLAIN])
+    distillation.counts([causal()])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.seen == 0
+    assert [module.training for module in model.modules()] == modes
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_teacher_that_shares_what_is_trained_is_refused():
+    teacher, student = build("llama"), build("llama")
+    teacher.model.embed_tokens = student.model.embed_tokens
+    with pytest.raises(fastkd.InputError, match=r"shares model\.embed_tokens\.weight"):
+        Distillation(student, [WordKD()], teacher)
+    with pytest.raises(fastkd.InputError, match="expected a copy"):
+        Distillation(student, [WordKD()], student)
+    assert all(parameter.requires_grad for parameter in student.parameters())
+    student.model.embed_tokens.requires_grad_(False)
+    Distillation(student, [WordKD()], teacher)
+    Distillation(student, [WordKD()], copy.deepcopy(student))
+
+
+def test_batches_whose_tensors_are_no_rows():
+    """Images, packed lengths and scalars beside the ids: nothing is cut to a first row."""
+
+    class Sighted(transformers.LlamaForCausalLM):
+        def forward(self, pixel_values=None, image_sizes=None, scale=None, **inputs):
+            assert pixel_values.shape == (5, 2) and image_sizes.shape == (4,)
+            assert scale.dim() == 0
+            return super().forward(**inputs)
+
+    model = of(Sighted, TINY)
+    inputs = {
+        **causal(),
+        "pixel_values": torch.ones(5, 2),
+        "image_sizes": torch.tensor([0, 1, 3, 5]),
+        "scale": torch.tensor(2.0),
+    }
+    torch.testing.assert_close(*own_and_ours(model, inputs)[:2])
+
+
+def test_embedded_inputs():
+    model = build("llama")
+    inputs = causal()
+    embedded = model.get_input_embeddings()(inputs.pop("input_ids")).detach()
+    torch.testing.assert_close(*own_and_ours(model, {**inputs, "inputs_embeds": embedded})[:2])
+
+
+def test_speech():
+    settings = {
+        **{k: v for k, v in SEQ2SEQ.items() if k != "max_position_embeddings"},
+        "num_mel_bins": 4,
+        "max_source_positions": 8,
+        "max_target_positions": 16,
+        "decoder_start_token_id": 2,
+        "suppress_tokens": None,
+        "begin_suppress_tokens": None,
+    }
+    model = of("WhisperForConditionalGeneration", settings)
+    inputs = {"input_features": torch.randn(3, 4, 16), "labels": labelled("marian")["labels"]}
+    torch.testing.assert_close(*own_and_ours(model, inputs)[:2])
+    teacher = copy.deepcopy(model)
+    Distillation(model, [PLAIN, TieKD(iterations=2)], teacher)(model, inputs)[0].backward()
+
+
+def test_a_teacher_that_predicts_other_labels_is_refused():
+    student = build("llama")
+    teacher = of(Unshifted, TINY)
+    with pytest.raises(fastkd.InputError, match="predicts the labels that the student does"):
+        Distillation(student, [WordKD(), A2D()], teacher)(student, causal())
