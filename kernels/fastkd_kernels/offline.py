@@ -91,11 +91,12 @@ def compile_case(case: Case, target: str) -> Resources:
         options["maxnreg"] = case.max_registers
     compiled = triton.compile(source, target=chip, options=options)
     if target.startswith("sm_"):
-        return _cuda_resources(compiled)
+        return cuda_resources(compiled)
     return _hip_resources(compiled)
 
 
-def _cuda_resources(compiled) -> Resources:
+def cuda_resources(compiled) -> Resources:
+    """Of a kernel that `triton.compile` returned."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])

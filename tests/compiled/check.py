@@ -1,4 +1,4 @@
-"""Whether a case is right, the same under every schedule, and free of findings."""
+"""Whether a case is right, equal under every schedule, free of findings, within the chip."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -53,7 +53,7 @@ def check(case: Case, session: Session, schedules: Sequence[Schedule]) -> Verdic
         session.clear()
         with prepared.around(), installed(session):
             ours = prepared.run("triton")
-        verdict.faults += [str(fault) for fault in session.faults]
+        verdict.faults += [*map(str, session.faults), *sorted(session.resources)]
         verdict.ratio = max(verdict.ratio, prepared.ratio(ours, plain, truth))
         if schedule.perturb:
             continue

@@ -48,7 +48,7 @@ def row_case(
         "log_probs": "*fp32" if has_list else None,
         "kept": "*fp32" if has_list and gradient else None,
         "target": "*i64" if ce else None,
-        "counted": "*i1" if masked else None,
+        "counted": "*u1" if masked else None,
         "scale": "*fp32" if masked and gradient else None,
         "prediction": "*i64" if predict else None,
         "gradient": f"*{dtype}" if gradient else None,

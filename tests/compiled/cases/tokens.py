@@ -1,6 +1,7 @@
 """Cases of the token losses: dense, listed and linear."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -64,17 +65,26 @@ def ratio(ours: list[Tensor], plain: list[Tensor], truth: list[Tensor]) -> float
 
 
 def prepared(
-    loss: Callable[..., Any], trained: list[Tensor], *constants: Any, **options: Any
+    loss: Callable[..., Any],
+    trained: list[Tensor],
+    *constants: Any,
+    learned: bool = True,
+    **options: Any,
 ) -> Prepared:
+    def both(backend: str, leaves: list[Tensor], *constants: Any, **options: Any):
+        if learned:
+            return compare.run(loss, backend, leaves, *constants, **options)
+        return loss(*leaves, *constants, backend=backend, **options), []
+
     def run(way: str) -> list[Tensor]:
         if way == "truth":
             doubled = {key: compare.doubled(value) for key, value in options.items()}
             leaves = [x.double() for x in trained]
             constant = map(compare.doubled, constants)
-            found, gradients = compare.run(loss, "reference", leaves, *constant, **doubled)
+            found, gradients = both("reference", leaves, *constant, **doubled)
         else:
             backend = "reference" if way == "plain" else way
-            found, gradients = compare.run(loss, backend, trained, *constants, **options)
+            found, gradients = both(backend, trained, *constants, **options)
         prediction = found.prediction
         if prediction is None:
             prediction = torch.zeros(1, dtype=torch.int64)
@@ -146,6 +156,50 @@ def linear(dtype: torch.dtype, reduction: str, options: dict[str, Any]) -> Prepa
         torch.tensor([3, 43, 0, 7, 9]),
         mask=torch.tensor([True, False, True, True, True]),
         reduction=reduction,
+        **options,
+    )
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a call with logits. listed: ids of its teacher, 0: dense; step: from logit to logit."""
+
+    vocabulary: int
+    step: int
+    listed: int
+    rest: str
+    gradient: bool
+    masked: bool
+
+
+def shaped(dtype: torch.dtype, shape: Shape, options: dict[str, Any]) -> Prepared:
+    rows, size = 3, shape.vocabulary
+
+    def logits(seed: int) -> Tensor:
+        return drawn(rows, size, shape.step, seed=seed, dtype=dtype)
+
+    def loss(student: Tensor, *rest: Any, **options: Any) -> Any:
+        return token_distillation_loss(student[..., 0], *rest, **options)
+
+    teacher: Tensor | SparseTeacher | None = None
+    if shape.listed:
+        orders = [
+            torch.randperm(size, generator=torch.Generator().manual_seed(9 + row))[: shape.listed]
+            for row in range(rows)
+        ]
+        scores = drawn(rows, shape.listed, seed=3, dtype=torch.float32).log_softmax(-1) - 0.2
+        teacher = SparseTeacher(torch.stack(orders), scores, rest=shape.rest)
+    elif options["kd_weight"] or options["rank_weight"]:
+        teacher = logits(2)[..., 0]
+    target = torch.tensor([4, size - 1, 2]) if options["ce_weight"] else None
+    mask = torch.tensor([True, True, False]) if shape.masked else None
+    return prepared(
+        loss,
+        [logits(1)],
+        teacher,
+        target,
+        learned=shape.gradient,
+        mask=mask,
         **options,
     )
 
