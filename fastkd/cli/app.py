@@ -47,7 +47,10 @@ def group() -> None:
 
 
 def app(arguments: list[str]) -> int:
-    """Runs one verb and returns the exit status: 0 done, 1 failed, 2 wrong input."""
+    """Runs one verb and returns the exit status: 0 done, 1 failed, 2 wrong input.
+
+    130 or 143 after an interrupt or SIGTERM where an unfinished run was saved.
+    """
     logging.basicConfig(format="fastkd: %(levelname)s: %(message)s", level=logging.WARNING)
     with cleaning_up():
         return ended(lambda: _run(arguments))
@@ -55,12 +58,10 @@ def app(arguments: list[str]) -> int:
 
 def _run(arguments: list[str]) -> int:
     try:
-        group.main(arguments, prog_name="fastkd", standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
+        status = group.main(arguments, prog_name="fastkd", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return 2
     except click.Abort:
         raise KeyboardInterrupt from None
-    return 0
+    return status if isinstance(status, int) else 0  # of click.exceptions.Exit, or nothing

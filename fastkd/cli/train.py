@@ -33,12 +33,14 @@ def command(config: str, overrides: tuple[str, ...]) -> None:
     from fastkd.train.ranks import noticing_loss
 
     with noticing_loss():
-        ranks = _train(resolved, prepared)
+        ranks, stopped_by = _train(resolved, prepared)
     ranks.leave()
+    if stopped_by is not None:
+        raise click.exceptions.Exit(128 + stopped_by)
 
 
-def _train(config: "Config", prepared: "Prepared") -> "Ranks":
-    """Trains to the end, or until it is asked to stop; nothing is left but the processes."""
+def _train(config: "Config", prepared: "Prepared") -> "tuple[Ranks, int | None]":
+    """Trains to the end, or until a signal asks to stop; the processes, and that signal."""
     from fastkd.train.start import start
 
     trainer = start(config, prepared)
@@ -47,4 +49,4 @@ def _train(config: "Config", prepared: "Prepared") -> "Ranks":
     how = "finished" if trainer.finished else "stopped; the same command goes on;"
     if trainer.ranks.first:
         click.echo(f"{trainer.run.path}: {how} at update {trainer.position.update}", err=True)
-    return trainer.ranks
+    return trainer.ranks, None if trainer.finished else trainer.stopped_by

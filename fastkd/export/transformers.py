@@ -15,8 +15,7 @@ from fastkd.data.tokenizer import Tokenizer, Tokenizers
 from fastkd.errors import InputError
 from fastkd.export.layout import to_transformers
 from fastkd.files import replaced_folder
-from fastkd.runs.checkpoint import read_group
-from fastkd.runs.folder import MODEL, RunFolder
+from fastkd.runs.folder import RunFolder
 
 _FILES = (
     "model.safetensors",
@@ -37,7 +36,7 @@ def export_transformers(run: RunFolder, folder: Path, checkpoint: str = "best") 
     """
     config, tokenizers = run.config, run.tokenizers
     refuse_what_does_not_fit(config.model)
-    tensors = to_transformers(config.model, read_group(run.weights_folder(checkpoint), MODEL))
+    tensors = to_transformers(config.model, run.read_weights(checkpoint)[1])
     with replaced_folder(folder, _FILES) as new:
         save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
         _write(new / "config.json", model_config(config.model, tokenizers))

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from torch import Tensor
+
 from fastkd.errors import InputError
 from fastkd.runs.checkpoint import read_group, write_checkpoint
 from fastkd.runs.folder import MODEL, RunFolder
@@ -9,17 +11,27 @@ from fastkd.runs.folder import MODEL, RunFolder
 
 def average_checkpoints(run: RunFolder, last: int | None = None) -> list[Path]:
     """Writes the mean of the newest `last` checkpoints (None: all that are kept) as `average`."""
-    folders = run.checkpoints()[-(last or 0) :]
-    if not folders:
-        raise InputError(f"{run.path}: has no checkpoint yet")
-    if last and len(folders) < last:
-        raise InputError(f"{run.path}: has {len(folders)} checkpoints, fewer than {last}")
-    total = {name: t.double() for name, t in read_group(folders[0], MODEL).items()}
-    for folder in folders[1:]:
-        for name, tensor in read_group(folder, MODEL).items():
-            total[name] += tensor
-    mean = {name: (tensor / len(folders)).float() for name, tensor in total.items()}
+    while True:
+        folders = run.checkpoints()[-(last or 0) :]
+        if not folders:
+            raise InputError(f"{run.path}: has no checkpoint yet")
+        if last and len(folders) < last:
+            raise InputError(f"{run.path}: has {len(folders)} checkpoints, fewer than {last}")
+        try:
+            mean = _mean(folders)
+            break
+        except InputError:
+            if folders == run.checkpoints()[-(last or 0) :]:
+                raise  # else the run's training has dropped one of them
     write_checkpoint(
         run.path / "average", {MODEL: mean}, {"checkpoints": [folder.name for folder in folders]}
     )
     return folders
+
+
+def _mean(folders: list[Path]) -> dict[str, Tensor]:
+    total = {name: t.double() for name, t in read_group(folders[0], MODEL).items()}
+    for folder in folders[1:]:
+        for name, tensor in read_group(folder, MODEL).items():
+            total[name] += tensor
+    return {name: (tensor / len(folders)).float() for name, tensor in total.items()}

@@ -16,7 +16,7 @@ from fastkd.reading import read_text, sha256_of
 from fastkd.runs.weights import check_values
 
 META = "meta.json"
-_FILES = (META, "*.safetensors")
+CHECKPOINT_FILES = (META, "*.safetensors", ".*.partial")
 
 
 def write_checkpoint(
@@ -26,7 +26,7 @@ def write_checkpoint(
 
     The folder appears whole; one of the name that holds other files than a checkpoint's stays.
     """
-    with replaced_folder(folder, _FILES) as new:
+    with replaced_folder(folder, CHECKPOINT_FILES) as new:
         checksums = {}
         for group, tensors in groups.items():
             file = new / f"{group}.safetensors"

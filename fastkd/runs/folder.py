@@ -1,6 +1,8 @@
 """A run's folder: its configuration, tokenizer, log and checkpoints."""
 
+import contextlib
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,17 +17,25 @@ from fastkd.config.load import dump_config, parse, validate
 from fastkd.config.tree import Config
 from fastkd.data.prepare import Prepared
 from fastkd.data.tokenizer import Tokenizers
-from fastkd.errors import InputError
-from fastkd.files import drop_folder, writable, write_file
+from fastkd.errors import InputError, RunFailed
+from fastkd.files import drop_folder, foreign_file, writable, write_file
 from fastkd.nn.build import build_model
 from fastkd.nn.transformer import Transformer
 from fastkd.reading import read_text
-from fastkd.runs.checkpoint import read_group, read_meta, write_checkpoint
+from fastkd.runs.checkpoint import (
+    CHECKPOINT_FILES,
+    read_group,
+    read_meta,
+    write_checkpoint,
+    write_meta,
+)
 from fastkd.runs.room import check_room
 from fastkd.runs.weights import load_weights
 
 LOGGER = logging.getLogger(__name__)
 MODEL, OBJECTIVE, STATE = "model", "objective", "state"
+_CHECKPOINT = re.compile(r"[0-9]{8,}")
+_TRIES = 20
 SELECTIONS = ("best", "last", "average")
 
 
@@ -128,17 +138,35 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """All checkpoints, oldest first."""
-        return sorted((self.path / "checkpoints").glob("[0-9]*"))
+        found = (self.path / "checkpoints").glob("[0-9]*")
+        return sorted(folder for folder in found if _CHECKPOINT.fullmatch(folder.name))
 
-    def save(self, update: int, groups: dict[str, dict], meta: dict[str, Any], keep: int) -> None:
-        """Writes a checkpoint; then drops the ones beyond the newest `keep` and the best ones."""
-        self.checkpoint(update).parent.mkdir(exist_ok=True)
+    def save(
+        self, update: int, groups: dict[str, dict], meta: dict[str, Any], keep: int | None
+    ) -> None:
+        """Writes a checkpoint; then drops the ones beyond the newest `keep` and the best ones.
+
+        keep: None drops none
+        """
         write_checkpoint(self.checkpoint(update), groups, meta)
+        self._drop(keep)
+
+    def revise(self, update: int, meta: dict[str, Any], keep: int | None) -> None:
+        """Gives a checkpoint another `meta`, as one that has been validated; then drops as above"""
+        folder = self.checkpoint(update)
+        write_meta(folder, meta, read_meta(folder)["sha256"])
+        self._drop(keep)
+
+    def _drop(self, keep: int | None) -> None:
+        """What holds more than a checkpoint does is somebody's, and stays."""
         folders = self.checkpoints()
+        if keep is None:
+            return
         wanted = {*folders[-max(keep, 2) :], *map(self._best_of, folders[-2:])}
         for folder in folders:
             if folder not in wanted:
-                drop_folder(folder)
+                if foreign_file(folder, CHECKPOINT_FILES) is None:
+                    drop_folder(folder)
             elif folder not in folders[-2:]:
                 (folder / f"{STATE}.safetensors").unlink(missing_ok=True)
 
@@ -158,6 +186,14 @@ class RunFolder:
             raise InputError(
                 f"{folders[0].parent}: no checkpoint is whole; delete them to begin anew"
             )
+        return None
+
+    def newest_without_skips(self) -> Path | None:
+        """The newest checkpoint before updates began to be skipped."""
+        for folder in reversed(self.checkpoints()):
+            with contextlib.suppress(InputError):
+                if not read_meta(folder).get("skipped"):
+                    return folder
         return None
 
     def weights_folder(self, selection: str) -> Path:
@@ -185,15 +221,35 @@ class RunFolder:
         self, selection: str = "best", device: torch.device | str = "cpu"
     ) -> Transformer:
         """The run's model in eval mode, with its `best`, `last` or `average` weights."""
-        folder, config, tokenizers = (
-            self.weights_folder(selection),
-            self.config.model,
-            self.tokenizers,
-        )
+        config, tokenizers = self.config.model, self.tokenizers
         check_room(config, tokenizers, f"{self.config_file}: model")
         model = build_model(config, tokenizers)
-        load_weights(model, read_group(folder, MODEL), folder)
+        folder, tensors = self.read_weights(selection)
+        load_weights(model, tensors, folder)
         return model.to(device).eval()
+
+    def read_weights(self, selection: str = "best") -> tuple[Path, dict[str, Tensor]]:
+        """The folder of the `best`, `last` or `average` weights, and these, by name.
+
+        Where the run is being trained, the folder may be dropped or replaced before it is read;
+        then what is the best or the last by now.
+        """
+        for _ in range(_TRIES):
+            folder = self.weights_folder(selection)
+            before = _inode(folder)
+            try:
+                return folder, read_group(folder, MODEL)
+            except InputError:
+                if before == _inode(folder) and folder == self.weights_folder(selection):
+                    raise
+        raise RunFailed(f"{self.path}: is being replaced faster than it can be read")
+
+
+def _inode(folder: Path) -> int | None:
+    try:
+        return folder.stat().st_ino
+    except FileNotFoundError:
+        return None
 
 
 def _refuse_other_model(old: Config, new: Config, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a request to stop after the update at hand."""
+"""SIGTERM and Ctrl-C as a request to stop after the update, or the batch of dev, at hand."""
 
 import signal
 from types import FrameType
@@ -8,7 +8,7 @@ class StopRequest:
     """True once a signal came; a second Ctrl-C interrupts at once."""
 
     def __init__(self) -> None:
-        self._requested = False
+        self.number: int | None = None  # of the first signal that came
         self._handlers: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -21,9 +21,9 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def __bool__(self) -> bool:
-        return self._requested
+        return self.number is not None
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        if self._requested and number == signal.SIGINT:
+        if self.number is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._requested = True
+        self.number = self.number or number

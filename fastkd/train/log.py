@@ -1,7 +1,9 @@
 """What a run says while it trains: `log.jsonl`, TensorBoard, and a progress bar."""
 
 import json
+import math
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,22 @@ from fastkd.files import named, write_file
 class RunLog:
     """One JSON object a logged step; going on from `step` drops what was written after it.
 
+    Each carries `time`, seconds since 1970; a number that is not finite is written as null.
     Without a path it is silent: of several processes, only the first one reports.
     """
 
-    def __init__(self, path: Path | None, step: int, total: int, tensorboard: bool = False):
+    def __init__(
+        self,
+        path: Path | None,
+        step: int,
+        total: int,
+        tensorboard: bool = False,
+        unvalidated: bool = False,
+    ):
+        """unvalidated: whether the validation of `step` is still to come, and was not logged"""
         self._file = self._board = None
         if path is not None:
-            _keep_until(path, step)
+            _keep_until(path, step, unvalidated)
             self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
             self._board = _summary_writer(path.parent, step) if tensorboard else None
         self._progress = Progress(
@@ -62,7 +73,7 @@ class RunLog:
         """`record` has a `step`; its numbers also go to TensorBoard."""
         if self._file:
             with named(Path(self._file.name)):
-                self._file.write(json.dumps(record) + "\n")
+                self._file.write(_line({**record, "time": round(time.time(), 3)}))
                 self._file.flush()
                 os.fsync(self._file.fileno())
         if self._board:
@@ -90,9 +101,20 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return [r for r in records if isinstance(r, dict) and isinstance(r.get("step"), int)]
 
 
-def _keep_until(path: Path, step: int) -> None:
+def _keep_until(path: Path, step: int, unvalidated: bool) -> None:
     records = [record for record in read_log(path) if record["step"] <= step]
-    write_file(path, "".join(json.dumps(r) + "\n" for r in records).encode())
+    if unvalidated:
+        records = [r for r in records if r["step"] < step or "dev_loss" not in r]
+    write_file(path, "".join(map(_line, records)).encode())
+
+
+def _line(record: dict[str, Any]) -> str:
+    """JSON, which has no NaN and no infinity."""
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in record.items()
+    }
+    return json.dumps(finite, allow_nan=False) + "\n"
 
 
 def _summary_writer(folder: Path, step: int):

@@ -2,10 +2,13 @@
 
 import time
 
+import torch
 from torch import Tensor
 
 from fastkd.terms.passes import Counts
 from fastkd.train.ranks import Ranks
+
+_COUNTS = ("updates", "tokens", "seconds")
 
 
 class Meter:
@@ -19,6 +22,20 @@ class Meter:
         self._sums: dict[str, Tensor] = {}
         self._updates = self._tokens = 0
         self._start = self._last = time.perf_counter()
+
+    def state(self, ranks: Ranks) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """What the next figures need, after a stop as without one: sums over all processes, and
+        the updates, tokens and seconds that they are of."""
+        seconds = time.perf_counter() - self._start
+        return ranks.total(self._sums), dict(
+            zip(_COUNTS, (self._updates, self._tokens, seconds), strict=True)
+        )
+
+    def go_on(self, sums: dict[str, Tensor], counts: dict[str, float], ranks: Ranks) -> None:
+        """Takes back what `state` gave; of several processes, the first one holds all of it."""
+        self._sums = {n: t if ranks.first else torch.zeros_like(t) for n, t in sums.items()}
+        self._updates, self._tokens = int(counts[_COUNTS[0]]), int(counts[_COUNTS[1]])
+        self._start -= counts[_COUNTS[2]]
 
     def seconds_since_last(self) -> float:
         now = time.perf_counter()

@@ -17,6 +17,7 @@ class Position:
     stale: int = 0  # validations since the best
     skipped: int = 0  # updates in a row whose loss or gradient was not finite
     seconds: float = 0.0  # spent training
+    unvalidated: bool = False  # whether the validation of this update is still to come
     bleu_tokenizer: str | None = None  # of every validation, chosen at the first one
 
     def after(self, epoch: int, batch: int, batches: int, seconds: float) -> "Position":
@@ -46,10 +47,11 @@ class Position:
         later, which is no progress yet. What is not a number is below every number.
         """
         new, old = _rank(result, -loss), _rank(self.best, _negated(self.best_loss))
+        done = replace(self, unvalidated=False)
         if math.isnan(result) or new < old:
-            return replace(self, stale=self.stale + 1)
+            return replace(done, stale=self.stale + 1)
         stale = self.stale + 1 if new == old else 0
-        return replace(self, best=result, best_loss=loss, best_update=self.update, stale=stale)
+        return replace(done, best=result, best_loss=loss, best_update=self.update, stale=stale)
 
 
 def _rank(result: float | None, negated_loss: float | None) -> tuple[float, float]:

@@ -91,6 +91,13 @@ class Ranks:
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag)
 
+    def largest(self, values: dict[str, Tensor]) -> dict[str, float]:
+        """The largest of each over the processes, which must all have the same names."""
+        stacked = torch.stack([value.double() for value in values.values()])
+        if self.size > 1:
+            dist.all_reduce(stacked, dist.ReduceOp.MAX)
+        return dict(zip(values, stacked.tolist(), strict=True))
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.size > 1:

@@ -28,6 +28,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def local(tensor: Tensor) -> Tensor:
+    """The part of a divided tensor that lies in this process; another tensor itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def part_like(tensor: Tensor, like: Tensor) -> Tensor:
     """This process's part of a whole `tensor`, divided as `like` is."""
     if not isinstance(like, DTensor):

@@ -11,15 +11,24 @@ from fastkd.methods.objective import Objective
 from fastkd.nn.transformer import Transformer
 from fastkd.runs.folder import MODEL, OBJECTIVE, STATE, RunFolder, Saved
 from fastkd.runs.weights import load_weights, weights_of
+from fastkd.train.meter import Meter
 from fastkd.train.optimizer import load_optimizer_tensors, optimizer_tensors
 from fastkd.train.position import Position
+from fastkd.train.ranks import Ranks
 from fastkd.train.sharding import whole
 from fastkd.train.update import Updater
 
 
-def save(updater: Updater, run: RunFolder, position: Position) -> None:
-    """Writes a checkpoint; its model weights are the moving average where there is one."""
+def save(
+    updater: Updater, run: RunFolder, position: Position, meter: Meter, kept: int | None
+) -> None:
+    """Writes a checkpoint; its model weights are the moving average where there is one.
+
+    kept: how many of the newest stay; None: all
+    """
     state = _under("optimizer.", optimizer_tensors(updater.optimizer))
+    sums, counts = meter.state(updater.ranks)
+    state |= _under("meter.", sums)
     model = weights_of(updater.model)
     if updater.average:
         state |= _under("model.", model)
@@ -30,7 +39,8 @@ def save(updater: Updater, run: RunFolder, position: Position) -> None:
     if updater.sharded:
         groups = {name: _gathered(tensors, first) for name, tensors in groups.items()}
     if first:
-        run.save(position.update, groups, asdict(position), updater.config.keep_last)
+        meta = {**asdict(position), "meter": counts}
+        run.save(position.update, groups, meta, kept)
     updater.ranks.wait()
 
 
@@ -41,6 +51,14 @@ def take_state(updater: Updater, saved: Saved) -> Position:
     load_optimizer_tensors(updater.optimizer, _below("optimizer.", saved.groups[STATE]))
     known = Position.__dataclass_fields__
     return Position(**{k: v for k, v in saved.meta.items() if k in known})
+
+
+def take_meter(meter: Meter, saved: Saved, ranks: Ranks, device: torch.device) -> None:
+    """Goes on with the sums of what is to be logged next."""
+    counts = saved.meta.get("meter")
+    if counts:
+        sums = _below("meter.", saved.groups[STATE])
+        meter.go_on({name: tensor.to(device) for name, tensor in sums.items()}, counts, ranks)
 
 
 def take_weights(model: Transformer, objective: Objective, saved: Saved, averaged: bool) -> None:

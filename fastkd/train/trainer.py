@@ -4,8 +4,9 @@ import contextlib
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
+from signal import SIGTERM
 
 import numpy as np
 import torch
@@ -19,7 +20,6 @@ from fastkd.nn.build import build_model
 from fastkd.nn.transformer import Transformer
 from fastkd.runs.device import autocast
 from fastkd.runs.folder import MODEL, OBJECTIVE, STATE, RunFolder
-from fastkd.terms.passes import Components
 from fastkd.train.heap import give_back
 from fastkd.train.interrupt import StopRequest
 from fastkd.train.log import RunLog
@@ -27,8 +27,8 @@ from fastkd.train.meter import Meter
 from fastkd.train.position import Position
 from fastkd.train.ranks import Ranks
 from fastkd.train.schedule import learning_rate
-from fastkd.train.state import evaluated, save, take_state, take_weights
-from fastkd.train.update import Piece, Updater
+from fastkd.train.state import evaluated, save, take_meter, take_state, take_weights
+from fastkd.train.update import Made, Piece, Updater
 from fastkd.train.validation import bleu_tokenizer, validate
 
 LOGGER = logging.getLogger(__name__)
@@ -65,6 +65,10 @@ class Trainer:
             config.training.seed,
         )
         self.position = take_state(self.updater, saved) if saved else Position()
+        self.meter = Meter()
+        if saved:
+            take_meter(self.meter, saved, ranks, device)
+        self.stopped_by: int | None = None  # the signal that ended `train` before the budget did
 
     def train(self) -> Position:
         """Trains until the budget is spent, patience ends, or a signal asks to stop.
@@ -76,32 +80,37 @@ class Trainer:
             return self.position
         if self.ranks.first:
             self.run.record(self.config)
-        meter = Meter()
         with contextlib.closing(self.run), self._opened_log(total) as log, StopRequest() as signal:
+            stop = False
+            if self.position.unvalidated:
+                self._validate(log, signal)
+                stop = self._to_stop(signal)
             for epoch, batch, ids in self._updates(total):
-                self._update(ids, epoch, meter)
+                if stop or self.finished:
+                    break
+                self._update(ids, epoch)
                 self.position = self.position.after(
-                    epoch, batch, self.plan.batches, meter.seconds_since_last()
+                    epoch, batch, self.plan.batches, self.meter.seconds_since_last()
                 )
                 log.advance(self.position.update)
                 last = self.position.update >= total
                 if self.position.update % training.log_every == 0 or last:
-                    self._log(log, meter)
-                validated = last or self._validation_due()
-                if validated:
-                    self._validate(log)
-                    give_back()
-                    meter.restart()
-                stop = self.ranks.any(bool(signal), self.device)
-                if validated or stop or self.position.update % training.save_every == 0:
+                    self._log(log)
+                due = last or self._validation_due()
+                self.position = replace(self.position, unvalidated=due)
+                stop = self._to_stop(signal)
+                if due or stop or self.position.update % training.save_every == 0:
                     self.save()
-                if self.finished or stop:
-                    break
+                if due and not stop:
+                    self._validate(log, signal)
+                    stop = self._to_stop(signal)
         return self.position
 
     @property
     def finished(self) -> bool:
-        """Whether the budget is spent or patience has ended."""
+        """Whether the budget is spent or patience has ended, and all is validated."""
+        if self.position.unvalidated:
+            return False
         patience = self.config.training.patience
         impatient = patience is not None and self.position.stale >= patience
         return impatient or self.position.update >= self.planned_updates()
@@ -114,7 +123,19 @@ class Trainer:
 
     def save(self) -> None:
         """Writes a checkpoint."""
-        save(self.updater, self.run, self.position)
+        save(self.updater, self.run, self.position, self.meter, self._kept)
+
+    @property
+    def _kept(self) -> int | None:
+        """How many checkpoints; None: all, while updates are skipped, as weights may be bad."""
+        return None if self.position.skipped else self.config.training.keep_last
+
+    def _to_stop(self, signal: StopRequest) -> bool:
+        """Whether a signal has come, to any of the processes."""
+        if not self.ranks.any(bool(signal), self.device):
+            return False
+        self.stopped_by = signal.number or SIGTERM
+        return True
 
     def _updates(self, total: int) -> Iterator[tuple[int, int, np.ndarray]]:
         """(epoch, batch of the epoch, sentence ids) of each update still to do."""
@@ -126,7 +147,7 @@ class Trainer:
                 update += 1
             epoch, start = epoch + 1, 0
 
-    def _update(self, ids: np.ndarray, epoch: int, meter: Meter) -> None:
+    def _update(self, ids: np.ndarray, epoch: int) -> None:
         """One optimizer step over the sentences `ids`."""
         training, update = self.config.training, self.position.update + 1
         counts = self.updater.objective.counts(self.prepared.train, ids, update)
@@ -136,9 +157,9 @@ class Trainer:
         made = self.updater(update, pieces, counts, epoch, rate)
         if made.taken:
             self.position = replace(self.position, skipped=0)
-            meter.add(made.components, counts)
+            self.meter.add(made.components, counts)
         else:
-            self._skip(self.ranks.total(made.components), ids)
+            self._skip(made, ids)
 
     def _piece(self, number: int, part: np.ndarray, ids: np.ndarray) -> Piece:
         """Of an update with fewer sentences than parts some are empty; a sentence stands in."""
@@ -146,39 +167,54 @@ class Trainer:
         rows, start = part if len(part) else ids[:1], self.config.model.decoder_start
         return Piece(number, lambda: collate(corpus, rows, tokenizers, start), bool(len(part)))
 
-    def _skip(self, components: Components, ids: np.ndarray) -> None:
+    def _skip(self, made: Made, ids: np.ndarray) -> None:
         """Leaves the weights as they are; ends the run after too many such updates in a row."""
+        components = self.ranks.total(made.components)
         broken = [name for name, value in components.items() if not torch.isfinite(value)]
+        if made.overflow:
+            broken = ["the new weights"]
         update, skipped = self.position.update + 1, self.position.skipped + 1
         self.position = replace(self.position, skipped=skipped)
         found = f"update {update}: {', '.join(broken)} not finite, over sentences {_listed(ids)}"
         if skipped >= self.config.training.max_skipped:
-            raise RunFailed(f"{found}; {skipped} such updates in a row")
+            good = self.run.newest_without_skips()
+            go_back = "there is no checkpoint from before" if good is None else f"go back to {good}"
+            raise RunFailed(f"{found}; {skipped} such updates in a row; {go_back}")
         LOGGER.warning("%s; the update is skipped", found)
 
     def _opened_log(self, total: int) -> RunLog:
         path = self.run.log_file if self.ranks.first else None
-        return RunLog(path, self.position.update, total, self.config.training.tensorboard)
+        done, unvalidated = self.position.update, self.position.unvalidated
+        return RunLog(path, done, total, self.config.training.tensorboard, unvalidated)
 
     def _validation_due(self) -> bool:
         every = self.config.training.validate_every
         return self.position.batch == 0 if every is None else self.position.update % every == 0
 
-    def _validate(self, log: RunLog) -> None:
+    def _validate(self, log: RunLog, signal: StopRequest) -> None:
+        """Of the checkpoint just written, which is told what came of it, unless a signal comes."""
         training = self.config.training
         tokenizer = bleu_tokenizer(self.config, self.position)
         build = partial(build_model, self.config.model, self.prepared.tokenizers)
         with evaluated(self.updater, build) as model, autocast(self.device, training.precision):
             where = self.prepared, self.config, self.device, self.ranks
-            found = validate(self.updater.objective, model, *where, tokenizer)
+            stopped = signal.__bool__
+            found = validate(self.updater.objective, model, *where, tokenizer, stopped)
+        if found is None:
+            return
         self.position = self.position.measured_by(tokenizer).with_result(
             found.result(training.early_metric), found.loss
         )
         log.write({"step": self.position.update, **found.record()})
         log.say(f"update {self.position.update}: {found}")
+        if self.ranks.first:
+            self.run.revise(self.position.update, asdict(self.position), self._kept)
+        self.ranks.wait()
+        give_back()
+        self.meter.restart()
 
-    def _log(self, log: RunLog, meter: Meter) -> None:
-        figures = meter.figures(self.ranks)
+    def _log(self, log: RunLog) -> None:
+        figures = self.meter.figures(self.ranks)
         epoch = self.position.epoch if self.position.batch else self.position.epoch - 1
         where = {"step": self.position.update, "epoch": epoch, "lr": self.updater.rate}
         scheduled = self.updater.objective.scheduled(self.position.update, epoch)

@@ -17,6 +17,7 @@ from fastkd.nn.transformer import Transformer
 from fastkd.runs.device import autocast
 from fastkd.terms.passes import Components, Counts
 from fastkd.train.ema import MovingAverage
+from fastkd.train.guard import StepGuard
 from fastkd.train.learner import Learner
 from fastkd.train.optimizer import build_optimizer
 from fastkd.train.ranks import Ranks
@@ -42,7 +43,8 @@ class Made:
     """What an update came to."""
 
     components: Components  # losses by name, unweighted; `loss` and `grad_norm` too
-    taken: bool  # False where the gradient was not finite: nothing has changed
+    taken: bool  # False where a gradient or a weight was not finite: nothing has changed
+    overflow: bool = False  # False where the gradient was the reason
 
 
 class Updater:
@@ -66,6 +68,7 @@ class Updater:
         self.learner = self.ranks.parallel(learner, config.sharding, device)
         self.parameters = [*model.parameters(), *objective.parameters()]
         self.optimizer = build_optimizer(config.optimizer, self.parameters)
+        self.guard = StepGuard(self.optimizer, self.ranks, device)
         self.average = MovingAverage(model, config.ema) if config.ema else None
 
     def __call__(
@@ -91,7 +94,8 @@ class Updater:
             return Made(components, taken=False)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.step()
+        if not self.guard.step(norm.item()):
+            return Made(components, taken=False, overflow=True)
         if self.average:
             self.average.update()
         return Made(components, taken=True)

@@ -1,7 +1,9 @@
 """Loss, BLEU and chrF on the development set."""
 
+import contextlib
 import dataclasses
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,10 @@ from fastkd.train.position import Position
 from fastkd.train.ranks import Ranks
 
 LOGGER = logging.getLogger(__name__)
+
+
+class _Stopped(Exception):  # noqa: N818
+    """Leaves a translation in its midst."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +88,20 @@ def validate(
     device: torch.device,
     ranks: Ranks,
     tokenizer: str,
-) -> Validation:
-    """Loss on all of dev; BLEU and chrF on its first `training.bleu_sentences` sentences."""
-    loss = validation_loss(objective, model, prepared, config, device, ranks)
+    stopped: Callable[[], bool] = lambda: False,
+) -> Validation | None:
+    """Loss on all of dev; BLEU and chrF on its first `training.bleu_sentences` sentences.
+
+    stopped: asked after each batch whether to stop, and then None is what comes of it
+    """
+    where = prepared, config, device, ranks
+    loss = validation_loss(objective, model, *where, stopped)
+    if ranks.any(stopped(), device):
+        return None
     if not config.training.bleu_sentences:
         return Validation(loss, None)
-    return Validation(loss, validation_scores(model, prepared, config, device, ranks, tokenizer))
+    scores = validation_scores(model, *where, tokenizer, stopped)
+    return None if scores is None else Validation(loss, scores)
 
 
 def validation_loss(
@@ -97,11 +111,12 @@ def validation_loss(
     config: Config,
     device: torch.device,
     ranks: Ranks,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> float:
     """Cross-entropy in nats per predicted piece, on all of dev.
 
     Of an autoregressive model that is every target token, end-of-sentence included; of a masked
-    one, the pieces behind masks that are the same each time.
+    one, the pieces behind masks that are the same each time. No figure where it was `stopped`.
     """
     corpus = prepared.dev
     budget = max(config.training.batch_tokens, _longest(corpus) + 1)
@@ -114,6 +129,8 @@ def validation_loss(
         loss, pieces = objective.validation_loss(model, batch)
         sums["loss"] += loss
         sums["pieces"] += pieces
+        if stopped():
+            break
     sums = ranks.total(sums)
     return float(sums["loss"] / sums["pieces"])
 
@@ -125,13 +142,24 @@ def validation_scores(
     device: torch.device,
     ranks: Ranks,
     tokenizer: str,
-) -> Scores:
+    stopped: Callable[[], bool] = lambda: False,
+) -> Scores | None:
     """Of greedy translations of dev's first `training.bleu_sentences` sentences."""
     count = config.training.bleu_sentences
     sources, references = prepared.dev_lines(count)
     greedy = dataclasses.replace(config.decoding, beam=1)
-    mine = translate(model, prepared.tokenizers, ranks.share(sources), greedy, device)
-    return score(ranks.join_shares(mine), references, tokenizer)
+
+    def progress(count: int) -> None:
+        if stopped():
+            raise _Stopped
+
+    mine: list[str] = []
+    with contextlib.suppress(_Stopped):
+        mine = translate(model, prepared.tokenizers, ranks.share(sources), greedy, device, progress)
+    translations = ranks.join_shares(mine)
+    if ranks.any(stopped(), device):
+        return None
+    return score(translations, references, tokenizer)
 
 
 def _longest(corpus: Corpus) -> int:

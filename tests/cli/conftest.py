@@ -77,7 +77,7 @@ def position(folder: Path, update: int) -> dict:
     """Where a checkpoint stands: place in the data, best result, patience; without its times."""
     path = folder / "checkpoints" / f"{update:08d}" / "meta.json"
     meta = json.loads(path.read_text(encoding="utf-8"))
-    return {key: value for key, value in meta.items() if key not in ("seconds", "sha256")}
+    return {key: value for key, value in meta.items() if key not in ("seconds", "meter", "sha256")}
 
 
 @pytest.fixture(scope="session")

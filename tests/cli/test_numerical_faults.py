@@ -1,11 +1,16 @@
 """Losses that are not finite."""
 
 import json
+import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fastkd.methods.objective import Objective
+from fastkd.train.validation import Validation
 
 
 @pytest.fixture
@@ -48,3 +53,35 @@ def test_bad_updates_apart_do_not_end_the_run(taught, tmp_path, faulty):
     faulty.update({1, 3})
     config = taught.config("run", run=str(tmp_path / "run"), training={"max_skipped": 2})
     assert taught.run("train", config) == 0
+
+
+def test_weights_that_overflow_are_never_saved(taught, tmp_path, caplog, capsys):
+    """At 0.1: NaN in every checkpoint that is kept, and status 0."""
+    folder = tmp_path / "run"
+    rates = {"lr": 1e3, "weight_decay": 1e6, "warmup": 1}
+    settings = {"updates": 20, "save_every": 1, "validate_every": 100, "max_skipped": 3,
+                "keep_last": 2, "optimizer": rates}  # fmt: skip
+    config = taught.config("run", run=str(folder), training=settings)
+    assert taught.run("train", config) == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    named = re.search(r"such updates in a row; go back to (\S+)", line)
+    assert named and json.loads(Path(named[1], "meta.json").read_text())["skipped"] == 0
+    for file in folder.glob("checkpoints/*/*.safetensors"):
+        assert all(t.isfinite().all() for t in load_file(file).values()), file
+
+
+def test_the_log_is_json_whatever_the_numbers_are(taught, tmp_path, monkeypatch):
+    def nothing_finite(*arguments, **options):
+        return Validation(math.nan, None)
+
+    monkeypatch.setattr("fastkd.train.trainer.validate", nothing_finite)
+    config = taught.config("run", run=str(tmp_path / "run"), training={"updates": 2})
+    assert taught.run("train", config) == 0
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    records = [json.loads(line, parse_constant=refuse) for line in lines]
+    assert {"dev_loss": None}.items() <= records[-1].items()
+    assert all(record["time"] > 1e9 for record in records)

@@ -1,9 +1,19 @@
 """What a signal leaves behind."""
 
+import json
+import os
 import signal
 import subprocess
 import sys
 import time
+
+import pytest
+import torch
+
+from fastkd.train import validation
+from fastkd.train.log import read_log
+from fastkd.train.trainer import Trainer
+from tests.cli.conftest import checkpoint, position
 
 
 def test_a_terminated_verb_leaves_nothing(taught, tmp_path):
@@ -19,3 +29,66 @@ def test_a_terminated_verb_leaves_nothing(taught, tmp_path):
         assert process.wait(60) == -signal.SIGTERM
         assert process.stderr is not None and process.stderr.read() == b""
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_validation(taught, tmp_path, number, monkeypatch, capsys):
+    """Is obeyed at the next batch, after a checkpoint; what follows is as without it."""
+    runs = {}
+    for name in ("straight", "stopped"):
+        runs[name] = tmp_path / name
+        settings = {"updates": 4, "validate_every": 2, "log_every": 3, "save_every": 100}
+        config = taught.config(name, run=str(runs[name]), training=settings)
+        if name == "stopped":
+            with monkeypatch.context() as patch:
+                patch.setattr(validation, "translate", during(number))
+                assert taught.run("train", config) == 128 + number
+            meta = json.loads((runs[name] / "checkpoints" / "00000002" / "meta.json").read_text())
+            assert meta["unvalidated"] and meta["best_update"] is None
+            assert "dev_loss" not in (runs[name] / "log.jsonl").read_text()
+        assert taught.run("train", config) == 0
+    straight, stopped = runs.values()
+    assert position(straight, 4) == position(stopped, 4)
+    tensors = checkpoint(straight, 4), checkpoint(stopped, 4)
+    assert all(torch.equal(tensor, tensors[1][name]) for name, tensor in tensors[0].items())
+    logs = [
+        [{**record, "time": 0, "tokens_per_second": 0} for record in read_log(run / "log.jsonl")]
+        for run in (straight, stopped)
+    ]
+    assert logs[0] == logs[1]
+
+
+def during(number):
+    """A translation that a signal meets."""
+
+    def translated(model, tokenizers, lines, config, device, progress):
+        os.kill(os.getpid(), number)
+        progress(1)
+        raise AssertionError("it should have stopped")
+
+    return translated
+
+
+def test_the_figures_between_two_logged_steps_survive_a_stop(taught, tmp_path):
+    """A record's means are over the same updates, wherever the run was stopped."""
+    logs = []
+    for name, steps in (("straight", ["4"]), ("stopped", ["1", "2", "3", "4"])):
+        settings = {"validate_every": 100, "log_every": 4, "bleu_sentences": 0, "save_every": 1}
+        config = taught.config(name, run=str(tmp_path / name), training=settings)
+        for last in steps:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Trainer, "_update", stopping_at(int(last), Trainer._update))
+                expected = 0 if last == "4" else 128 + signal.SIGTERM
+                assert taught.run("train", config) == expected
+        records = read_log(tmp_path / name / "log.jsonl")
+        logs.append([{**r, "time": 0, "tokens_per_second": 0} for r in records])
+    assert logs[0] == logs[1]
+
+
+def stopping_at(last, real):
+    def update(self, ids, epoch):
+        real(self, ids, epoch)
+        if self.position.update + 1 == last < 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return update

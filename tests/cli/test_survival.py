@@ -36,7 +36,7 @@ def final(folder, updates=UPDATES):
     place = position(folder, updates)
     saved = checkpoint(folder, place["best_update"])
     best = {name: tensor for name, tensor in saved.items() if name.startswith("model ")}
-    log = [{**r, "tokens_per_second": 0} for r in read_log(folder / "log.jsonl")]
+    log = [{**r, "tokens_per_second": 0, "time": 0} for r in read_log(folder / "log.jsonl")]
     return checkpoint(folder, updates), best, place, log
 
 
@@ -104,7 +104,7 @@ def test_terminated_run_saves_and_ends_well(taught, tmp_path, straight):
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGTERM)
     process.join(300)
-    assert process.exitcode == 0
+    assert process.exitcode == 128 + signal.SIGTERM
     assert list((folder / "checkpoints").glob("[0-9]*"))
     assert main(["train", config]) == 0
     assert_equal(final(folder), straight)
