@@ -12,7 +12,7 @@ else
 GPU_PYTHON := $(PYTHON)
 endif
 
-.PHONY: test test-slow test-all demo gpu
+.PHONY: test test-slow test-all demo docs gpu
 
 # In 12 minutes on two cores of an old server.
 test: $(READY)
@@ -29,6 +29,10 @@ test-all: test test-slow
 
 demo: $(READY)
 	$(RUN) -m fastkd demo
+
+# The documentation site, in build/docs.
+docs: $(READY)
+	$(RUN) -m sphinx -W --keep-going -q -b html docs build/docs
 
 # Installs nothing, for machines without network. ARGS=--dry-run rehearses it on a CPU.
 gpu:
