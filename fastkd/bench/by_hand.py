@@ -15,7 +15,7 @@ from fastkd.bench.operation import Inputs
 def token_losses(inputs: Inputs, options: dict[str, Any]) -> Tensor:
     """inputs: hidden states and weights, or logits; options: weights of the losses, `top_k`."""
     log_p = _logits(inputs, "student").float().log_softmax(-1)  # (N, V)
-    total = options["ce_weight"] * F.nll_loss(log_p, inputs["target"])
+    total: Tensor = options["ce_weight"] * F.nll_loss(log_p, inputs["target"])
     if options["kd_weight"]:
         with torch.no_grad():
             logits = _logits(inputs, "teacher").float()

@@ -4,6 +4,7 @@ import importlib
 import importlib.metadata
 import os
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -119,14 +120,16 @@ def _liger(operation: Operation, device: torch.device) -> Loss:
 
     def cross_entropy(inputs: Inputs) -> Tensor:
         loss = transformers.LigerFusedLinearCrossEntropyLoss(accum_dtype=torch.float32)
-        return loss(inputs["student_weight"], inputs["student_hidden"], inputs["target"])
+        value: Tensor = loss(inputs["student_weight"], inputs["student_hidden"], inputs["target"])
+        return value
 
     def distillation(inputs: Inputs) -> Tensor:
         loss = losses.LigerFusedLinearJSDLoss(
             weight_hard_loss=0.5, weight_soft_loss=0.5, beta=0.0, compiled=device.type == "cuda"
         )
         names = ("student_hidden", "student_weight", "teacher_hidden", "teacher_weight", "target")
-        return loss(*(inputs[name] for name in names))
+        value: Tensor = loss(*(inputs[name] for name in names))
+        return value
 
     return _only(operation, {"linear-ce": cross_entropy, "linear-kd": distillation})
 
@@ -137,14 +140,15 @@ def _cce(operation: Operation, device: torch.device) -> Loss:
         raise Absent("needs a GPU")
 
     def cross_entropy(inputs: Inputs) -> Tensor:
-        return module.linear_cross_entropy(
+        loss: Tensor = module.linear_cross_entropy(
             inputs["student_hidden"], inputs["student_weight"], inputs["target"]
         )
+        return loss
 
     return _only(operation, {"linear-ce": cross_entropy})
 
 
-def _imported(module: str, package: str):
+def _imported(module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError:

@@ -110,7 +110,7 @@ def read(file: Path) -> list[tuple[Machine, Row]]:
 
 def latest(results: Iterable[tuple[Machine, Row]]) -> list[tuple[Machine, Row]]:
     """The last result for each machine, case, provider and direction, in the order of the file."""
-    newest: dict[tuple, tuple[Machine, Row]] = {}
+    newest: dict[tuple[object, ...], tuple[Machine, Row]] = {}
     for machine, row in results:
         key = (machine.device, machine.threads, row.operation, row.shape, row.dtype, row.provider)
         newest[*key, row.direction] = (machine, row)
@@ -180,4 +180,4 @@ def _triton() -> str:
         import triton
     except ImportError:
         return ""
-    return triton.__version__
+    return str(triton.__version__)

@@ -66,7 +66,7 @@ def measured_rates(device: torch.device, dtype: torch.dtype) -> Rates:
 def _best(function: Callable[[], object], device: torch.device, repeats: int = 25) -> float:
     function()
     now = host_clock(device)
-    times = []
+    times: list[float] = []
     for _ in range(repeats):
         if device.type == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

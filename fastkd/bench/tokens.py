@@ -72,7 +72,8 @@ class Tokens(Operation):
     @staticmethod
     def _weight(weight: torch.Tensor, learned: bool) -> torch.Tensor:
         """Logits of about unit variance."""
-        return (weight * weight.shape[1] ** -0.5).requires_grad_(learned)
+        scaled: torch.Tensor = weight * weight.shape[1] ** -0.5
+        return scaled.requires_grad_(learned)
 
     def loss(self, backend: str) -> Loss:
         return self._function(backend, "mean")

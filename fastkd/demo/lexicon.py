@@ -65,7 +65,9 @@ def lexicon() -> Lexicon:
         words = [_synonyms(target, draw, synonyms) for _ in range(senses)]
         return Word(source.form(), tuple(map(Sense, words)), kind=rank % 2)
 
-    def several(count: int, homonyms: int = 0, synonyms: float = _SYNONYM_SHARE) -> tuple:
+    def several(
+        count: int, homonyms: int = 0, synonyms: float = _SYNONYM_SHARE
+    ) -> tuple[Word, ...]:
         return tuple(plain(rank, count, homonyms, synonyms) for rank in range(count))
 
     return Lexicon(

@@ -87,7 +87,7 @@ class profile(contextlib.ContextDecorator):  # noqa: N801 - used as a verb
         self._tracker.__enter__()
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._tracker.__exit__(*exception)
         gc.collect()
         allocator = None

@@ -3,13 +3,13 @@
 import contextlib
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, UntypedStorage, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode, _push_mode
 from torch.utils._pytree import tree_leaves
 
@@ -41,7 +41,8 @@ class _Entered(TorchDispatchMode):
     """
 
 
-_ENTERED, _ENTERING = _Entered(), threading.RLock()
+_ENTERED = _Entered()  # type: ignore[no-untyped-call]
+_ENTERING = threading.RLock()
 
 
 class Tracker(TorchDispatchMode):
@@ -53,20 +54,20 @@ class Tracker(TorchDispatchMode):
     """
 
     def __init__(self, modules: dict[str, nn.Module] | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.scopes = Scopes(modules)
         self.blocks: list[Block] = []
         self.time = 0
         self.forward_ends: list[int] = []
-        self._alive: dict[int, tuple[weakref.ref, Block]] = {}
-        self._older: dict[int, weakref.ref] = {}
+        self._alive: dict[int, tuple[weakref.ref[UntypedStorage], Block]] = {}
+        self._older: dict[int, weakref.ref[UntypedStorage]] = {}
         self._last_phase = "forward"
 
     def __enter__(self) -> Self:
         self._inside = contextlib.ExitStack()
         self._inside.enter_context(self.scopes.watching())
         with _ENTERING:
-            _ENTERED.__enter__()
+            _ENTERED.__enter__()  # type: ignore[no-untyped-call]
             _pop_mode()
             _push_mode(self)
         return self
@@ -78,7 +79,7 @@ class Tracker(TorchDispatchMode):
             while (mode := _pop_mode()) is not self:
                 later.append(mode)
             _push_mode(_ENTERED)
-            _ENTERED.__exit__(None, None, None)
+            _ENTERED.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             for mode in reversed(later):
                 _push_mode(mode)
         self._inside.close()
@@ -95,7 +96,11 @@ class Tracker(TorchDispatchMode):
             self._alive[storage._cdata][1].label = label
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         phase = self.scopes.phase
@@ -116,10 +121,10 @@ class Tracker(TorchDispatchMode):
             self._add_transient(inside, func._schema.name)
         return result
 
-    def run(self, func: Any, args: tuple, kwargs: dict) -> Any:
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return func(*args, **kwargs)
 
-    def workspace(self, func: Any, args: tuple) -> int:
+    def workspace(self, func: Any, args: tuple[Any, ...]) -> int:
         """Bytes that an operator is known to take and give back inside, beside what it returns."""
         return 0
 
@@ -140,8 +145,8 @@ class Tracker(TorchDispatchMode):
         number = storage._cdata
         self._alive[number] = (weakref.ref(storage, self._died(number)), block)
 
-    def _died(self, number: int):
-        def died(reference: weakref.ref) -> None:
+    def _died(self, number: int) -> Callable[[weakref.ref[UntypedStorage]], None]:
+        def died(reference: weakref.ref[UntypedStorage]) -> None:
             known = self._alive.get(number)
             if known is not None and known[0] is reference:
                 del self._alive[number]
@@ -150,8 +155,8 @@ class Tracker(TorchDispatchMode):
 
         return died
 
-    def _forget(self, number: int):
-        def forget(reference: weakref.ref) -> None:
+    def _forget(self, number: int) -> Callable[[weakref.ref[UntypedStorage]], None]:
+        def forget(reference: weakref.ref[UntypedStorage]) -> None:
             if self._older.get(number) is reference:
                 del self._older[number]
 

@@ -16,7 +16,7 @@ class StopRequest:
             self._handlers[number] = signal.signal(number, self._request)
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 

@@ -18,4 +18,5 @@ class Learner(nn.Module):
         self.teacher = objective.teacher if isinstance(objective.teacher, nn.Module) else None
 
     def forward(self, batch: Batch, counts: Counts, epoch: int) -> tuple[Tensor, Components]:
-        return self.objective(self.model, batch, counts, epoch)
+        loss, components = self.objective(self.model, batch, counts, epoch)
+        return loss, components

@@ -140,4 +140,4 @@ def _capacity(device: torch.device | None) -> int:
         return torch.cuda.mem_get_info(device)[1]
     import psutil
 
-    return psutil.virtual_memory().available
+    return int(psutil.virtual_memory().available)

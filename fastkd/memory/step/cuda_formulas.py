@@ -30,15 +30,15 @@ class CudaPredictor(Predictor):
 
     rare = True
 
-    def workspace(self, func: Any, args: tuple) -> int:
+    def workspace(self, func: Any, args: tuple[Any, ...]) -> int:
         return workspace(func._schema.name, args)
 
 
-def workspace(operator: str, args: tuple) -> int:
+def workspace(operator: str, args: tuple[Any, ...]) -> int:
     if "scaled_dot_product" in operator and operator.endswith("_backward"):
         return attention_backward_workspace(args[1])
     if operator.startswith("fastkd::align_"):
-        return importlib.import_module("fastkd_kernels.attention.plan").SCRATCH_BYTES
+        return int(importlib.import_module("fastkd_kernels.attention.plan").SCRATCH_BYTES)
     if operator == "fastkd_kernels::linear_token_losses":
         return token_chunk(args[0], args[1], args[4])
     return 0
@@ -50,7 +50,7 @@ def token_chunk(hidden: torch.Tensor, weight: torch.Tensor, teacher: torch.Tenso
     per_row = weight.shape[0] * hidden.element_size()
     if teacher is not None:
         per_row += teacher.shape[0] * teacher.element_size()
-    return chunk_rows(hidden.shape[0], per_row) * per_row
+    return int(chunk_rows(hidden.shape[0], per_row)) * per_row
 
 
 def attention_backward_workspace(query: torch.Tensor) -> int:

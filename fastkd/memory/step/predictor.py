@@ -29,7 +29,7 @@ class Predictor(Tracker):
         super().__init__(modules)
         self.fake_mode = fake_mode
 
-    def run(self, func: Any, args: tuple, kwargs: dict) -> Any:
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         fake = tree_any(lambda leaf: isinstance(leaf, FakeTensor), (args, kwargs))
         if not fake:
             return self._without_fakes(func, args, kwargs)
@@ -40,7 +40,7 @@ class Predictor(Tracker):
             return target  # data that nobody can know is not written into it
         return func(*args, **kwargs)
 
-    def _without_fakes(self, func: Any, args: tuple, kwargs: dict) -> Any:
+    def _without_fakes(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not tree_any(_real, (args, kwargs)):
             with self.fake_mode:
                 shaped = func(*args, **kwargs)

@@ -95,7 +95,7 @@ class Vocabulary:
 
     @property
     def pad_id(self) -> int:
-        return self.target.pad_id
+        return int(self.target.pad_id)
 
 
 @dataclass(frozen=True)
