@@ -1,9 +1,13 @@
-"""A Marian checkpoint of Hugging Face Transformers, such as OPUS-MT's, as a run.
+"""A Marian checkpoint of Hugging Face Transformers, such as OPUS-MT's, or our own export, as a run.
 
-The vocabulary is reordered, the special ids before it. Both sides' sentencepiece models keep their
-own way of cutting, over the same ids; pieces they write that the vocabulary lacks, which Marian
-reads as <unk>, come after it with the embedding of <unk>, and are never written. (A character that
-a side's own model does not know is <unk>, though Marian finds it where the other side's lists it.)
+Our exports, in Marian's layout or M2M100's, give the run that they were made of: its weights, ids
+and sentencepiece models, and its search.
+
+Of other checkpoints the vocabulary is reordered, the special ids before it. Both sides'
+sentencepiece models keep their own way of cutting, over the same ids; pieces they write that the
+vocabulary lacks, which Marian reads as <unk>, come after it with the embedding of <unk>, and are
+never written. (A character that a side's own model does not know is <unk>, though Marian finds it
+where the other side's lists it.)
 """
 
 import contextlib
@@ -21,6 +25,7 @@ from fastkd.data.sentencepieces import PAD, SPECIAL, pieces_of, read_model, with
 from fastkd.data.tokenizer import Tokenizer, Tokenizers
 from fastkd.errors import InputError
 from fastkd.export.layout import from_transformers
+from fastkd.export.transformers import EXPORTED
 from fastkd.export.vocabulary import read_vocabulary
 from fastkd.nn.build import build_model
 from fastkd.reading import open_file, read_text
@@ -31,7 +36,6 @@ from fastkd.runs.weights import check_values, load_weights
 _ACTIVATIONS = {"relu": "relu", "swish": "swish", "silu": "swish"}
 # What a run's model is, for which Marian has settings.
 _EXPECTED = {
-    "model_type": "marian",
     "normalize_before": False,
     "normalize_embedding": False,
     "add_final_layer_norm": False,
@@ -39,6 +43,7 @@ _EXPECTED = {
     "scale_embedding": True,
     "tie_word_embeddings": True,
 }
+_NORMS = {"marian": "post", "m2m_100": "pre"}  # by the layout
 _NEEDED = (
     "activation_function",
     "pad_token_id",
@@ -74,8 +79,16 @@ def import_marian(folder: Path, path: Path) -> RunFolder:
     generation = settings | _read(folder / "generation_config.json", optional=True)
     names = _read(folder / "tokenizer_config.json", optional=True)
     model = _model(folder, settings)
+    weights = _weights(folder)
+    model["output_bias"] = "final_logits_bias" in weights
     source, target = _vocabularies(folder, model["share_embeddings"])
-    tokenizers = Tokenizers(source.tokenizer, target.tokenizer)
+    if model["norm"] == "pre" and not (source.own and target.own):
+        raise InputError(
+            f"{folder}: an M2M100 checkpoint with a vocabulary that a run's tokenizer cannot have; "
+            "expected one that `fastkd export` wrote"
+        )
+    joint = source.own and not (folder / "target_vocab.json").is_file()
+    tokenizers = Tokenizers(source.tokenizer, source.tokenizer if joint else target.tokenizer)
     config = validate(
         {
             "run": str(path),
@@ -87,12 +100,12 @@ def import_marian(folder: Path, path: Path) -> RunFolder:
             },
             "tokenizer": str(path),
             "model": model,
-            "decoding": _decoding(folder, generation),
+            "decoding": _decoding(folder, generation, target),
         },
         str(folder / "config.json"),
     )
-    tensors = _reordered(from_transformers(config.model, _weights(folder)), source, target)
-    if generation.get("renormalize_logits"):
+    tensors = _reordered(from_transformers(config.model, weights), source, target)
+    if generation.get("renormalize_logits") and config.model.output_bias:
         tensors["output_bias"][PAD] = -torch.inf  # banned ids share in no probability
     load_weights(build_model(config.model, tokenizers), tensors, folder)
     run = RunFolder.create(config, tokenizers)
@@ -107,6 +120,12 @@ def _model(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     for key in _NEEDED:
         if key not in settings:
             raise InputError(f"{folder / 'config.json'}: {key}: required, but missing")
+    kind = settings.get("model_type", "marian")
+    if kind not in _NORMS:
+        raise InputError(
+            f"{folder / 'config.json'}: model_type: a run's model cannot hold {kind!r}; "
+            f"expected {' or '.join(map(repr, _NORMS))}"
+        )
     for key, expected in _EXPECTED.items():
         if settings.get(key, expected) != expected:
             raise InputError(
@@ -125,7 +144,10 @@ def _model(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
                 f"expected {settings[f'encoder_{name}']}, not {settings[f'decoder_{name}']}"
             )
     starts = {settings["pad_token_id"]: "pad", settings["eos_token_id"]: "eos"}
+    own = (folder / EXPORTED).is_file()  # others have an id of bos that is no piece's
     start = settings.get("decoder_start_token_id")
+    if own and start == settings.get("bos_token_id"):
+        starts[start] = "bos"
     if start not in starts:
         raise InputError(
             f"{folder / 'config.json'}: decoder_start_token_id: expected that of padding or of "
@@ -141,15 +163,14 @@ def _model(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
         "attention_dropout": settings.get("attention_dropout", 0.0),
         "activation_dropout": settings.get("activation_dropout", 0.0),
         "activation": _ACTIVATIONS[settings["activation_function"]],
-        "norm": "post",
+        "norm": _NORMS[kind],
         "share_embeddings": settings.get("share_encoder_decoder_embeddings", True),
-        "output_bias": True,
         "decoder_start": starts[start],
         "max_positions": settings["max_position_embeddings"],
     }
 
 
-def _decoding(folder: Path, generation: dict[str, Any]) -> dict[str, Any]:
+def _decoding(folder: Path, generation: dict[str, Any], target: "_Vocabulary") -> dict[str, Any]:
     for key, plain in _PLAIN.items():
         if (generation.get(key) or plain) != plain:
             raise InputError(
@@ -157,15 +178,19 @@ def _decoding(folder: Path, generation: dict[str, Any]) -> dict[str, Any]:
                 f"expected {plain!r}, not {generation[key]!r}"
             )
     banned = generation.get("bad_words_ids") or []
-    if any(words != [generation["pad_token_id"]] for words in banned):
+    never = {generation["pad_token_id"]}
+    if target.own:
+        never |= {*target.tokenizer.never_text, target.tokenizer.unk_id}
+    if any(len(words) != 1 or words[0] not in never for words in banned):
         raise InputError(
-            f"{folder / 'generation_config.json'}: bad_words_ids: a run bans padding alone, "
-            f"not {banned!r}"
+            f"{folder / 'generation_config.json'}: bad_words_ids: a run bans its special pieces "
+            f"alone, not {banned!r}"
         )
-    return {
+    settings = {
         "beam": generation.get("num_beams") or 1,
         "length_penalty": generation.get("length_penalty", 1.0),
     }
+    return settings | _read(folder / EXPORTED, optional=True).get("decoding", {})
 
 
 @dataclass(frozen=True)
@@ -175,6 +200,7 @@ class _Vocabulary:
     tokenizer: Tokenizer
     rows: list[int]  # of the embedding, that of <unk> for what the checkpoint lacks
     real: list[bool]  # whether the checkpoint has it
+    own: bool  # whether it is a run's, with the same ids
 
 
 def _vocabularies(folder: Path, shared: bool) -> list[_Vocabulary]:
@@ -182,8 +208,11 @@ def _vocabularies(folder: Path, shared: bool) -> list[_Vocabulary]:
     models = [read_model(folder / f"{side}.spm") for side in ("source", "target")]
     files = [folder / "vocab.json", folder / ("vocab.json" if shared else "target_vocab.json")]
     sides = []
-    for model, file in zip(models, files, strict=True):
+    for side, model, file in zip(("source", "target"), models, files, strict=True):
         ids = read_vocabulary(file)
+        if (own := _own(folder / f"{side}.spm", ids)) is not None:
+            sides.append(own)
+            continue
         listed = [piece for piece in sorted(ids, key=ids.__getitem__) if piece not in SPECIAL]
         written = [piece for m in (models if shared else [model]) for piece in pieces_of(m)]
         lacking = [piece for piece in dict.fromkeys(written) if piece not in {*ids, *SPECIAL}]
@@ -194,17 +223,32 @@ def _vocabularies(folder: Path, shared: bool) -> list[_Vocabulary]:
                 Tokenizer(with_pieces(model, pieces)),
                 [ids.get(piece, ids["<unk>"]) for piece in order],
                 [piece in ids for piece in order],
+                own=False,
             )
         )
     return sides
+
+
+def _own(file: Path, ids: dict[str, int]) -> _Vocabulary | None:
+    """A run's own tokenizer, whose ids are those of the checkpoint; None where they are not."""
+    try:
+        tokenizer = Tokenizer.load(file)
+    except InputError:
+        return None
+    places = range(tokenizer.size)
+    if len(ids) != len(places) or any(ids.get(tokenizer.piece(i)) != i for i in places):
+        return None
+    return _Vocabulary(tokenizer, list(places), [True] * len(places), own=True)
 
 
 def _reordered(
     tensors: dict[str, Tensor], source: _Vocabulary, target: _Vocabulary
 ) -> dict[str, Tensor]:
     """With embeddings and output bias by the run's ids; what is not real is never written."""
-    bias = tensors["output_bias"][target.rows]
-    found = {**tensors, "output_bias": bias.masked_fill(~torch.tensor(target.real), -torch.inf)}
+    found = dict(tensors)
+    if "output_bias" in tensors:
+        bias = tensors["output_bias"][target.rows]
+        found["output_bias"] = bias.masked_fill(~torch.tensor(target.real), -torch.inf)
     for name, side in (("source_embedding.weight", source), ("target_embedding.weight", target)):
         if name in tensors:
             found[name] = tensors[name][side.rows]

@@ -5,6 +5,7 @@ projections are ours.
 """
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from fastkd.export.layout import to_transformers
 from fastkd.files import replaced_folder
 from fastkd.runs.folder import RunFolder
 
+EXPORTED = "fastkd.json"  # what `fastkd import` needs to make the same run again
 _FILES = (
+    EXPORTED,
+    "sentencepiece.bpe.model",
     "model.safetensors",
     "config.json",
     "generation_config.json",
@@ -42,6 +46,7 @@ def export_transformers(run: RunFolder, folder: Path, checkpoint: str = "best") 
         _write(new / "config.json", model_config(config.model, tokenizers))
         _write(new / "generation_config.json", generation_config(config, tokenizers))
         _write_tokenizer(new, config, tokenizers)
+        _write(new / EXPORTED, {"decoding": asdict(config.decoding)})
 
 
 def refuse_what_does_not_fit(config: ModelConfig) -> None:
@@ -107,6 +112,7 @@ def model_config(config: ModelConfig, tokenizers: Tokenizers) -> dict[str, Any]:
 def generation_config(config: Config, tokenizers: Tokenizers) -> dict[str, Any]:
     """`generation_config.json`: the run's beam search."""
     target = tokenizers.target
+    banned = (*target.never_text, *(() if config.decoding.unknown else (target.unk_id,)))
     return {
         "num_beams": config.decoding.beam,
         "length_penalty": config.decoding.length_penalty,
@@ -116,27 +122,34 @@ def generation_config(config: Config, tokenizers: Tokenizers) -> dict[str, Any]:
         "bos_token_id": target.bos_id,
         "eos_token_id": target.eos_id,
         "decoder_start_token_id": getattr(target, f"{config.model.decoder_start}_id"),
-        "bad_words_ids": [[target.pad_id], [target.bos_id], [target.mask_id]],
+        "bad_words_ids": [[index] for index in banned],
     }
 
 
 def _write_tokenizer(folder: Path, config: Config, tokenizers: Tokenizers) -> None:
-    """Marian's tokenizer reads sentencepiece models as they are, for both layouts."""
+    """A tokenizer class that reads sentencepiece models as they are, for both layouts.
+
+    With one vocabulary that is Speech2Text's, with two Marian's; the latter takes >>xx<< at the
+    beginning of a line for the code of a language. Special pieces in text are text.
+    """
     (folder / "source.spm").write_bytes(tokenizers.source.model)
     (folder / "target.spm").write_bytes(tokenizers.target.model)
     _write(folder / "vocab.json", _pieces(tokenizers.source))
-    if not tokenizers.joint:
-        _write(folder / "target_vocab.json", _pieces(tokenizers.target))
     settings = {
-        "tokenizer_class": "MarianTokenizer",
         "source_lang": config.data.source,
         "target_lang": config.data.target,
-        "separate_vocabs": not tokenizers.joint,
         "model_max_length": config.model.max_positions,
+        "split_special_tokens": True,
         "unk_token": "<unk>",
         "eos_token": "</s>",
         "pad_token": "<pad>",
     }
+    if tokenizers.joint:
+        (folder / "sentencepiece.bpe.model").write_bytes(tokenizers.source.model)
+        settings |= {"tokenizer_class": "Speech2TextTokenizer", "bos_token": "<s>"}
+    else:
+        _write(folder / "target_vocab.json", _pieces(tokenizers.target))
+        settings |= {"tokenizer_class": "MarianTokenizer", "separate_vocabs": True}
     _write(folder / "tokenizer_config.json", settings)
 
 
