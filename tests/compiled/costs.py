@@ -10,7 +10,7 @@ moves and joins some others. Kernels are executed unwatched, in bfloat16.
 import argparse
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -173,6 +173,12 @@ def totals(found: list[Cost]) -> str:
     return "\n".join(lines)
 
 
+def report(only: str, target: int) -> list[dict[str, object]]:
+    """As the worker returns it."""
+    wanted = [call for call in calls() if only in call.name]
+    return [asdict(cost) for call in wanted for cost in costs(call, target)]
+
+
 def main() -> None:
     from tests.compiled import device
 
@@ -181,8 +187,10 @@ def main() -> None:
     parser.add_argument("--only", default="", help="calls whose name holds this")
     options = parser.parse_args()
     device.prepare()
-    wanted = [call for call in calls() if options.only in call.name]
-    found = [cost for call in wanted for cost in costs(call, options.target)]
+    found = []
+    for call in calls():
+        if options.only in call.name:
+            found += list(costs(call, options.target))
     print(table(found), totals(found), sep="\n\n")
 
 

@@ -2,7 +2,7 @@
 
 `python -m tests.compiled.mutate [--target 90] [CASE ...]` takes away, one at a time, each barrier
 and each wait of the compiled kernels that a case runs, and tells whether a finding or another
-result betrays it. What betrays nothing is explained, see `Silence`.
+result betrays it, and of what kind a silence is.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.compiled.cases.case import Case
 from tests.compiled.executor.launch import Schedule
-from tests.compiled.executor.program import MODIFIER, SPECIAL, Program
+from tests.compiled.executor.program import SPECIAL, Program
 from tests.compiled.executor.session import Session, installed
 
 TAKEN = {
@@ -86,30 +86,26 @@ def _same(first: list[Tensor], second: list[Tensor]) -> bool:
 
 
 def silence(program: Program, counts: np.ndarray, place: int) -> str:
-    """Why nothing betrays that an instruction is missing, or "" where that is not known.
+    """Why nothing betrays that an instruction is missing.
 
-    Races are found by epochs between barriers, whatever the schedule: without a conflict there is
-    none to find, and the instruction was not needed by what this call did.
+    Races are found by epochs between barriers, whatever the schedule. So a silence proves that
+    this call, on these shapes, had no two warps at the same bytes that this barrier alone kept
+    apart; this tells of what kind it is.
     """
     code = int(program.instructions[place, 0])
     if code == SPECIAL["warpbar"]:
         return "lanes of a warp run in step where they have not parted"
-    if code == SPECIAL["cp_wait"]:
-        return _silent_wait(program, place)
+    if code in (SPECIAL["cp_wait"], SPECIAL["wgmma_wait"]):
+        return "another wait follows before what it waits for is used"
     before = _next_to(program, counts, place, -1)
     after = _next_to(program, counts, place, 1)
     if before == "barrier" or after == "barrier":
         return "another barrier next to it, and no access to memory between"
     if before == "end" or after == "end":
         return "no access to shared memory on one side of it"
-    if _once_each_program(program, counts, place):
+    if counts[place] == counts[0]:
         return "orders the turns of a loop that ran once"
-    return ""
-
-
-def _silent_wait(program: Program, place: int) -> str:
-    left = int(program.instructions[place, MODIFIER])
-    return "another wait follows before the copies are used" if left >= 0 else ""
+    return "no warp touched across it what another had"
 
 
 def _next_to(program: Program, counts: np.ndarray, place: int, step: int) -> str:
@@ -123,10 +119,6 @@ def _next_to(program: Program, counts: np.ndarray, place: int, step: int) -> str
             return "memory"
         at += step
     return "end"
-
-
-def _once_each_program(program: Program, counts: np.ndarray, place: int) -> bool:
-    return bool(counts[place] == counts[0])
 
 
 def table(found: list[Mutation]) -> str:
@@ -165,9 +157,7 @@ def main() -> None:
     print(table(found))
     for one in found:
         if not one.noticed:
-            print(
-                f"{one.case}: {one.kernel} at {one.place}, {one.taken}: {one.why or 'UNEXPLAINED'}"
-            )
+            print(f"{one.case}: {one.kernel} at {one.place}, {one.taken}: {one.why}")
 
 
 if __name__ == "__main__":
