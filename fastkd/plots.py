@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
@@ -57,7 +58,9 @@ def head_alignment(run: RunFolder, teacher: RunFolder) -> Figure:
     return figure
 
 
-def _heat_map(axis, kind: str, weight: Tensor, student_heads: int, teacher_heads: int) -> None:
+def _heat_map(
+    axis: Axes, kind: str, weight: Tensor, student_heads: int, teacher_heads: int
+) -> None:
     axis.imshow(weight.numpy(), aspect="auto", cmap="viridis", interpolation="nearest")
     rows, columns = weight.shape
     for layer in range(teacher_heads, rows, teacher_heads):
@@ -73,7 +76,7 @@ def _heat_map(axis, kind: str, weight: Tensor, student_heads: int, teacher_heads
     )
 
 
-def _save(figure, file: Path) -> None:
+def _save(figure: Figure, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}")
     figure.savefig(temporary, dpi=120, format=file.suffix[1:])

@@ -15,8 +15,11 @@ import time
 
 import torch
 
+from fastkd.config.tree import DecodingConfig
 from fastkd.data.text import read_lines, text_file
+from fastkd.data.tokenizer import Tokenizers
 from fastkd.decode.translate import translate
+from fastkd.nn.transformer import Transformer
 from fastkd.runs.folder import RunFolder
 from fastkd.runs.translation import decoding_settings
 
@@ -24,6 +27,7 @@ BATCHES = (1, 32)
 BEAMS = (1, 5)
 PASSES = (1, 2, 4, 8)
 WINDOWS = (0, 2)
+Candidates = dict[str, tuple[Transformer, Tokenizers, DecodingConfig]]
 
 
 def main() -> None:
@@ -40,7 +44,7 @@ def main() -> None:
         print(name.ljust(28), *(f"{speed[name]:10.1f}" for speed in speeds))
 
 
-def _candidates(causal: RunFolder, masked: RunFolder) -> dict:
+def _candidates(causal: RunFolder, masked: RunFolder) -> Candidates:
     """By name: model, tokenizers, decoding settings."""
     models = {run: (run.load_model(), run.tokenizers) for run in (causal, masked)}
     beams = {
@@ -61,7 +65,7 @@ def _candidates(causal: RunFolder, masked: RunFolder) -> dict:
     return beams | passes
 
 
-def _speeds(candidates: dict, lines: list[str], batch: int, rounds: int) -> dict[str, float]:
+def _speeds(candidates: Candidates, lines: list[str], batch: int, rounds: int) -> dict[str, float]:
     seconds: dict[str, float] = dict.fromkeys(candidates, 0.0)
     for start in range(0, len(lines), batch):
         part = lines[start : start + batch]

@@ -12,6 +12,7 @@ import argparse
 import csv
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,10 +36,11 @@ TINY = {
     "logits-tie": ("N=3,V=70",),
     "linear-kd": ("N=3,V=70,Ds=8,Dt=16",),
 }
+Line = dict[str, Any]  # by column
 COLUMNS = ("check", "ok", "loss", "loss of eager", "gradient", "gradient of eager", "same bits")
 
 
-def checks(device: torch.device, tiny: bool = False) -> Iterator[dict]:
+def checks(device: torch.device, tiny: bool = False) -> Iterator[Line]:
     """One row for each operation, shape and type; `ok` says whether the bound holds."""
     for dtype in DTYPES[1:2] if tiny else DTYPES:
         for name, shapes in (TINY if tiny else SHAPES).items():
@@ -58,7 +60,7 @@ def checks(device: torch.device, tiny: bool = False) -> Iterator[dict]:
         yield _offsets(device)
 
 
-def _check(label: str, name: str, text: str, dtype: torch.dtype, device: torch.device) -> dict:
+def _check(label: str, name: str, text: str, dtype: torch.dtype, device: torch.device) -> Line:
     operation = OPERATIONS[name]
     inputs = operation.inputs(operation.shape(text), dtype, device, seed=1)
     double: Inputs = {}
@@ -114,7 +116,7 @@ def _error(value: Tensor, truth: Tensor) -> float:
     return float((value.double() - truth.double()).norm() / (norm if norm else 1))
 
 
-def _offsets(device: torch.device) -> dict:
+def _offsets(device: torch.device) -> Line:
     """Rows past element 2³¹ of the logits, against the same rows by themselves."""
     rows, vocabulary = 2**31 // 131_072 + 8, 131_072
     student = torch.empty(rows, vocabulary, dtype=torch.float16, device=device).normal_()

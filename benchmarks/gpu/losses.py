@@ -90,7 +90,7 @@ def measure(cases: Sequence[Case], first: int, out: Path, seconds: float, device
             return number
         print(f"case {number}: {case}", flush=True)
         limit = min(CASE_SECONDS, left)
-        faulthandler.dump_traceback_later(limit, exit=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(limit, exit=True, file=sys.__stderr__ or 2)
         question = Question(
             operations=(case.operation,),
             device=torch.device(device),

@@ -26,6 +26,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 import torch
 
@@ -59,7 +60,7 @@ class Run:
     def where(self) -> list[str]:
         return ["--device", "cpu", "--tiny"] if self.dry else []
 
-    def start(self, *command: object, output) -> subprocess.Popen:
+    def start(self, *command: object, output: IO[str]) -> subprocess.Popen[bytes]:
         path = (str(ROOT), str(ROOT / "kernels"), *sys.path)
         environment = {
             **os.environ,
@@ -77,7 +78,7 @@ class Run:
         )
 
 
-def environment(run: Run) -> dict:
+def environment(run: Run) -> dict[str, Any]:
     """What measured, as JSON and as one line for the summary."""
     about = dataclasses.asdict(this_machine(torch.device(run.device)))
     about |= {"cuda": torch.version.cuda, "processors": os.cpu_count()}

@@ -46,7 +46,7 @@ def checkout(commit: str, folder: Path) -> Iterator[Path]:
         subprocess.run([*git, "remove", "--force", place], check=True)
 
 
-def measure(place: Path, device: str, request: list) -> float | None:
+def measure(place: Path, device: str, request: list[str | int]) -> float | None:
     """Median seconds of a forward and backward pass; None where the commit cannot do it."""
     done = subprocess.run(
         [sys.executable, "-c", _MEASURE.format(device=device), json.dumps(request)],
@@ -55,7 +55,9 @@ def measure(place: Path, device: str, request: list) -> float | None:
         capture_output=True,
         text=True,
     )
-    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
+    if done.returncode:
+        return None
+    return float(done.stdout.splitlines()[-1])
 
 
 def main() -> int:
@@ -85,7 +87,7 @@ def main() -> int:
     ):
         for name in options.op:
             for shape in options.shapes or map(describe, OPERATIONS[name].sweep(options.device)):
-                request = [name, shape, options.backend, options.repeats]
+                request: list[str | int] = [name, shape, options.backend, options.repeats]
                 pairs = []
                 for _ in range(options.rounds):
                     earlier, later = (

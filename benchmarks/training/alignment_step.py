@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -31,7 +32,7 @@ from fastkd.tables import show
 
 BASE = "word KD"
 CPU = torch.device("cpu")
-BACKENDS = ("torch", "reference")
+BACKENDS: tuple[Literal["torch", "reference"], ...] = ("torch", "reference")
 WARMUP = 2
 Key = tuple[str, str]  # method, backend
 
@@ -41,10 +42,10 @@ def steps(recipe: str, vocabulary: Vocabulary) -> dict[Key, TrainingStep]:
     word, align = load_config(f"{recipe}/word_kd"), load_config(f"{recipe}/a2d")
     found = {(BASE, "torch"): TrainingStep(word, vocabulary, teacher, CPU)}
     for kind in ("mixture", "row", "map"):
-        losses = [
+        losses = tuple(
             dataclasses.replace(loss, normalization=kind) if isinstance(loss, A2D) else loss
             for loss in align.losses
-        ]
+        )
         for backend in BACKENDS:
             training = dataclasses.replace(align.training, backend=backend)
             config = dataclasses.replace(align, losses=losses, training=training)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pytest_benchmark.fixture import BenchmarkFixture
 
 from fastkd.bench.training import METHODS, Scale, configure, update_of
 from fastkd.memory.step.training_step import TrainingStep
@@ -11,7 +12,7 @@ SCALE = Scale("regression", 128, 512, 4, 2, 4000, 512)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_training_step(benchmark, method):
+def test_training_step(benchmark: BenchmarkFixture, method: str) -> None:
     config, teacher = configure(SCALE, method, "torch")
     vocabulary = Vocabulary.of_sizes(SCALE.vocabulary, SCALE.vocabulary)
     step = TrainingStep(config, vocabulary, teacher, torch.device("cpu"))

@@ -11,9 +11,11 @@ the median over the rounds. The rows also go to `cpu.csv` in FOLDER.
 """
 
 import argparse
+import dataclasses
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +38,8 @@ CPU = torch.device("cpu")
 TOKENS = 4096
 SMOOTHING = 0.1
 LENGTH = 32  # of each sentence in the bare loop's batches
-SIZES = {"encoder_layers": 3, "decoder_layers": 3, "width": 256, "ffn": 1024, "heads": 4}
+SIZES = ModelConfig(encoder_layers=3, decoder_layers=3, width=256, ffn=1024, heads=4)
+Norm = Literal["pre", "post"]
 Step = Callable[[int], int]  # of a round's number; the target tokens trained on
 
 
@@ -45,15 +48,15 @@ class BareModel(nn.Module):
 
     def __init__(self, vocabulary: int, norm: str) -> None:
         super().__init__()
-        width = SIZES["width"]
+        width = SIZES.width
         self.embedding = nn.Embedding(vocabulary, width)
         self.positions = nn.Parameter(torch.randn(LENGTH, width) * width**-0.5)
         self.transformer = nn.Transformer(
             width,
-            SIZES["heads"],
-            SIZES["encoder_layers"],
-            SIZES["decoder_layers"],
-            SIZES["ffn"],
+            SIZES.heads,
+            SIZES.encoder_layers,
+            SIZES.decoder_layers,
+            SIZES.ffn,
             dropout=0.1,
             norm_first=norm == "pre",
             batch_first=True,
@@ -67,7 +70,8 @@ class BareModel(nn.Module):
             F.dropout(self.embedding(ids) + self.positions, 0.1) for ids in (source, decoder_input)
         ]
         hidden = self.transformer(*embedded, tgt_mask=self.future, tgt_is_causal=True)
-        return self.output(hidden)
+        logits: Tensor = self.output(hidden)
+        return logits
 
 
 def bare_step(vocabulary: int, norm: str, dtype: torch.dtype) -> Step:
@@ -85,13 +89,13 @@ def bare_step(vocabulary: int, norm: str, dtype: torch.dtype) -> Step:
             )
         loss.backward()
         optimizer.step()
-        return target.numel()
+        return int(target.numel())
 
     return step
 
 
-def our_step(batches: list[Batch], size: int, norm: str, dtype: torch.dtype) -> Step:
-    model = Transformer(ModelConfig(**SIZES, norm=norm), size, size, pad_id=0)
+def our_step(batches: list[Batch], size: int, norm: Norm, dtype: torch.dtype) -> Step:
+    model = Transformer(dataclasses.replace(SIZES, norm=norm), size, size, pad_id=0)
     optimizer = adamw(model)
 
     def step(number: int) -> int:
@@ -121,7 +125,7 @@ def adamw(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
 
-def rows(prepared: str, rounds: int, norm: str) -> list[Row]:
+def rows(prepared: str, rounds: int, norm: Norm) -> list[Row]:
     torch.manual_seed(1)
     tokenizers = Tokenizers.load(prepared)
     size = tokenizers.target.size
@@ -148,7 +152,7 @@ def rows(prepared: str, rounds: int, norm: str) -> list[Row]:
             found.append(
                 Row(
                     operation=THROUGHPUT,
-                    shape=f"width={SIZES['width']},V={size},tokens={TOKENS}",
+                    shape=f"width={SIZES.width},V={size},tokens={TOKENS}",
                     dtype=str(dtype).removeprefix("torch."),
                     provider=name,
                     version="",

@@ -1,20 +1,31 @@
 """BLEU of every method with what chance leaves open: sacrebleu's paired bootstrap."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from sacrebleu.metrics import BLEU
-from sacrebleu.significance import PairedTest
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.significance import PairedTest, Result
 
 from benchmarks.translation.plan import Plan, Trial
 from benchmarks.translation.results import Results
 from benchmarks.translation.trial import has_translations, read_translations
 
 
-def bootstrap(plan: Plan, results: Results, split: str, samples: int) -> dict[str, dict]:
+class Chance(TypedDict):
+    """A method's BLEU, the middle and half the width of its 95 % interval, and its p-value."""
+
+    bleu: float
+    mean: float | None
+    interval: float | None
+    p: float | None  # None: the baseline's
+
+
+def bootstrap(plan: Plan, results: Results, split: str, samples: int) -> dict[str, Chance]:
     """By method, its BLEU and confidence interval, and the p-value against the baseline.
 
     The seeds that all methods have in common are taken together as one long test set. Empty where
@@ -36,20 +47,21 @@ def bootstrap(plan: Plan, results: Results, split: str, samples: int) -> dict[st
         has_translations(Trial(plan, name, seed), split) for name in names for seed in seeds
     ):
         return {}
-    systems, references = [], []
+    systems: list[tuple[str, Sequence[str]]] = []
+    references: list[str] = []
     for name in names:
         parts = [read_translations(Trial(plan, name, seed), split) for seed in seeds]
         systems.append((name, [line for hypotheses, _ in parts for line in hypotheses]))
         references = [line for _, each in parts for line in each]
     test = PairedTest(systems, {"BLEU": BLEU()}, [references], test_type="bs", n_samples=samples)
-    found = test()[1]["BLEU"]
+    found = [each for each in test()[1]["BLEU"] if isinstance(each, Result)]
     return {
-        name: {"bleu": each.score, "mean": each.mean, "interval": each.ci, "p": each.p_value}
+        name: Chance(bleu=each.score, mean=each.mean, interval=each.ci, p=each.p_value)
         for name, each in zip(names, found, strict=True)
     }
 
 
-def draw(plan: Plan, results: Results, split: str, samples: int, file: Path) -> dict[str, dict]:
+def draw(plan: Plan, results: Results, split: str, samples: int, file: Path) -> dict[str, Chance]:
     """A line a method: its mean, a tick a seed, and 95 % intervals where translations are there.
 
     No picture where there are not two methods.

@@ -37,7 +37,9 @@ class Verbs(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in VERBS:
             return None
-        return importlib.import_module(f"fastkd.cli.{name.replace('-', '_')}").command
+        module = importlib.import_module(f"fastkd.cli.{name.replace('-', '_')}")
+        command: click.Command = module.command
+        return command
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})

@@ -58,7 +58,7 @@ _ENGINE = (
 )
 
 
-def search_options(command: Callable) -> Callable:
+def search_options(command: Callable[..., None]) -> Callable[..., None]:
     """Adds the settings of both searches; each is None where it is not given."""
     for option in reversed(_SEARCH):
         command = option(command)

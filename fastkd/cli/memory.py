@@ -33,7 +33,15 @@ _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
     "--snapshot", type=click.Path(), help="CUDA: write a snapshot for PyTorch's memory viewer here."
 )
 def command(
-    config, overrides, device, batch_tokens, predict, teacher, largest, plot, snapshot
+    config: str,
+    overrides: tuple[str, ...],
+    device: str,
+    batch_tokens: tuple[int, ...],
+    predict: str | None,
+    teacher: str | None,
+    largest: bool,
+    plot: str | None,
+    snapshot: str | None,
 ) -> None:
     """Show where the memory of a training step of CONFIG goes, and the largest batch that fits.
 

@@ -5,7 +5,7 @@ import difflib
 import re
 import reprlib
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Part = TypeVar("Part", bound="DataclassInstance")
+Location = tuple[str | int, ...]  # of a complaint of pydantic's
 UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")  # pydantic's names for it
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """Takes for numbers what YAML 1.2 does: 1e-4 is one; 1:30 and 010 are text."""
 
 
@@ -80,7 +81,8 @@ def revised(part: Part, name: str, **changes: Any) -> Part:
 def dump_config(config: Config) -> str:
     """The resolved configuration as YAML."""
     tree = TypeAdapter(Config).dump_python(config, mode="json")
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    text: str = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    return text
 
 
 def parse(text: str) -> Any:
@@ -173,7 +175,7 @@ def _child(node: Any, part: str, override: str) -> Any:
     return node[part]
 
 
-def _index(node: list, part: str, override: str) -> int:
+def _index(node: list[Any], part: str, override: str) -> int:
     if not part.isdecimal() or int(part) >= len(node):
         raise InputError(f"{override!r}: expected an index below {len(node)}, not {part!r}")
     return int(part)
@@ -205,18 +207,19 @@ def _complaint(error: ValidationError, tree: Any) -> str:
     return f"{key}: expected {message}, not {shown if len(shown) < 60 else shown[:57] + '...'}"
 
 
-def _other_alternative(problem, tree: Any) -> bool:
+def _other_alternative(problem: Mapping[str, Any], tree: Any) -> bool:
     """Whether a complaint is about the alternative of a union that the input did not mean."""
     location = problem["loc"]
     if location[:1] != ("tokenizer",) or not isinstance(tree, dict) or len(location) < 2:
         return False
     meant = isinstance(tree.get("tokenizer"), dict)
-    return (location[1] == "TokenizerConfig") != meant
+    return bool((location[1] == "TokenizerConfig") != meant)
 
 
-def _tree_path(location: tuple, tree: Any) -> list:
+def _tree_path(location: Location, tree: Any) -> list[str | int]:
     """`location` without the names of union alternatives that pydantic puts into it."""
-    path, node = [], tree
+    path: list[str | int] = []
+    node = tree
     for position, part in enumerate(location):
         last = position == len(location) - 1
         if isinstance(node, dict):
@@ -230,7 +233,7 @@ def _tree_path(location: tuple, tree: Any) -> list:
     return path
 
 
-def _known_keys(location: tuple) -> list[str]:
+def _known_keys(location: Location) -> list[str]:
     classes: list[type] = [Config]
     for part in location[:-1]:
         tagged = [c for c in classes if getattr(c, "name", None) == part]

@@ -347,7 +347,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{folder}: not prepared yet; run: fastkd prepare CONFIG")
     try:
-        manifest = json.loads(read_text(path))
+        manifest: dict[str, Any] = json.loads(read_text(path))
         known = manifest["format"] == _FORMAT
         _ = manifest["made_from"], manifest["hashes"], manifest["texts"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -159,7 +159,7 @@ def _first_rows(corpus: Corpus) -> np.ndarray:
 def _read_meta(folder: Path) -> dict[str, Any]:
     path = folder / _META
     try:
-        meta = json.loads(read_text(path))
+        meta: dict[str, Any] = json.loads(read_text(path))
         version = meta["format"]
         _ = meta["corpus_sha256"], meta["top_k"], meta[_IDS], meta[_LOG_PROBS]
         if version == _FORMAT:

@@ -91,7 +91,10 @@ class Tokenizer:
 
     def encode(self, lines: Sequence[str]) -> list[list[int]]:
         """Ids of each line, without begin or end."""
-        return self._processor.encode(list(lines), out_type=int, num_threads=_encoder_threads())
+        rows: list[list[int]] = self._processor.encode(
+            list(lines), out_type=int, num_threads=_encoder_threads()
+        )
+        return rows
 
     def decode(self, rows: Iterable[Sequence[int]]) -> list[str]:
         """Text of each row of ids; pad, begin, end and mask are dropped.

@@ -41,7 +41,7 @@ def export_ctranslate2(
         raise InputError(f"model.kind: {run.config.model.kind} has no layout in CTranslate2")
     model, tokenizers = run.load_model(checkpoint), run.tokenizers
 
-    class Ours(Converter):
+    class Ours(Converter):  # type: ignore[misc]
         def _load(self) -> Any:
             return _specification(model, tokenizers.source, tokenizers.target)
 

@@ -10,7 +10,7 @@ from fastkd.reading import read_text
 def read_vocabulary(path: Path) -> dict[str, int]:
     """Ids by piece, of a `vocab.json`."""
     try:
-        vocabulary = json.loads(read_text(path))
+        vocabulary: dict[str, int] = json.loads(read_text(path))
         ids = sorted(vocabulary.values())
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None

@@ -35,7 +35,7 @@ def cache_teacher(
     """
     config = run.config
     prepared = open_prepared(config)
-    corpus = getattr(prepared, split)
+    corpus: Corpus | None = getattr(prepared, split)
     run.check_corpus(prepared)
     vocabulary = prepared.tokenizers.target.size
     if corpus is None:

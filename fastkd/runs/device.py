@@ -16,7 +16,7 @@ def pick_device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
-def autocast(device: torch.device, precision: str):
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
     """A context for forward passes: bfloat16 autocast where asked for and, for `auto`, fast."""
     if precision == "auto":
         precision = "bfloat16" if _fast_bfloat16(device) else "float32"
@@ -27,5 +27,5 @@ def autocast(device: torch.device, precision: str):
 
 def _fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

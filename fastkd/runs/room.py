@@ -42,7 +42,7 @@ def _free(device: torch.device) -> int:
     """Bytes that a process may still take there."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    free = psutil.virtual_memory().available
+    free: int = psutil.virtual_memory().available
     for limit in _LIMITS:
         with contextlib.suppress(OSError, ValueError):  # no such group, or one without a limit
             free = min(free, int(limit.read_text()))
