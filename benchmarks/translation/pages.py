@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.translation.plan import Plan, Trial, read_plan
 from benchmarks.translation.results import Results, markdown
-from fastkd.bench.tables import Line, markdown_table
+from fastkd.tables import Line, markdown_table
 
 HERE = Path(__file__).resolve().parent
 PASSES = (1, 2, 4, 8)

@@ -65,7 +65,7 @@ def search_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def engine_options(command: Callable) -> Callable:
+def engine_options(command: Callable[..., None]) -> Callable[..., None]:
     """Adds what searches, `engine` and `compute_type`."""
     for option in reversed(_ENGINE):
         command = option(command)

@@ -142,7 +142,11 @@ class RunFolder:
         return sorted(folder for folder in found if _CHECKPOINT.fullmatch(folder.name))
 
     def save(
-        self, update: int, groups: dict[str, dict], meta: dict[str, Any], keep: int | None
+        self,
+        update: int,
+        groups: dict[str, dict[str, Tensor]],
+        meta: dict[str, Any],
+        keep: int | None,
     ) -> None:
         """Writes a checkpoint; then drops the ones beyond the newest `keep` and the best ones.
 

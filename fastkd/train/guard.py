@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ class StepGuard:
         self._largest = grown
         return max(grown / _WEIGHTS, self._gradient / _GRADIENTS) > 1
 
-    def _grown(self, group: dict) -> float:
+    def _grown(self, group: dict[str, Any]) -> float:
         rate, decay, eps = (float(group[key]) for key in ("lr", "weight_decay", "eps"))
         first, second = group["betas"]
         moved = self._gradient / eps
