@@ -190,7 +190,8 @@ def _decoding(folder: Path, generation: dict[str, Any], target: "_Vocabulary") -
         "beam": generation.get("num_beams") or 1,
         "length_penalty": generation.get("length_penalty", 1.0),
     }
-    return settings | _read(folder / EXPORTED, optional=True).get("decoding", {})
+    own: dict[str, Any] = _read(folder / EXPORTED, optional=True).get("decoding", {})
+    return settings | own
 
 
 @dataclass(frozen=True)
