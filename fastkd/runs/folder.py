@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,19 +17,21 @@ from torch import Tensor
 from fastkd.config.load import dump_config, parse, validate
 from fastkd.config.tree import Config
 from fastkd.data.prepare import Prepared
-from fastkd.data.tokenizer import Tokenizers
+from fastkd.data.tokenizer import FOLDER, Tokenizers
 from fastkd.errors import InputError, RunFailed
-from fastkd.files import drop_folder, foreign_file, writable, write_file
+from fastkd.files import clear_leftovers, drop_folder, foreign_file, writable, write_file
 from fastkd.nn.build import build_model
 from fastkd.nn.transformer import Transformer
 from fastkd.reading import read_text
 from fastkd.runs.checkpoint import (
     CHECKPOINT_FILES,
+    META,
     read_group,
     read_meta,
     write_checkpoint,
     write_meta,
 )
+from fastkd.runs.manifest import NAME, Manifest, differences
 from fastkd.runs.room import check_room
 from fastkd.runs.weights import load_weights
 
@@ -36,6 +39,10 @@ LOGGER = logging.getLogger(__name__)
 MODEL, OBJECTIVE, STATE = "model", "objective", "state"
 _CHECKPOINT = re.compile(r"[0-9]{8,}")
 _TRIES = 20
+_FILES = ("config.yaml", "log.jsonl", NAME)
+_WRITTEN = (*_FILES, "tokenizer", "checkpoints", "average")
+# Keys that are all in what `record` writes, and hardly in what people do.
+_RESOLVED = {"run", "data", "tokenizer", "model", "training", "decoding", "start", "teacher"}
 SELECTIONS = ("best", "last", "average")
 
 
@@ -49,7 +56,7 @@ class Saved:
 
 
 class RunFolder:
-    """`config.yaml`, `tokenizer/`, `log.jsonl`, `checkpoints/<update>/`, `average/` and `.lock`.
+    """`config.yaml`, `tokenizer/`, `log.jsonl`, `checkpoints/<update>/`, `average/`, `run.json`.
 
     Many may read it, also while it is trained; one at a time trains, from `create` to `close`.
     """
@@ -57,6 +64,7 @@ class RunFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._lock = FileLock(self.path / ".lock", timeout=0)
+        self._reads: tuple[str, dict[str, str]] | None = None  # hashes of tokenizers and corpora
 
     @classmethod
     def open(cls, path: str | Path) -> "RunFolder":
@@ -67,17 +75,39 @@ class RunFolder:
         return run
 
     @classmethod
-    def create(cls, config: Config, tokenizers: Tokenizers) -> "RunFolder":
+    def create(
+        cls, config: Config, tokenizers: Tokenizers, corpora: dict[str, str] | None = None
+    ) -> "RunFolder":
         """The folder of a run about to start or to go on, with what it needs to be used.
 
-        It is this process's own until `close`; InputError where it is another's.
+        corpora: hashes of what it is trained and validated on, by split
+
+        It is this process's own until `close`. Raises InputError where it is another's, or holds
+        what is no run, or a run of another model, tokenizer or corpus; other settings are told.
         """
         run = cls(config.run)
+        run._refuse_foreign()
+        run._reads = tokenizers.sha256, corpora or {}
         run._take()
+        clear_leftovers(run.path)
+        clear_leftovers(run.path / "checkpoints")
+        manifest = Manifest.read(run.path)
         if run.config_file.is_file() and run.checkpoints():
             _refuse_other_model(run.config, config, run.path)
-            _refuse_other_tokenizer(run, tokenizers)
+            _refuse_other_tokenizer(run, tokenizers, manifest)
+            if manifest is None:
+                LOGGER.warning(
+                    "%s: has no %s, as before version 0.2: whether its corpus is the same as"
+                    " before is not known",
+                    *(run.path, NAME),
+                )
+            else:
+                manifest.check_corpora(run._reads[1], run.path)
+            if others := differences(run.config, config):
+                LOGGER.warning("%s: goes on with %s", run.path, ", ".join(others))
         with writable(run.path):
+            if manifest is None and not run.config_file.exists():
+                Manifest.of(config, *run._reads).write(run.path)
             tokenizers.save(run.path)
         if not run.config_file.is_file():
             run.record(config)
@@ -87,6 +117,31 @@ class RunFolder:
         """Writes what the run is trained with from now on."""
         with writable(self.path):
             write_file(self.config_file, dump_config(config).encode())
+            if self._reads is not None:
+                Manifest.of(config, *self._reads).write(self.path)
+
+    def _refuse_foreign(self) -> None:
+        """InputError where what would be written is there, and was written by something else."""
+        path = self.path / NAME
+        there = [name for name in _WRITTEN if os.path.lexists(self.path / name)]
+        for name in there:
+            file = self.path / name
+            if name in _FILES and not (file.is_file() and not file.is_symlink()):
+                raise InputError(f"{file}: expected a file of a run, and no link")
+        if there and not path.is_file() and not self._of_version_1():
+            raise InputError(
+                f"{self.path}: is no run's folder, and {there[0]} in it would be replaced;"
+                " expected a new or an empty folder, or that of a run"
+            )
+
+    def _of_version_1(self) -> bool:
+        """Whether a folder without a manifest is a run's: its config is a resolved one."""
+        try:
+            tree = parse(read_text(self.config_file))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            # What is left of a damaged run, as only that has checkpoints.
+            return any((folder / META).is_file() for folder in self.checkpoints())
+        return isinstance(tree, dict) and tree.keys() >= _RESOLVED
 
     def close(self) -> None:
         """Lets others write to the folder; so does the end of the process, whatever ends it."""
@@ -119,11 +174,19 @@ class RunFolder:
             raise InputError(f"{self.config_file}: not valid YAML") from None
         except OSError as error:
             raise InputError(f"{self.config_file}: cannot be read: {error.strerror}") from None
-        return validate(tree, str(self.config_file))
+        config = validate(tree, str(self.config_file))
+        manifest = Manifest.read(self.path)
+        if manifest is not None:
+            manifest.check_model(config, self.config_file)
+        return config
 
     @property
     def tokenizers(self) -> Tokenizers:
-        return Tokenizers.load(self.path)
+        tokenizers = Tokenizers.load(self.path)
+        manifest = Manifest.read(self.path)
+        if manifest is not None and manifest.tokenizers_sha256 != tokenizers.sha256:
+            raise InputError(f"{self.path / FOLDER}: damaged or changed: not what {NAME} tells of")
+        return tokenizers
 
     def check_corpus(self, prepared: Prepared, key: str = "") -> None:
         """InputError where a corpus has another tokenizer; `key` names the run in the complaint."""
@@ -265,12 +328,14 @@ def _refuse_other_model(old: Config, new: Config, path: Path) -> None:
             )
 
 
-def _refuse_other_tokenizer(run: RunFolder, tokenizers: Tokenizers) -> None:
+def _refuse_other_tokenizer(
+    run: RunFolder, tokenizers: Tokenizers, manifest: Manifest | None
+) -> None:
     try:
-        own = run.tokenizers
+        own = manifest.tokenizers_sha256 if manifest else run.tokenizers.sha256
     except InputError:
         return  # lost or damaged; the corpus's takes its place
-    if own.sha256 != tokenizers.sha256:
+    if own != tokenizers.sha256:
         raise InputError(
             f"{run.path}: holds a run with another tokenizer than the prepared corpus;"
             " give this config another run folder, or delete that one"

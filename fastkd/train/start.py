@@ -46,7 +46,10 @@ def start(config: Config, prepared: Prepared) -> Trainer:
         and not RunFolder(config.run).checkpoints()
     ):
         _take_learned(objective, config.start, prepared)
-    run = RunFolder.create(config, tokenizers) if ranks.first else RunFolder(config.run)
+    corpora = {"train": prepared.train.sha256, "dev": prepared.dev.sha256}
+    run = RunFolder(config.run)
+    if ranks.first:
+        run = RunFolder.create(config, tokenizers, corpora)
     ranks.wait()
     return Trainer(config, prepared, model, objective, run, device, ranks)
 

@@ -150,6 +150,7 @@ def test_a_teacher_whose_weights_are_too_large_is_not_cached(taught, tmp_path, c
 def test_a_teacher_with_fewer_positions(taught, tmp_path, capsys):
     small = taught.config("small", run=str(tmp_path / "small"), model={"max_positions": 30})
     assert taught.run("train", small, "training.updates=1") == 0
+    (tmp_path / "small" / "run.json").unlink()  # which would notice
     config = tmp_path / "small" / "config.yaml"
     config.write_text(config.read_text().replace("max_positions: 30", "max_positions: 5"))
     student = taught.config(

@@ -1,0 +1,141 @@
+"""`run.json`: what a run was made of, so that it goes on with the same or says what differs.
+
+Runs of version 0.1 have none; what is not known of them is told, and they go on.
+"""
+
+import dataclasses
+import hashlib
+import json
+import platform
+import subprocess
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from fastkd import __version__
+from fastkd.config.load import dump_config
+from fastkd.config.tree import Config
+from fastkd.errors import InputError
+from fastkd.files import write_file
+from fastkd.reading import read_text
+
+FORMAT = 1
+NAME = "run.json"
+# A run may go on with others of these, and no figure of it depends on them.
+_FREE = ("updates", "epochs", "log_every", "save_every", "keep_last", "device", "tensorboard")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Hashes of what a run reads, its model, and the versions that wrote it last."""
+
+    tokenizers_sha256: str
+    corpora_sha256: dict[str, str]  # by split; none where the run was imported
+    model: dict[str, Any]
+    config_sha256: str
+    fastkd: str
+    commit: str | None  # of a checkout
+    torch: str
+    python: str
+    format: int = FORMAT
+
+    @classmethod
+    def of(cls, config: Config, tokenizers_sha256: str, corpora: dict[str, str]) -> "Manifest":
+        return cls(
+            tokenizers_sha256=tokenizers_sha256,
+            corpora_sha256=corpora,
+            model=_plain(config.model),
+            config_sha256=hashlib.sha256(dump_config(config).encode()).hexdigest(),
+            fastkd=__version__,
+            commit=_commit(),
+            torch=metadata.version("torch"),
+            python=platform.python_version(),
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest | None":
+        """A run's; None where it has none. Raises InputError where it is damaged."""
+        path = folder / NAME
+        try:
+            tree = json.loads(read_text(path))
+            version = tree["format"]
+            if version == FORMAT:
+                return cls(**tree)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise InputError(f"{path}: damaged; delete it to go on without it") from None
+        raise InputError(f"{path}: written by another version of fastkd")
+
+    def write(self, folder: Path) -> None:
+        write_file(folder / NAME, (json.dumps(asdict(self), indent=1) + "\n").encode())
+
+    def check_model(self, config: Config, source: Path) -> None:
+        """InputError where the model of a config is not the run's."""
+        found = _plain(config.model)
+        for key, value in self.model.items():
+            if found.get(key, value) != value:
+                raise InputError(
+                    f"{source}: model.{key}: damaged or changed: expected {value!r}, as {NAME} has"
+                    f" it, not {found[key]!r}"
+                )
+
+    def check_corpora(self, corpora: dict[str, str], source: Path) -> None:
+        """InputError where a run would go on with another corpus."""
+        for split, found in corpora.items():
+            if self.corpora_sha256.get(split, found) != found:
+                raise InputError(
+                    f"{source}: was trained with another {split} corpus than the prepared one;"
+                    " give this config another run folder, or prepare the former text"
+                )
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """What a run would go on with otherwise than before, key by key.
+
+    Raises InputError for what it cannot go on with.
+    """
+    if bool(old.training.ema) != bool(new.training.ema):
+        raise InputError(
+            f"training.ema: the run has {old.training.ema:g}, and cannot go on with"
+            f" {new.training.ema:g}: expected an average in both or in neither"
+        )
+    found = []
+    for part in ("training", "decoding"):
+        before, after = _flat(getattr(old, part), part), _flat(getattr(new, part), part)
+        found += [
+            f"{key} {before[key]} → {after[key]}"
+            for key in before
+            if before[key] != after[key] and key.removeprefix("training.") not in _FREE
+        ]
+    return found
+
+
+def _flat(part: Any, name: str) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(part):
+        value, key = getattr(part, field.name), f"{name}.{field.name}"
+        values |= _flat(value, key) if dataclasses.is_dataclass(value) else {key: value}
+    return values
+
+
+def _plain(part: Any) -> dict[str, Any]:
+    """As JSON gives it back."""
+    tree: dict[str, Any] = json.loads(json.dumps(asdict(part)))
+    return tree
+
+
+def _commit() -> str | None:
+    """Of the checkout that this file is in."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None

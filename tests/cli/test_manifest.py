@@ -1,0 +1,136 @@
+"""A run's folder is nobody else's, and goes on with what it began with, or says what differs."""
+
+import json
+import os
+import shutil
+
+import pytest
+
+TRAINING = {"updates": 2, "save_every": 1, "validate_every": 100, "bleu_sentences": 0}
+
+
+def last_line(capsys):
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def everything(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"config.yaml": "# my notes\nmine: 1\n"},
+        {"log.jsonl": '{"my": "log"}\nfree text\n'},
+        {"tokenizer/source.model": "my model"},
+        {"checkpoints/00000001/weights.pt": "mine"},
+        {"average/notes.txt": "mine"},
+    ],
+)
+def test_what_is_no_run_is_left_alone(taught, tmp_path, capsys, files):
+    folder = tmp_path / "project"
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    before = everything(folder)
+    assert taught.run("train", taught.config("foreign", run=str(folder), training=TRAINING)) == 2
+    assert "is no run's folder" in last_line(capsys)
+    assert everything(folder) == before
+
+
+def test_a_config_of_ones_own_in_the_run_folder_stays(taught, tmp_path, capsys):
+    config = taught.config("own", run=str(tmp_path), training=TRAINING)
+    own = tmp_path / "config.yaml"
+    own.write_text(f"# three hours of notes\nextends: {config}\nrun: {tmp_path}\n")
+    before = own.read_bytes()
+    assert taught.run("train", str(own)) == 2
+    assert "config.yaml in it would be replaced" in last_line(capsys)
+    assert own.read_bytes() == before
+
+
+@pytest.fixture
+def run(taught, tmp_path):
+    folder = tmp_path / "run"
+    config = taught.config("going", run=str(folder), training=TRAINING)
+    assert taught.run("train", config) == 0
+    return folder, config
+
+
+def test_checkpoints_of_other_names_stay(taught, run):
+    folder, config = run
+    for name in ("00000001-keep", "00000001.mine"):
+        shutil.copytree(folder / "checkpoints" / "00000001", folder / "checkpoints" / name)
+    (folder / "checkpoints" / "00000001" / "notes.txt").write_text("precious")
+    more = ["training.updates=8", "training.keep_last=1"]
+    assert taught.run("train", config, *more) == 0
+    left = {path.name for path in (folder / "checkpoints").iterdir()}
+    assert {"00000001-keep", "00000001.mine", "00000001", "00000008"} <= left
+    assert not {"00000003", "00000004"} & left
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "said"),
+    [
+        ("training.seed=7", 0, "training.seed 1 → 7"),
+        ("training.batch_tokens=256", 0, "training.batch_tokens 128 → 256"),
+        ("training.optimizer.lr=0.02", 0, "training.optimizer.lr 0.01 → 0.02"),
+        ("training.ema=0.9", 2, "training.ema: the run has 0"),
+        ("model.dropout=0.5", 2, "other settings under 'model'"),
+    ],
+)
+def test_other_settings_are_told_or_refused(taught, run, capsys, caplog, change, status, said):
+    _, config = run
+    assert taught.run("train", config, "training.updates=3", change) == status
+    assert said in caplog.text + capsys.readouterr().err
+
+
+def test_more_updates_are_nothing_to_tell(taught, run, caplog):
+    assert taught.run("train", run[1], "training.updates=3") == 0
+    assert not caplog.records
+
+
+def test_another_corpus_under_the_same_path_is_refused(shop, capsys):
+    config = shop.config("run", training=TRAINING)
+    assert shop.run("prepare", config) == shop.run("train", config) == 0
+    tokenizer = f"tokenizer={shop.folder / 'run'}"
+    for side in ("de", "dsb"):
+        path = shop.folder / f"train.{side}"
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[::-1]))
+    assert shop.run("prepare", config, tokenizer) == 0
+    assert shop.run("train", config, tokenizer, "training.updates=4") == 2
+    assert "another train corpus" in last_line(capsys)
+
+
+@pytest.mark.parametrize("what", ["heads", "tokenizer", "run.json"])
+def test_what_was_changed_beside_the_checkpoints_is_noticed(taught, run, capsys, tmp_path, what):
+    folder, _ = run
+    if what == "heads":
+        path = folder / "config.yaml"
+        path.write_text(path.read_text().replace("heads: 2", "heads: 4"))
+    elif what == "tokenizer":
+        path = folder / "tokenizer" / "joint.model"
+        content = path.read_bytes()
+        path.write_bytes(content.replace(b"hund", b"hunt"))
+        assert path.read_bytes() != content
+    else:
+        (folder / "run.json").write_text("{")
+    (tmp_path / "in").write_text("ein hund\n")
+    assert taught.run("translate", str(folder), "-i", str(tmp_path / "in")) == 2
+    assert "damaged" in last_line(capsys)
+
+
+def test_a_run_without_a_manifest_goes_on_and_says_so(taught, run, caplog):
+    folder, config = run
+    (folder / "run.json").unlink()
+    assert taught.run("train", config, "training.updates=3") == 0
+    assert "has no run.json" in caplog.text
+    told = json.loads((folder / "run.json").read_text())
+    assert told["format"] == 1 and told["corpora_sha256"].keys() == {"train", "dev"}
+
+
+def test_a_fifo_in_place_of_the_log_does_not_hang(taught, run, capsys):
+    folder, config = run
+    (folder / "log.jsonl").unlink()
+    os.mkfifo(folder / "log.jsonl")
+    assert taught.run("train", config, "training.updates=3") == 2
+    assert "log.jsonl: expected a file" in last_line(capsys)
