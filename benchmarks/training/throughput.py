@@ -3,7 +3,7 @@
     python -m benchmarks.training.throughput PREPARED [--rounds N] [--out FOLDER]
 
 Ours trains on real batches of the corpus that `fastkd prepare` wrote to PREPARED, padding and
-all: model, linear cross-entropy with label smoothing, gradient and AdamW. The bare loop is fed
+all: the trainer's own update, by linear cross-entropy with label smoothing. The bare loop is fed
 with full batches without any padding, of one length for all sentences: torch.nn.Transformer
 with its defaults and the same sizes, an embedding, an output projection, F.cross_entropy with
 label smoothing and the same AdamW. All take turns step by step; the ratio of tokens a second is
@@ -26,17 +26,20 @@ from fastkd.bench.record import Row, append, this_machine
 from fastkd.bench.run import figures
 from fastkd.bench.tables import THROUGHPUT, tables
 from fastkd.bench.turns import host_clock, in_turns
-from fastkd.config.tree import ModelConfig
+from fastkd.config.load import validate
 from fastkd.data.batches import Batch, BatchPlan, collate
 from fastkd.data.corpus import Corpus
 from fastkd.data.tokenizer import Tokenizers
-from fastkd.functional import linear_token_distillation_loss
+from fastkd.methods.objective import Objective
 from fastkd.nn import Transformer
 from fastkd.tables import show
+from fastkd.terms.passes import Counts
+from fastkd.train.update import Piece, Updater
 
 CPU = torch.device("cpu")
 TOKENS = 4096
 SMOOTHING = 0.1
+LEARNING_RATE = 1e-4
 LENGTH = 32  # of each sentence in the bare loop's batches
 SIZES = ModelConfig(encoder_layers=3, decoder_layers=3, width=256, ffn=1024, heads=4)
 Norm = Literal["pre", "post"]
@@ -95,34 +98,33 @@ def bare_step(vocabulary: int, norm: str, dtype: torch.dtype) -> Step:
 
 
 def our_step(batches: list[Batch], size: int, norm: Norm, dtype: torch.dtype) -> Step:
-    model = Transformer(dataclasses.replace(SIZES, norm=norm), size, size, pad_id=0)
-    optimizer = adamw(model)
+    updater = our_updater(size, norm, str(dtype).removeprefix("torch."))
 
     def step(number: int) -> int:
         batch = batches[number % len(batches)]
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            output = model(
-                batch.source, batch.source_lengths, batch.decoder_input, batch.target_lengths
-            )
-            loss = linear_token_distillation_loss(
-                output.rows,
-                model.output_weight,
-                target=output.layout.rows(batch.target),
-                ce_weight=1.0,
-                kd_weight=0.0,
-                label_smoothing=SMOOTHING,
-                reduction="mean",
-            ).loss
-        loss.backward()
-        optimizer.step()
+        counts = Counts(len(batch.target), int(batch.source_lengths.sum()), batch.target_tokens)
+        updater(number, [Piece.of(0, batch)], counts, epoch=1, rate=LEARNING_RATE)
         return batch.target_tokens
 
     return step
 
 
+def our_updater(size: int, norm: Norm, precision: str) -> Updater:
+    """Makes the trainer's own updates, with all that it checks and clips."""
+    tree = {
+        "run": "benchmark",
+        "data": dict.fromkeys(("source", "target", "train", "dev", "prepared"), "benchmark"),
+        "training": {"precision": precision},
+        "losses": [{"name": "cross_entropy", "label_smoothing": SMOOTHING}],
+    }
+    config = validate(tree, "benchmark")
+    config = dataclasses.replace(config, model=dataclasses.replace(SIZES, norm=norm))
+    model = Transformer(config.model, size, size, pad_id=0)
+    return Updater(config.training, model, Objective(config, 0), CPU)
+
+
 def adamw(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    return torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
 
 
 def rows(prepared: str, rounds: int, norm: Norm) -> list[Row]:
