@@ -27,6 +27,7 @@ from fastkd.bench.run import figures
 from fastkd.bench.tables import THROUGHPUT, tables
 from fastkd.bench.turns import host_clock, in_turns
 from fastkd.config.load import validate
+from fastkd.config.tree import ModelConfig
 from fastkd.data.batches import Batch, BatchPlan, collate
 from fastkd.data.corpus import Corpus
 from fastkd.data.tokenizer import Tokenizers
