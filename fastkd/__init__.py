@@ -7,6 +7,7 @@ __version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from fastkd import integrations, memory
+    from fastkd import losses as losses  # no name of `*`, as it needs pydantic
     from fastkd.errors import BackendUnavailable, InputError
     from fastkd.functional import (
         SparseTeacher,
@@ -41,7 +42,7 @@ _MODULES = {
     "BackendUnavailable": "fastkd.errors",
     "InputError": "fastkd.errors",
 }
-_SUBMODULES = ("errors", "functional", "integrations", "memory", "modules", "taps")
+_SUBMODULES = ("errors", "functional", "integrations", "losses", "memory", "modules", "taps")
 
 __all__ = [
     "AlignToDistill",

@@ -93,6 +93,7 @@ def test_long_maps(normalization):
     assert_as_exact_as_reference(inputs, normalization=normalization, key_lengths=lengths(140))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [5, 70])
 @pytest.mark.parametrize("teachers", [5, 17])
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
@@ -166,6 +167,7 @@ def test_large_weights_and_small_temperatures(normalization, temperature, seed):
     assert_as_exact_as_reference(inputs, normalization=normalization, temperature=temperature)
 
 
+@pytest.mark.slow
 def test_long_maps_keep_their_digits():
     """At τ = 1 the two softmaxes over a map are nearly uniform, and the loss about 1e-5."""
     inputs = maps(1, 1, 1, queries=64, keys=512)
@@ -181,6 +183,7 @@ def test_float16(normalization, weighted):
     assert_as_exact_as_reference(inputs, normalization=normalization, reduction="none")
 
 
+@pytest.mark.slow
 @given(
     batch=st.integers(1, 3),
     group=st.integers(1, 2),

@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import triton
 
 KERNELS = Path(__file__).parents[3] / "kernels"
 
 
+@pytest.mark.slow
 def test_representative_cases_do_not_spill_and_fit_the_chip():
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = str(KERNELS)

@@ -47,6 +47,7 @@ def test_registration_of_maps():
     checked(OPERATORS.align_maps, *inputs, *SETTINGS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["weighted", "pairs", "maps"])
 def test_one_graph_serves_all_lengths(form):
     loss = alignment_loss_from_maps if form == "maps" else attention_alignment_loss
