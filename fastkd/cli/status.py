@@ -1,5 +1,6 @@
 """The exit statuses that work ends with: 0 done, 1 it failed, 2 what was asked is wrong."""
 
+import contextlib
 import errno
 import os
 import sys
@@ -44,7 +45,8 @@ def ended(work: Callable[[], int]) -> int:
 
 def told(message: str, status: int) -> int:
     """Says why, in one line, and hands the status on."""
-    print("fastkd: " + " ".join(message.split()), file=sys.stderr)
+    with contextlib.suppress(OSError):  # standard error may lie on the disk that is full
+        print("fastkd: " + " ".join(message.split()), file=sys.stderr, flush=True)
     return status
 
 
