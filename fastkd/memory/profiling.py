@@ -4,7 +4,7 @@ import contextlib
 import gc
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,7 +93,7 @@ class profile(contextlib.ContextDecorator):  # noqa: N801 - used as a verb
         allocator = None
         if self._cuda_before is not None:
             allocator = torch.cuda.max_memory_allocated() - self._cuda_before
-        self.result = _profile(self._tracker, allocator)
+        self.result = summarised(self._tracker.blocks, self._tracker.time, allocator)
         if self.show is not None:
             self.show(self.result)
 
@@ -101,11 +101,12 @@ class profile(contextlib.ContextDecorator):  # noqa: N801 - used as a verb
         return profile(self.modules, self.show or (lambda result: print(result, file=sys.stderr)))
 
 
-def _profile(tracker: Tracker, allocator: int | None) -> MemoryProfile:
+def summarised(lives: Sequence[Block], time: int, allocator: int | None = None) -> MemoryProfile:
+    """What blocks add up to over `time` births and deaths, on the device that held the most."""
     by_device: dict[str, list[Block]] = defaultdict(list)
-    for block in tracker.blocks:
+    for block in lives:
         by_device[block.device.partition(":")[0]].append(block)
-    curves = {device: running_total(own, tracker.time) for device, own in by_device.items()}
+    curves = {device: running_total(own, time) for device, own in by_device.items()}
     device = max(curves, key=lambda name: curves[name].max(), default="cpu")
     blocks, curve = by_device[device], curves.get(device, np.zeros(1, np.int64))
     moment = int(np.argmax(curve))
@@ -115,7 +116,7 @@ def _profile(tracker: Tracker, allocator: int | None) -> MemoryProfile:
     uses = [
         Use(
             place,
-            int(running_total(own, tracker.time).max()),
+            int(running_total(own, time).max()),
             sum(block.size for block in own if block.lives(moment)),
             sum(block.size for block in own if block.death is None),
         )

@@ -1,0 +1,88 @@
+"""A recorded snapshot, made by hand from what PyTorch writes."""
+
+import pickle
+
+import pytest
+
+from fastkd import memory
+from fastkd.errors import InputError
+
+MIB = 1 << 20
+
+
+def frame(filename, line, name):
+    return {"filename": filename, "line": line, "name": name}
+
+
+LINEAR = frame("/env/torch/nn/functional.py", 7, "linear")
+MODEL = frame("/home/me/model.py", 12, "forward")
+LOOP = frame("/home/me/loop.py", 3, "train")
+BACKWARD = frame("/env/torch/autograd/__init__.py", 9, "backward")
+ADAM = frame("/env/torch/optim/adam.py", 5, "step")
+
+
+def entry(action, address, size, *frames):
+    return {"action": action, "addr": address, "size": size * MIB, "frames": list(frames)}
+
+
+def snapshot():
+    trace = [
+        entry("segment_alloc", 1000, 20),
+        entry("alloc", 1, 4, LINEAR, MODEL, LOOP),
+        entry("alloc", 2, 2, LINEAR, MODEL, LOOP),
+        entry("free_requested", 9, 8),
+        entry("free_completed", 9, 8),
+        entry("alloc", 3, 6, BACKWARD, LOOP),
+        entry("free_completed", 1, 4),
+        entry("alloc", 1, 1, ADAM, LOOP),
+        entry("alloc", 4, 3),
+    ]
+    kept = {"address": 50, "size": 5 * MIB, "state": "active_allocated"}
+    unused = {"address": 60, "size": 7 * MIB, "state": "inactive"}
+    return {
+        "device_traces": [trace],
+        "segments": [{"device": 0, "address": 50, "blocks": [kept, unused]}],
+    }
+
+
+def written(tmp_path, content):
+    file = tmp_path / "snapshot.pickle"
+    file.write_bytes(pickle.dumps(content))
+    return file
+
+
+def test_peak_places_and_what_is_held(tmp_path):
+    found = memory.read_snapshot(written(tmp_path, snapshot()))
+    assert found.device == "cuda"
+    assert found.peak == 19 * MIB  # 8 and 5 from before, 4, 2
+    assert found.held == (5 + 2 + 6 + 1 + 3) * MIB
+    assert found.peak_place == "model.py:12 forward"
+    held = {use.place: use.held // MIB for use in found.uses}
+    assert held == {
+        "before the recording": 5, "model.py:12 forward": 2, "loop.py:3 train, backward": 6,
+        "loop.py:3 train, optimizer": 1, "outside Python": 3,
+    }  # fmt: skip
+    assert "19.0 MiB" in str(found)
+
+
+class Harmful:
+    def __reduce__(self):
+        return print, ("run",)
+
+
+@pytest.mark.parametrize("content", [[], {}, {"device_traces": [[]], "segments": []}, Harmful()])
+def test_what_is_none_is_one_line(tmp_path, content, capsys):
+    file = written(tmp_path, content)
+    with pytest.raises(InputError, match=file.name) as raised:
+        memory.read_snapshot(file)
+    assert "\n" not in str(raised.value)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_file_that_is_missing_or_no_pickle(tmp_path):
+    for content in (None, b"text"):
+        file = tmp_path / "none"
+        if content:
+            file.write_bytes(content)
+        with pytest.raises(InputError, match="none"):
+            memory.read_snapshot(file)
