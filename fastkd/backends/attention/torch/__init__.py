@@ -14,7 +14,9 @@ from fastkd.backends.attention.torch.divergence import EVEN
 from fastkd.backends.attention.torch.engine import Problem
 from fastkd.backends.attention.torch.function import Call, Pose, aligned
 from fastkd.backends.attention.torch.maps_given import GivenMaps, LearnedMaps
+from fastkd.backends.attention.torch.operator import define, traced_loss
 from fastkd.backends.attention.torch.sources import Attention, LearnedAttention, Workspace
+from fastkd.backends.early import not_first_order
 from fastkd.functional.calls import AlignmentCall, AlignmentOptions, Maps, QueryKey
 
 Layers = tuple[Tensor, ...]
@@ -24,14 +26,26 @@ CPU_WORKSPACE = 8 << 20
 DEVICE_WORKSPACE = 64 << 20
 
 
-def unavailable(call: AlignmentCall[QueryKey] | AlignmentCall[Maps]) -> None:
-    """Serves every call."""
+def unavailable(call: AlignmentCall[QueryKey] | AlignmentCall[Maps]) -> str | None:
+    """Why the backend cannot serve the call, or None."""
+    return not_first_order(*call.student.tensors, call.weight)
 
 
 def query_key_loss(call: AlignmentCall[QueryKey]) -> Tensor:
+    if torch.compiler.is_compiling():
+        return traced_loss(call)
+    return _aligned(_query_key(call, autocast_dtype(call.student.query[0].device.type)), call)
+
+
+def map_loss(call: AlignmentCall[Maps]) -> Tensor:
+    if torch.compiler.is_compiling():
+        return traced_loss(call)
+    return _aligned(_maps(call, None), call)
+
+
+def _query_key(call: AlignmentCall[QueryKey], autocast: torch.dtype | None) -> Pose:
     # What is posed again in backward holds none of the call's large tensors.
     batch, inside, options = _batch(call), inside_dtype(call.tensors), call.options
-    autocast = autocast_dtype(batch.device.type)
     ours, theirs = len(call.student.query), len(call.teacher.query)
     scales = call.student.scale, call.teacher.scale
 
@@ -45,10 +59,10 @@ def query_key_loss(call: AlignmentCall[QueryKey]) -> Tensor:
         even = _is_even(mix, options)
         return Problem(student, teacher, mix, batch, options, workspace, _numbers(workspace), even)
 
-    return _aligned(pose, call)
+    return pose
 
 
-def map_loss(call: AlignmentCall[Maps]) -> Tensor:
+def _maps(call: AlignmentCall[Maps], autocast: torch.dtype | None) -> Pose:
     batch, inside, options = _batch(call), inside_dtype(call.tensors), call.options
 
     def pose(learned: Layers, weight: Tensor | None, constants: Layers) -> Problem:
@@ -58,7 +72,7 @@ def map_loss(call: AlignmentCall[Maps]) -> Tensor:
         mix = _mix(weight, options, inside)
         return Problem(student, teacher, mix, batch, options, workspace, _numbers(workspace), False)
 
-    return _aligned(pose, call)
+    return pose
 
 
 def _batch(call: AlignmentCall[QueryKey] | AlignmentCall[Maps]) -> Batch:
@@ -113,3 +127,6 @@ def _aligned(pose: Pose, call: AlignmentCall[QueryKey] | AlignmentCall[Maps]) ->
         tuple(grad and tensor.requires_grad for tensor in (*learned, *parameters)),
     )
     return aligned(posed, *learned, *parameters, *call.teacher.tensors)
+
+
+define(_query_key, _maps)

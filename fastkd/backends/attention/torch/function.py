@@ -63,10 +63,10 @@ class Call:
 def aligned(call: Call, *tensors: Tensor) -> Tensor:
     if any(call.needed):
         return AlignmentFunction.apply(call, *tensors)
-    return _reduced(call.walk(tensors, None, learning=False), call)
+    return reduced(call.walk(tensors, None, learning=False), call)
 
 
-def _reduced(walk: Walk, call: Call) -> Tensor:
+def reduced(walk: Walk, call: Call) -> Tensor:
     loss, dtype = walk.loss, walk.problem.workspace.dtype
     if call.reduction == "none":
         return loss.to(dtype)
@@ -84,7 +84,7 @@ class AlignmentFunction(torch.autograd.Function):
         ctx.gradients = None
         if call.reduction != "none":
             ctx.gradients = call.gradients(walk, tensors)
-        return _reduced(walk, call)
+        return reduced(walk, call)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:

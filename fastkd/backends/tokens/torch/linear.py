@@ -19,12 +19,13 @@ from fastkd.functional.calls import Projected, TokenCall
 class LinearWalk:
     """Of one call; the student's hidden states, weight and bias come with `run`."""
 
-    def __init__(self, call: TokenCall[Projected]) -> None:
+    def __init__(self, call: TokenCall[Projected], product: torch.dtype | None = None) -> None:
+        """product: the type of matrix products; what autocast says here, where not given."""
         hidden = call.student.hidden
         self.shape, self.options = hidden.shape[:-1], call.options
         self.vocabulary, self.given = call.student.weight.shape[0], call.teacher
         self.inside = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        self.product = product_dtype(hidden)
+        self.product = product_dtype(hidden) if product is None else product
         self.target = None if call.target is None else call.target.reshape(-1)
         self.positions = Positions.of(call.counted, hidden, self.vocabulary)
 
