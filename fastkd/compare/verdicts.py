@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fastkd.compare.methods import Method
-from fastkd.decode.score import compare, score, tokenizer_of
+from fastkd.decode.score import compare, score
 from fastkd.errors import InputError
+from fastkd.runs.scores import bleu_tokenizer_of
 from fastkd.runs.translation import translate_split
 
 
@@ -37,7 +38,7 @@ def verdicts(
     Raises InputError where the methods' references are not the same.
     """
     runs = min(len(method.runs) for method in methods)
-    tokenizer = tokenizer_of(methods[0].first.config.data.target)
+    tokenizer = bleu_tokenizer_of(methods[0].first.folder)
     found: list[Verdict] = []
     first: list[str] = []
     expected: list[str] = []
