@@ -3,12 +3,14 @@
 import contextlib
 import gzip
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from fastkd.errors import InputError
 from fastkd.files import whole_file, writable
+
+LONGEST = 1 << 20  # bytes of a line; cutting into pieces takes some fifty times as many
 
 
 def opened(path: str | Path) -> BinaryIO:
@@ -56,17 +58,31 @@ def opened_output(path: str | None, standard: BinaryIO | None) -> Iterator[Binar
         yield file
 
 
-def decoded_lines(file: Iterable[bytes], name: str, invalid: str = "refuse") -> Iterator[str]:
+def _raw_lines(file: BinaryIO, name: str) -> Iterator[bytes]:
+    """Lines with their ends; no more than `LONGEST` bytes of a line are ever held."""
+    number = 0
+    while line := file.readline(LONGEST + 1):
+        number += 1
+        if len(line) > LONGEST:
+            raise InputError(
+                f"{name}: line {number:,} has more than {LONGEST:,} bytes;"
+                " expected one sentence a line"
+            )
+        yield line
+
+
+def decoded_lines(file: BinaryIO, name: str, invalid: str = "refuse") -> Iterator[str]:
     """Text of each line, without its end; only a line feed ends a line.
 
     invalid: what becomes of bytes that are not UTF-8: "refuse", or "replace" by U+FFFD
 
-    Raises InputError where the file cannot be read, or a line is not UTF-8 and refused.
+    Raises InputError where the file cannot be read, a line is longer than `LONGEST`, or is not
+    UTF-8 and refused.
     """
     errors = "replace" if invalid == "replace" else "strict"
     number = 0
     try:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(_raw_lines(file, name), start=1):
             text = line.decode("utf-8-sig" if number == 1 else "utf-8", errors)
             yield text.removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:

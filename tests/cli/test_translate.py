@@ -191,9 +191,9 @@ def test_a_terminal_is_answered_line_by_line(taught, run, copying, monkeypatch, 
         def isatty(self):
             return True
 
-        def __next__(self):
+        def readline(self, size=-1):
             answered.append(capfdbinary.readouterr().out)
-            return super().__next__()
+            return super().readline(size)
 
     stream = io.TextIOWrapper(Terminal(b"ein\nhund\nkatze\n"))
     monkeypatch.setattr(sys, "stdin", stream)

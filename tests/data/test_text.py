@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastkd.data.lines import LONGEST
 from fastkd.data.text import count_pairs, read_lines, read_pairs, sample_evenly, text_file
 from fastkd.errors import InputError
 
@@ -84,3 +85,13 @@ def test_samples_are_even(total, wanted):
     gaps = {right - left for left, right in itertools.pairwise(sample)}
     assert len(gaps) <= 2
     assert max(gaps, default=0) - min(gaps, default=0) <= 1
+
+
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_an_endless_line_is_refused_before_it_is_read(tmp_path, end):
+    path = tmp_path / "text"
+    path.write_bytes(b"short\n" + b"x" * (LONGEST - 1) + b"\n" + b"y" * (3 * LONGEST) + end)
+    lines = read_lines(path)
+    assert [len(next(lines)), len(next(lines))] == [5, LONGEST - 1]
+    with pytest.raises(InputError, match=r"text: line 3 has more than 1,048,576 bytes"):
+        next(lines)
