@@ -13,14 +13,19 @@ from fastkd.integrations.undisturbed import undisturbed
 from fastkd.terms.passes import Projection
 
 _PROBE = 1000.0  # far beyond usual logits, so that a soft cap bends them
+_SMALL = 1e-5  # of the probe, too small to be bent
 
 
 @dataclass(frozen=True)
 class _Affine:
-    """What a model does to the output of its projection: scale · it + offset."""
+    """What a model does to the output z of its projection.
+
+    scale · z + offset; or, with a cap c, c · tanh(scale · z / c)
+    """
 
     scale: float
-    offset: Tensor | None  # (V,); None: zeros
+    offset: Tensor | None = None  # (V,); None: zeros
+    cap: float | None = None
 
 
 @dataclass(eq=False)
@@ -97,7 +102,7 @@ class Head:
         if offset is not None:
             offset = offset.to(linear.weight)
             bias = offset if bias is None else bias + offset
-        return Projection(linear.weight, bias)
+        return Projection(linear.weight, bias, self._affine.cap)
 
     def learn(self, inputs: dict[str, Any]) -> None:
         """Finds out, once, what the model does to the output of its projection.
@@ -115,21 +120,30 @@ class Head:
         with undisturbed(self.model), self.taking(logits=1):
             offset = self._logits_for(torch.zeros_like(ramp), inputs)
             bent = self._logits_for(ramp, inputs)
+            small = self._logits_for(ramp * _SMALL, inputs)
+        self._affine = self._fitted(ramp, offset, bent, small)
+        self._learned_of = kind
+
+    def _fitted(self, ramp: Tensor, offset: Tensor, bent: Tensor, small: Tensor) -> _Affine:
+        """What gives these logits of zeros, of the ramp and of one too small to be bent."""
         # In float64, or offsets of -inf and large sums would hide the scale.
         straight, slope = bent.double() - offset.double(), ramp.double()
         scale = float((straight * slope).sum() / slope.square().sum())
-        if not torch.allclose(straight, scale * slope, rtol=0, atol=1e-4 * _PROBE) or scale == 0:
+        if scale and torch.allclose(straight, scale * slope, rtol=0, atol=1e-4 * _PROBE):
+            return _Affine(_round(scale), offset if bool(offset.any()) else None)
+        cap, slope = float(bent.abs().max()), slope * _SMALL
+        scale = _round(float((small.double() * slope).sum() / slope.square().sum()))
+        capped = cap * (scale * ramp.double() / cap).tanh() if cap else straight
+        close = torch.allclose(bent.double(), capped, rtol=0, atol=1e-4 * cap)
+        if not cap or bool(offset.any()) or not close:
             raise InputError(f"{self.name}: {self._complaint()}")
-        self._affine = _Affine(
-            1.0 if abs(scale - 1) < 1e-6 else scale, offset if bool(offset.any()) else None
-        )
-        self._learned_of = kind
+        return _Affine(scale, cap=cap)
 
     def _logits_for(self, values: Tensor, inputs: dict[str, Any]) -> Tensor:
         """(V,): the model's logits where its projection gives `values` (V,)."""
 
         def give(linear: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
-            return values.to(output.dtype).expand_as(output)
+            return values.expand_as(output)
 
         # Before the hooks that others have on it, whose work belongs to what is learned.
         hook = self.linear.register_forward_hook(give, prepend=True)
@@ -145,6 +159,10 @@ class Head:
         caps = [f"{key}={value}" for key, value in config.items() if "softcap" in key and value]
         found = f" ({', '.join(caps)})" if caps else ""
         return (
-            f"its logits are no scale and offset of its output projection{found}; "
+            f"its logits are no scale, offset or soft cap of its output projection{found}; "
             "expected token_distillation_loss with the logits themselves"
         )
+
+
+def _round(scale: float) -> float:
+    return 1.0 if abs(scale - 1) < 1e-6 else scale

@@ -82,6 +82,7 @@ def _cross_entropy(model: LanguageModel, hidden: Tensor, labels: Tensor, shifted
         head.projection.weight,
         target=target,
         student_bias=head.projection.bias,
+        student_soft_cap=head.projection.soft_cap,
         ce_weight=1.0,
         kd_weight=0.0,
         ignore_index=IGNORED,

@@ -10,6 +10,7 @@ With accumulate_grad_batches=4 the batches have to know their update:
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from math import inf
 from typing import Any
 
 from torch import Tensor, nn
@@ -40,7 +41,8 @@ _COUNTS = "update_counts"  # key of a batch: the counts of the update that it be
 class DistillationModule(lightning.LightningModule):
     """A student and its losses.
 
-    student, losses, teacher, rest, backend: as `fastkd.integrations.distillation.Distillation`
+    student, losses, teacher, rest, backend, verify: as those of
+        `fastkd.integrations.distillation.Distillation`
     optimizer: called with the parameters; returns what `configure_optimizers` may return
 
     The teacher is no part of checkpoints. Components are logged by name, each as an estimate of
@@ -59,10 +61,13 @@ class DistillationModule(lightning.LightningModule):
         optimizer: Callable[[Iterable[nn.Parameter]], Any],
         rest: str = "renormalize",
         backend: str = "auto",
+        verify: bool = True,
     ) -> None:
         super().__init__()
         self.student = student
-        self.distillation = Distillation(student, losses, teacher, rest=rest, backend=backend)
+        self.distillation = Distillation(
+            student, losses, teacher, rest=rest, backend=backend, verify=verify
+        )
         self.optimizer = optimizer
 
     def configure_optimizers(self) -> Any:
@@ -78,7 +83,10 @@ class DistillationModule(lightning.LightningModule):
             self.distillation.teacher.to(self.device)
 
     def on_train_epoch_start(self) -> None:
-        counted = getattr(self.trainer.train_dataloader, "accumulation", 1)
+        loader = self.trainer.train_dataloader
+        if isinstance(loader, CountedLoader) and self.trainer.num_training_batches != inf:
+            loader.limit = int(self.trainer.num_training_batches)
+        counted = getattr(loader, "accumulation", 1)
         if counted != self.trainer.accumulate_grad_batches:
             raise InputError(
                 f"accumulate_grad_batches: {self.trainer.accumulate_grad_batches}, but batches "
@@ -131,9 +139,13 @@ class CountedLoader(DataLoader[Any]):
     ) -> None:
         super().__init__(dataset, *arguments, **keywords)
         self.counts, self.accumulation = counts, accumulation
+        self.limit: int | None = None  # batches an epoch, where the Trainer takes no more
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        batches = super().__iter__()
+        batches: Iterator[Any] = super().__iter__()
+        if self.limit is not None:
+            # An epoch that is cut short ends with a smaller update.
+            batches = itertools.islice(batches, self.limit)
         while update := list(itertools.islice(batches, self.accumulation)):
             counts = self.counts(update)
             for batch in update:

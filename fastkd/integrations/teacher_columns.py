@@ -42,6 +42,8 @@ def teacher_columns(teacher: nn.Module, batch: Inputs, top_k: int) -> dict[str, 
         columns: dict[str, list[Tensor]] = {TEACHER_IDS: [], TEACHER_LOG_PROBS: []}
         for row, rows in zip(asked.states, counted, strict=True):
             logits = nn.functional.linear(row[rows], projection.weight, projection.bias).float()
+            if projection.soft_cap is not None:
+                logits = projection.soft_cap * (logits / projection.soft_cap).tanh()
             if top_k > logits.shape[1]:
                 raise InputError(f"top_k: expected at most {logits.shape[1]}, the vocabulary")
             best = logits.log_softmax(-1).topk(top_k)

@@ -33,7 +33,8 @@ else:
 class DistillationMixin(_Trainer):
     """Before a Trainer in a class's bases: trains by `losses` in place of the model's own loss.
 
-    teacher, losses, rest, backend: as `fastkd.integrations.distillation.Distillation` takes them
+    teacher, losses, rest, backend, verify: as `fastkd.integrations.distillation.Distillation` takes
+        them; a teacher that was placed by a device map, or is quantised, stays where it is
 
     What A2D learns is part of the student while it trains, so that it is optimized, clipped,
     exchanged and resumed with it; saved models do not hold it. Components are logged beside the
@@ -52,19 +53,38 @@ class DistillationMixin(_Trainer):
         teacher: nn.Module | None = None,
         rest: str = "renormalize",
         backend: str = "auto",
+        verify: bool = True,
         **keywords: Any,
     ) -> None:
         super().__init__(*arguments, **keywords)
         self._refuse_what_would_be_ignored()
+        self._distilled_by: dict[str, Any] = {"rest": rest, "backend": backend, "verify": verify}
         assert self.model is not None
-        self.distillation = Distillation(
-            self.model, losses, teacher, rest=rest, backend=backend
-        ).to(self.args.device)
-        if teacher is not None:
+        self.distillation = self._distilling(self.model, losses, teacher)
+        if teacher is not None and not _is_placed(teacher):
             teacher.to(self.args.device)
         self._update_counts: Tensor | None = None
         self._components: dict[str, Tensor] = {}
-        self._updates_logged = 0
+        self._updates = 0  # since components were logged
+
+    def _distilling(
+        self, student: nn.Module, losses: Sequence[Any], teacher: nn.Module | None
+    ) -> Distillation:
+        made = Distillation(student, losses, teacher, **self._distilled_by)
+        return made.to(self.args.device)
+
+    def call_model_init(self, trial: Any = None) -> Any:
+        """A new student, as `model_init` makes it for each training and trial, and its losses."""
+        student = super().call_model_init(trial)
+        before: Distillation | None = getattr(self, "distillation", None)
+        if before is not None:
+            trains = hasattr(self.model, _ATTRIBUTE)
+            self._make_part(False)
+            losses = list(before.losses.values())
+            self.distillation = self._distilling(student, losses, before.teacher)
+            if trains:
+                setattr(student, _ATTRIBUTE, self.distillation)
+        return student
 
     def _refuse_what_would_be_ignored(self) -> None:
         refused = {
@@ -82,6 +102,7 @@ class DistillationMixin(_Trainer):
             raise InputError("several GPUs: expected one process each, as torchrun starts them")
 
     def train(self, *arguments: Any, **keywords: Any) -> Any:
+        self._components, self._updates = {}, 0
         with self._part_of_the_student(True):
             return super().train(*arguments, **keywords)
 
@@ -105,6 +126,7 @@ class DistillationMixin(_Trainer):
         batches, _ = super().get_batch_samples(*arguments, **keywords)
         counts = self.distillation.counts(batches).to(self.args.device)
         self._update_counts = self.accelerator.reduce(counts, "sum")
+        self._updates += 1
         return batches, self._update_counts[-1]  # labels
 
     def training_step(self, *arguments: Any, **keywords: Any) -> Tensor:
@@ -137,11 +159,10 @@ class DistillationMixin(_Trainer):
 
     def log(self, logs: dict[str, float], *arguments: Any, **keywords: Any) -> None:
         if "loss" in logs and self._components:
-            updates = max(self.state.global_step - self._updates_logged, 1)
             sums = self.accelerator.reduce(torch.stack(list(self._components.values())), "sum")
-            means = (sums / updates).tolist()
+            means = (sums / max(self._updates, 1)).tolist()
             logs |= dict(zip(self._components, means, strict=True))
-            self._components, self._updates_logged = {}, self.state.global_step
+            self._components, self._updates = {}, 0
         super().log(logs, *arguments, **keywords)
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -161,6 +182,12 @@ class DistillationMixin(_Trainer):
         super()._load_from_checkpoint(resume_from_checkpoint, *arguments)
         if (file := Path(resume_from_checkpoint) / _FILE).is_file():
             self.distillation.load_state_dict(load_file(file))
+
+
+def _is_placed(model: nn.Module) -> bool:
+    """Whether it lies where someone has put it, part by part."""
+    placed = getattr(model, "hf_device_map", None), getattr(model, "hf_quantizer", None)
+    return any(placed) or any(hasattr(module, "_hf_hook") for module in model.modules())
 
 
 class DistillationTrainer(DistillationMixin, Trainer):

@@ -43,10 +43,14 @@ def now(value: float | Schedule, counts: Counts) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """logits = states · weightᵀ + bias; weight (V, width), bias (V,) or None."""
+    """logits z = states · weightᵀ + bias; weight (V, width), bias (V,) or None.
+
+    soft_cap: c where they become c · tanh(z / c)
+    """
 
     weight: Tensor
     bias: Tensor | None = None
+    soft_cap: float | None = None
 
 
 class Taps(Protocol):
@@ -118,6 +122,7 @@ class Passes:
             "teacher_hidden": self.teacher.states,
             "teacher_weight": projection.weight,
             "teacher_bias": projection.bias,
+            "teacher_soft_cap": projection.soft_cap,
         }
 
     def again(self, prediction: Tensor) -> "Passes":

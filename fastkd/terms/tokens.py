@@ -105,6 +105,7 @@ class TokenTerms:
             projection.weight,
             target=passes.target,
             student_bias=projection.bias,
+            student_soft_cap=projection.soft_cap,
             ignore_index=passes.ignored,
             reduction="sum",
             return_prediction=return_prediction,

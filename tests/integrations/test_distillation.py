@@ -133,9 +133,37 @@ def test_scaled_hidden_states_of_t5():
     torch.testing.assert_close(loss, model(**inputs).loss)
 
 
-def test_soft_capped_heads_are_refused():
-    model = one_stack("Gemma2", num_key_value_heads=2, head_dim=4, final_logit_softcapping=30.0)
-    with pytest.raises(fastkd.InputError, match=r"final_logit_softcapping=30.*token_distillation"):
+@pytest.mark.parametrize("cap", [0.7, 30.0])
+def test_soft_capped_heads(cap):
+    student, teacher = (
+        one_stack("Gemma2", num_key_value_heads=2, head_dim=4, final_logit_softcapping=c)
+        for c in (cap, 2 * cap)
+    )
+    for parameter in (*student.parameters(), *teacher.parameters()):
+        parameter.data.mul_(4)
+    inputs = labelled("llama")
+    loss, components = Distillation(student, [PLAIN, WordKD(weight=1.0)], teacher)(student, inputs)
+    own = student(**inputs)
+    torch.testing.assert_close(components["cross_entropy"], own.loss.detach())
+    with torch.no_grad():
+        wanted = teacher(**inputs).logits
+    rows, target = rows_of("llama", own.logits, inputs["labels"])
+    expected = fastkd.token_distillation_loss(
+        rows,
+        rows_of("llama", wanted, inputs["labels"])[0],
+        target,
+        ce_weight=1.0,
+        kd_weight=1.0,
+        reduction="mean",
+        backend="reference",
+    )
+    torch.testing.assert_close(loss, expected.loss)
+
+
+def test_other_bends_are_refused():
+    model = build("llama")
+    model.lm_head.register_forward_hook(lambda module, given, output: output.atan())
+    with pytest.raises(fastkd.InputError, match=r"soft cap of its output.*token_distillation"):
         Distillation(model, [PLAIN])(model, labelled("llama"))
 
 

@@ -285,7 +285,7 @@ def test_what_users_do_to_the_head(hook, late):
     if not late:
         distillation = Distillation(model, [PLAIN])
     if hook == "bans":
-        with pytest.raises(fastkd.InputError, match="no scale and offset"):
+        with pytest.raises(fastkd.InputError, match="no scale, offset or soft cap"):
             distillation(model, causal())
         return
     torch.testing.assert_close(distillation(model, causal())[0], model(**causal()).loss)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastkd import watching
 from fastkd.backends.attention.precision import autocast_dtype, operand_dtype
+from fastkd.backends.early import not_first_order
 from fastkd.functional.calls import AlignmentCall, AlignmentOptions, Maps, QueryKey
 
 HEAD_SIZE = PAIR_SIZES[-1]
@@ -17,6 +18,8 @@ HEAD_SIZE = PAIR_SIZES[-1]
 
 def unavailable(call: AlignmentCall[QueryKey] | AlignmentCall[Maps]) -> str | None:
     """Why the kernels cannot serve the call, or None."""
+    if reason := not_first_order(*call.student.tensors, call.weight):
+        return reason
     reason = unsupported(
         *call.student.tensors, *call.teacher.tensors, anywhere=watching.pretended().fused
     )

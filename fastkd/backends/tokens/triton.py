@@ -8,6 +8,7 @@ from fastkd_kernels.tokens.settings import LARGEST_TOP_K, TokenSettings
 from torch import Tensor
 
 from fastkd import watching
+from fastkd.backends.early import not_first_order
 from fastkd.functional.calls import Projected, TokenCall, TokenLosses, TokenOptions
 from fastkd.functional.sparse import SparseTeacher
 
@@ -24,6 +25,9 @@ _PLAIN = TokenOptions(ce_weight=1.0, kd_weight=1.0)
 def unavailable(call: TokenCall[Tensor] | TokenCall[Projected]) -> str | None:
     """Why the kernels cannot serve the call, or None."""
     options = call.options
+    student = call.student if isinstance(call.student, Projected) else (call.student,)
+    if reason := not_first_order(*student):
+        return reason
     if options.rank_weight and options.top_k > LARGEST_TOP_K:
         return f"the kernels rank at most top_k = {LARGEST_TOP_K} ids, not {options.top_k}"
     for name in _UNSERVED:
