@@ -72,7 +72,7 @@ def choose(
     raise BackendUnavailable(f"backend {backend!r} cannot serve this {family} loss: {reason}")
 
 
-@torch.compiler.assume_constant_result  # torch.compile does not trace a module's first import
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # does not trace a module's first import
 def _import(path: str) -> str | None:
     """Why the module cannot be imported, or None once it is."""
     try:

@@ -58,7 +58,8 @@ class SelfAttention(nn.Module):
         mask = None if causal else layout.key_mask
         dropout = self.dropout if self.training else 0.0
         mixed = _attend(query, key, value, mask, dropout, causal)
-        return self.output(layout.rows(mixed.to(projected.dtype)))
+        result: Tensor = self.output(layout.rows(mixed.to(projected.dtype)))
+        return result
 
     def step(self, hidden: Tensor, cache: KeyValues, visible: Tensor | None) -> Tensor:
         """One more token for each of `beam` hypotheses of S sentences, (S, beam, width).
@@ -69,7 +70,8 @@ class SelfAttention(nn.Module):
         projected = self.qkv(hidden)
         query, key, value = _split(_exact(projected), 3, self.heads)
         mixed = _attend(query, *cache.append(key, value), visible)
-        return self.output(mixed.to(projected.dtype))
+        result: Tensor = self.output(mixed.to(projected.dtype))
+        return result
 
 
 class CrossAttention(nn.Module):
@@ -105,7 +107,8 @@ class CrossAttention(nn.Module):
             taps.append((query, key))
         dropout = self.dropout if self.training else 0.0
         mixed = _attend(query, key, value, source_layout.key_mask, dropout)
-        return self.output(layout.rows(mixed.to(projected.dtype)))
+        result: Tensor = self.output(layout.rows(mixed.to(projected.dtype)))
+        return result
 
     def project(self, source_rows: Tensor, source_layout: Layout) -> tuple[Tensor, Tensor]:
         """Keys and values of the source, (B, heads, Ts, head size) each."""
@@ -117,7 +120,9 @@ class CrossAttention(nn.Module):
         """(S, beam, width) to the same: the hypotheses are queries to their sentence's keys."""
         projected = self.query(hidden)
         (query,) = _split(_exact(projected), 1, self.heads)
-        return self.output(_attend(query, *source.stored, mask).to(projected.dtype))
+        mixed = _attend(query, *source.stored, mask)
+        result: Tensor = self.output(mixed.to(projected.dtype))
+        return result
 
 
 def _split(projected: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:

@@ -1,10 +1,25 @@
 """From a model's configuration and its tokenizers to the model."""
 
+from typing import TYPE_CHECKING, Any, Protocol
+
 from fastkd.nn.cmlm import CMLM
 from fastkd.nn.transformer import Transformer
 
+if TYPE_CHECKING:
+    from fastkd.config.tree import ModelConfig
 
-def build_model(config, tokenizers) -> Transformer:
+
+class Vocabularies(Protocol):
+    """Of both sides: sizes and special ids, as `Tokenizers` have them."""
+
+    @property
+    def source(self) -> Any: ...
+
+    @property
+    def target(self) -> Any: ...
+
+
+def build_model(config: "ModelConfig", tokenizers: Vocabularies) -> Transformer:
     """A new model of a `ModelConfig` for the vocabularies of `Tokenizers`."""
     target = tokenizers.target
     sizes = tokenizers.source.size, target.size

@@ -1,6 +1,7 @@
 """A conditional masked language model: a Transformer that fills in masked target pieces."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,9 @@ from fastkd.nn.attention import SelfAttention, Taps
 from fastkd.nn.layers import DecoderLayer, layer_norm
 from fastkd.nn.layout import Layout
 from fastkd.nn.transformer import Encoded, Transformer, TransformerOutput
+
+if TYPE_CHECKING:
+    from fastkd.config.tree import ModelConfig
 
 _ROWS_AT_ONCE = 2048  # whose logits `best` holds
 
@@ -33,7 +37,7 @@ class CMLM(Transformer):
 
     def __init__(
         self,
-        config,
+        config: "ModelConfig",
         source_size: int,
         target_size: int,
         *,
@@ -93,7 +97,7 @@ class CausalDecoderLayer(DecoderLayer):
     Taps are of the first.
     """
 
-    def __init__(self, config) -> None:
+    def __init__(self, config: "ModelConfig") -> None:
         super().__init__(config)
         self.causal_attention = SelfAttention(config.width, config.heads, config.attention_dropout)
         self.causal_attention_norm = layer_norm(config.width)
@@ -138,7 +142,7 @@ class LengthPredictor(nn.Module):
     def predict(self, encoded: Encoded) -> Tensor:
         """The most probable number of target pieces of each sentence, at least 1: (B,)."""
         source_lengths = encoded.layout.lengths.to(self.weight.device) - 1
-        lengths = self(encoded).argmax(-1) - self._shift(source_lengths)
+        lengths: Tensor = self(encoded).argmax(-1) - self._shift(source_lengths)
         return lengths.clamp(min=1)
 
     def _shift(self, source_lengths: Tensor) -> Tensor | int:

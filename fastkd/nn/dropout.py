@@ -5,6 +5,8 @@ a matrix product of the layer. Here one 64-bit number serves four elements: a th
 and a seventh of what cannot run in parallel.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,7 +25,8 @@ def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
     if x.device.type != "cpu":
         return F.dropout(x, probability)
     keep, scale = _keep(x, probability)
-    return _Scale.apply(x, keep, scale)
+    result: Tensor = _Scale.apply(x, keep, scale)  # type: ignore[no-untyped-call]
+    return result
 
 
 def add_dropped(x: Tensor, branch: Tensor, probability: float, training: bool) -> Tensor:
@@ -33,7 +36,8 @@ def add_dropped(x: Tensor, branch: Tensor, probability: float, training: bool) -
     if x.device.type != "cpu":
         return x + F.dropout(branch, probability)
     keep, scale = _keep(branch, probability)
-    return _AddScaled.apply(x, branch, keep, scale)
+    result: Tensor = _AddScaled.apply(x, branch, keep, scale)  # type: ignore[no-untyped-call]
+    return result
 
 
 def _keep(x: Tensor, probability: float) -> tuple[Tensor, float]:
@@ -48,12 +52,12 @@ class _Scale(torch.autograd.Function):
     """x · keep · scale."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, keep: Tensor, scale: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, keep: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(keep.mul_(scale))
         return (x * keep).to(x.dtype)
 
     @staticmethod
-    def backward(ctx, *gradients: Tensor):
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         (factor,) = ctx.saved_tensors
         return (gradient * factor).to(gradient.dtype), None, None
@@ -63,14 +67,14 @@ class _AddScaled(torch.autograd.Function):
     """x + branch · keep · scale."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, branch: Tensor, keep: Tensor, scale: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, branch: Tensor, keep: Tensor, scale: float) -> Tensor:
         factor = keep.mul_(scale)
         ctx.save_for_backward(factor)
         ctx.dtype = branch.dtype
         return torch.addcmul(x, branch.to(x.dtype), factor.to(x.dtype))
 
     @staticmethod
-    def backward(ctx, *gradients: Tensor):
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         (factor,) = ctx.saved_tensors
         return gradient, (gradient * factor).to(ctx.dtype), None, None

@@ -1,6 +1,7 @@
 """The layers of encoder and decoder, with the norm before (`pre`) or after (`post`) each part."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,13 +11,16 @@ from fastkd.nn.cache import KeyValues
 from fastkd.nn.dropout import add_dropped, dropout
 from fastkd.nn.layout import Layout
 
+if TYPE_CHECKING:
+    from fastkd.config.tree import ModelConfig
+
 _ACTIVATIONS = {"relu": F.relu, "swish": F.silu}
 
 
 class FeedForward(nn.Module):
     """contract(dropout(activation(expand(x))))."""
 
-    def __init__(self, config) -> None:
+    def __init__(self, config: "ModelConfig") -> None:
         super().__init__()
         self.activation = _ACTIVATIONS[config.activation]
         self.dropout = config.activation_dropout
@@ -27,7 +31,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         inner = self.activation(self.expand(x), inplace=True)
-        return self.contract(dropout(inner, self.dropout, self.training))
+        result: Tensor = self.contract(dropout(inner, self.dropout, self.training))
+        return result
 
 
 class Residual(nn.Module):
@@ -36,7 +41,7 @@ class Residual(nn.Module):
     pre: x + dropout(part(norm(x)))          post: norm(x + dropout(part(x)))
     """
 
-    def __init__(self, config) -> None:
+    def __init__(self, config: "ModelConfig") -> None:
         super().__init__()
         self.pre = config.norm == "pre"
         self.dropout = config.dropout
@@ -44,13 +49,14 @@ class Residual(nn.Module):
     def add(self, x: Tensor, norm: nn.LayerNorm, part: Callable[[Tensor], Tensor]) -> Tensor:
         if self.pre:
             return add_dropped(x, part(norm(x)), self.dropout, self.training)
-        return norm(add_dropped(x, part(x), self.dropout, self.training))
+        result: Tensor = norm(add_dropped(x, part(x), self.dropout, self.training))
+        return result
 
 
 class EncoderLayer(Residual):
     """Self-attention, then feed-forward."""
 
-    def __init__(self, config) -> None:
+    def __init__(self, config: "ModelConfig") -> None:
         super().__init__(config)
         self.attention = SelfAttention(config.width, config.heads, config.attention_dropout)
         self.attention_norm = layer_norm(config.width)
@@ -70,7 +76,7 @@ class EncoderLayer(Residual):
 class DecoderLayer(Residual):
     """Self-attention, attention to the encoder, then feed-forward."""
 
-    def __init__(self, config) -> None:
+    def __init__(self, config: "ModelConfig") -> None:
         super().__init__(config)
         self.self_attention = SelfAttention(config.width, config.heads, config.attention_dropout)
         self.self_attention_norm = layer_norm(config.width)

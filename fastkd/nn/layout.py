@@ -9,7 +9,7 @@ compiled for each shape, which takes longer than to compute them, and so shapes 
 """
 
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,13 +65,17 @@ class Layout:
     def rows(self, batch: Tensor) -> Tensor:
         """(B, T, *) to one row a token, and spare ones: (N, *)."""
         flat = batch.flatten(0, 1)
-        return _TakeRows.apply(flat, self.cells) if self.packed else flat
+        if not self.packed:
+            return flat
+        result: Tensor = _TakeRows.apply(flat, self.cells)  # type: ignore[no-untyped-call]
+        return result
 
     def pad(self, rows: Tensor) -> Tensor:
         """(N, *) to (B, T, *): zeros where there is no token if packed."""
         if self.packed:
-            rows = _PlaceRows.apply(rows, self.cells)
-        return rows.unflatten(0, (self.batch, self.time))
+            rows = _PlaceRows.apply(rows, self.cells)  # type: ignore[no-untyped-call]
+        batch: Tensor = rows.unflatten(0, (self.batch, self.time))
+        return batch
 
     def positions(self, table: Tensor) -> Tensor:
         """The row of `table` (positions, width) for the position of each token: (N, width)."""
@@ -103,23 +107,25 @@ class _TakeRows(torch.autograd.Function):
     copy; spare rows have none."""
 
     @staticmethod
-    def forward(ctx, flat: Tensor, cells: _Cells) -> Tensor:
+    def forward(ctx: Any, flat: Tensor, cells: _Cells) -> Tensor:
         ctx.cells = cells
         return _take(flat, cells)
 
     @staticmethod
-    def backward(ctx, *gradients: Tensor):
-        return _PlaceRows.apply(gradients[0], ctx.cells), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None]:
+        back: Tensor = _PlaceRows.apply(gradients[0], ctx.cells)  # type: ignore[no-untyped-call]
+        return back, None
 
 
 class _PlaceRows(torch.autograd.Function):
     """The flattened batch of rows, zeros where there is no token."""
 
     @staticmethod
-    def forward(ctx, rows: Tensor, cells: _Cells) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, cells: _Cells) -> Tensor:
         ctx.cells = cells
         return _place(rows, cells)
 
     @staticmethod
-    def backward(ctx, *gradients: Tensor):
-        return _TakeRows.apply(gradients[0], ctx.cells), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None]:
+        back: Tensor = _TakeRows.apply(gradients[0], ctx.cells)  # type: ignore[no-untyped-call]
+        return back, None

@@ -1,7 +1,7 @@
 """Encoder and decoder: layers and, where norms come first, the norm that closes them."""
 
 from collections.abc import Iterable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
 
@@ -10,9 +10,12 @@ from fastkd.nn.cache import DecoderState, KeyValues
 from fastkd.nn.layers import DecoderLayer, EncoderLayer, layer_norm
 from fastkd.nn.layout import Layout
 
+if TYPE_CHECKING:
+    from fastkd.config.tree import ModelConfig
+
 
 class _Stack(nn.Module):
-    def __init__(self, layers: Iterable[nn.Module], config) -> None:
+    def __init__(self, layers: Iterable[nn.Module], config: "ModelConfig") -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.norm = layer_norm(config.width) if config.norm == "pre" else None
@@ -22,7 +25,7 @@ class _Stack(nn.Module):
 
 
 class Encoder(_Stack):
-    def __init__(self, config) -> None:
+    def __init__(self, config: "ModelConfig") -> None:
         super().__init__((EncoderLayer(config) for _ in range(config.encoder_layers)), config)
 
     def forward(self, rows: Tensor, layout: Layout, taps: Taps) -> Tensor:
@@ -33,7 +36,7 @@ class Encoder(_Stack):
 
 
 class Decoder(_Stack):
-    def __init__(self, config, layer: type[DecoderLayer] = DecoderLayer) -> None:
+    def __init__(self, config: "ModelConfig", layer: type[DecoderLayer] = DecoderLayer) -> None:
         super().__init__((layer(config) for _ in range(config.decoder_layers)), config)
 
     def forward(

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from fastkd.nn.layout import Layout
 from fastkd.nn.positions import sinusoids
 from fastkd.nn.stacks import Decoder, Encoder
 from fastkd.taps import AttentionTap, AttentionTaps
+
+if TYPE_CHECKING:
+    from fastkd.config.tree import ModelConfig
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +93,7 @@ class Transformer(nn.Module):
 
     def __init__(
         self,
-        config,
+        config: "ModelConfig",
         source_size: int,
         target_size: int,
         pad_id: int,
@@ -241,7 +245,7 @@ def _embedding(size: int, width: int, pad_id: int) -> nn.Embedding:
     return embedding
 
 
-def _check(config, source_size: int, target_size: int) -> None:
+def _check(config: "ModelConfig", source_size: int, target_size: int) -> None:
     if config.width % config.heads:
         raise InputError(f"model.heads: expected a divisor of model.width ({config.width})")
     if config.width % 2:

@@ -146,7 +146,8 @@ def _loss(
 def _mix(student: Tensor, weight: Tensor | None) -> Tensor:
     if weight is None:
         return student
-    return (weight @ student.flatten(2)).unflatten(2, student.shape[2:])
+    mixed: Tensor = (weight @ student.flatten(2)).unflatten(2, student.shape[2:])
+    return mixed
 
 
 def _mixture_divergence(teacher: Tensor, mixed: Tensor) -> Tensor:

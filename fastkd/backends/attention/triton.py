@@ -18,7 +18,8 @@ HEAD_SIZE = PAIR_SIZES[-1]
 
 def unavailable(call: AlignmentCall[QueryKey] | AlignmentCall[Maps]) -> str | None:
     """Why the kernels cannot serve the call, or None."""
-    if reason := not_first_order(*call.student.tensors, call.weight):
+    reason: str | None = not_first_order(*call.student.tensors, call.weight)
+    if reason is not None:
         return reason
     reason = unsupported(
         *call.student.tensors, *call.teacher.tensors, anywhere=watching.pretended().fused

@@ -38,7 +38,8 @@ def unavailable(call: TokenCall[Tensor] | TokenCall[Projected]) -> str | None:
         tensors += [each for each in call.teacher if each is not None]
     elif isinstance(call.teacher, Tensor):
         tensors.append(call.teacher)
-    return unsupported(*tensors, anywhere=watching.pretended().fused)
+    reason: str | None = unsupported(*tensors, anywhere=watching.pretended().fused)
+    return reason
 
 
 def dense_losses(call: TokenCall[Tensor]) -> TokenLosses:

@@ -62,7 +62,8 @@ class Call:
 
 def aligned(call: Call, *tensors: Tensor) -> Tensor:
     if any(call.needed):
-        return AlignmentFunction.apply(call, *tensors)
+        loss: Tensor = AlignmentFunction.apply(call, *tensors)  # type: ignore[no-untyped-call]
+        return loss
     return reduced(call.walk(tensors, None, learning=False), call)
 
 
@@ -109,7 +110,8 @@ class AlignmentFunction(torch.autograd.Function):
         if call.reduction == "none":
             return call.gradients(call.walk(tensors, upstream, learning=True), tensors)
         # They are handed out once and scaled in place; a retained graph has them computed again.
-        gradients, ctx.gradients = ctx.gradients, None
+        gradients: list[Tensor | None] | None = ctx.gradients
+        ctx.gradients = None
         if gradients is None:
             gradients = call.gradients(call.walk(tensors, None, learning=True), tensors)
         if call.reduction == "mean":
@@ -123,7 +125,8 @@ def _refusing_second_order(
     gradients: list[Tensor | None], tensors: tuple[Tensor, ...], upstream: Tensor
 ) -> list[Tensor | None]:
     present = [each for each in gradients if each is not None]
-    outputs = iter(_Refuse.apply(len(present), *present, *tensors, upstream))
+    refusing = _Refuse.apply(len(present), *present, *tensors, upstream)  # type: ignore[no-untyped-call]
+    outputs = iter(refusing)
     return [None if each is None else next(outputs) for each in gradients]
 
 

@@ -35,7 +35,8 @@ def token_losses(walk: Walk, *learned: Tensor | None) -> TokenLosses:
         torch.is_grad_enabled() and each is not None and each.requires_grad for each in learned
     )
     if any(needed):
-        return TokenLosses(*TokenFunction.apply(walk, needed, *learned))
+        found = TokenFunction.apply(walk, needed, *learned)  # type: ignore[no-untyped-call]
+        return TokenLosses(*found)
     return walk.run(learned, None, needed)[0].reduced(walk.shape)
 
 
@@ -76,9 +77,11 @@ class TokenFunction(torch.autograd.Function):
     def _gradients(ctx: Any, learned: Sequence[Tensor | None], upstream: Tensor) -> Gradients:
         walk = ctx.walk
         if walk.options.reduction == "none":
-            return walk.run(learned, upstream.reshape(-1), ctx.needed)[1]
+            later: Gradients = walk.run(learned, upstream.reshape(-1), ctx.needed)[1]
+            return later
         # They are handed out once and scaled in place; a retained graph has them computed again.
-        gradients, ctx.gradients = ctx.gradients, None
+        gradients: list[Tensor | None] | None = ctx.gradients
+        ctx.gradients = None
         if gradients is None:
             gradients = walk.run(learned, None, ctx.needed)[1]
         if walk.options.reduction == "mean":
@@ -91,7 +94,8 @@ class TokenFunction(torch.autograd.Function):
 def _first_order(gradients: Gradients, sources: Sequence[Tensor | None]) -> Gradients:
     present = [gradient for gradient in gradients if gradient is not None]
     given = [source for source in sources if source is not None]
-    results = iter(FirstOrder.apply(len(present), *present, *given))
+    handed = FirstOrder.apply(len(present), *present, *given)  # type: ignore[no-untyped-call]
+    results = iter(handed)
     return [None if gradient is None else next(results) for gradient in gradients]
 
 

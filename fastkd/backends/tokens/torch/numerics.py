@@ -49,7 +49,7 @@ def product_dtype(tensor: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(tensor.device.type)
 
 
-def without_autocast(device: torch.device) -> AbstractContextManager:
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
     if not _autocast_is_on(device):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
