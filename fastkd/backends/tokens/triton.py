@@ -26,6 +26,7 @@ def unavailable(call: TokenCall[Tensor] | TokenCall[Projected]) -> str | None:
     """Why the kernels cannot serve the call, or None."""
     options = call.options
     student = call.student if isinstance(call.student, Projected) else (call.student,)
+    reason: str | None
     if reason := not_first_order(*student):
         return reason
     if options.rank_weight and options.top_k > LARGEST_TOP_K:
@@ -38,7 +39,7 @@ def unavailable(call: TokenCall[Tensor] | TokenCall[Projected]) -> str | None:
         tensors += [each for each in call.teacher if each is not None]
     elif isinstance(call.teacher, Tensor):
         tensors.append(call.teacher)
-    reason: str | None = unsupported(*tensors, anywhere=watching.pretended().fused)
+    reason = unsupported(*tensors, anywhere=watching.pretended().fused)
     return reason
 
 
