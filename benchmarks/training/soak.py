@@ -133,7 +133,7 @@ def _soak(
         process.send_signal(ending)
         status = process.wait()
         # A process that has not come to training yet ends by SIGTERM itself.
-        if status not in (0, -ending):
+        if status not in (0, 128 + ending, -ending):
             raise SystemExit(f"{config}: status {status} after {ending.name}")
         number += 1
 
