@@ -1,13 +1,8 @@
-"""Gradients that are computed with the loss, before what follows the loss is known."""
+"""What a backward of our own cannot serve."""
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-
-
-def early_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float16 would lose small gradients before a loss scale multiplies them."""
-    return torch.float32 if dtype == torch.float16 else dtype
 
 
 def not_first_order(*tensors: Tensor | None) -> str | None:

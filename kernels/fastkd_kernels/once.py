@@ -1,31 +1,50 @@
-"""What the Functions of both token losses share about their backward."""
+"""What the Functions of all losses share about gradients that are computed with the loss."""
+
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 
-class FirstOrderOnly(torch.autograd.Function):
-    """Hands a gradient on, and refuses to be differentiated.
+class _FirstOrderOnly(torch.autograd.Function):
+    """Hands gradients on, and refuses to be differentiated.
 
-    `sources` are what the gradient depends on, so that any way back to them leads here.
+    After the first `count` tensors, the gradients, come those that they depend on, so that any way
+    back to them leads here.
     """
 
     @staticmethod
-    def forward(ctx, gradient: Tensor, *sources: Tensor) -> Tensor:
-        return gradient.view_as(gradient)
+    def forward(ctx, error: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.error = error
+        return tuple(tensor.view_as(tensor) for tensor in tensors[:count])
 
     @staticmethod
     def backward(ctx, *_):
-        raise RuntimeError(
-            "the Triton token losses have no second-order gradient; use backend='reference'"
-        )
+        raise RuntimeError(ctx.error)
+
+
+def only_first_order(
+    gradients: Sequence[Tensor | None], sources: Iterable[Tensor | None], error: str
+) -> list[Tensor | None]:
+    """`gradients` as a backward returns them: under create_graph, differentiating is an error."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return list(gradients)
+    present = [gradient for gradient in gradients if gradient is not None]
+    given = [source for source in sources if source is not None]
+    guarded = iter(_FirstOrderOnly.apply(error, len(present), *present, *given))
+    return [None if gradient is None else next(guarded) for gradient in gradients]
 
 
 def first_order(gradient: Tensor | None, *sources: Tensor | None) -> Tensor | None:
-    """`gradient` as a backward returns it: differentiable, with an error, under create_graph."""
-    if gradient is None or not torch.is_grad_enabled():
-        return gradient
-    return FirstOrderOnly.apply(gradient, *(source for source in sources if source is not None))
+    """`only_first_order` of the token losses' one gradient."""
+    error = "the Triton token losses have no second-order gradient; use backend='reference'"
+    return only_first_order([gradient], sources, error)[0]
+
+
+def early_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of gradients that are computed with the loss, before what follows it is known: float16 would
+    lose small ones before a loss scale multiplies them."""
+    return torch.float32 if dtype == torch.float16 else dtype
 
 
 def graph_is_freed() -> bool:

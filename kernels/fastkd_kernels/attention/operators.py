@@ -13,6 +13,7 @@ from fastkd_kernels.attention.mixing.maps import MapAlignment
 from fastkd_kernels.attention.numerics import STATISTICS
 from fastkd_kernels.attention.pairs.alignment import PairAlignment
 from fastkd_kernels.attention.query_key.alignment import QueryKeyAlignment
+from fastkd_kernels.once import early_dtype, only_first_order
 
 OPTIONS = (
     "Tensor? query_lengths, Tensor? key_lengths, float student_scale, float teacher_scale, "
@@ -43,35 +44,10 @@ def _nothing(like: Tensor) -> Tensor:
     return like.new_empty(0, dtype=torch.float32)
 
 
-def _early_dtype(tensor: Tensor) -> torch.dtype:
-    """float16 would lose small gradients before they are scaled by what follows the loss."""
-    return torch.float32 if tensor.dtype == torch.float16 else tensor.dtype
-
-
-class _SecondOrder(torch.autograd.Function):
-    """Passes gradients through, and refuses to differentiate them."""
-
-    @staticmethod
-    def forward(ctx, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.inputs = len(tensors)
-        return tuple(tensor.view_as(tensor) for tensor in tensors[:count])
-
-    @staticmethod
-    def backward(ctx, *gradients: Tensor):
-        raise RuntimeError(
-            "the triton backend has no second-order gradient of the attention alignment loss: "
-            "use backend='reference'"
-        )
-
-
-def _once(found: tuple[Tensor | None, ...], inputs: tuple[Tensor | None, ...]) -> tuple:
-    """`found`, such that differentiating it again is an error that says so."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return found
-    present = [tensor for tensor in found if tensor is not None]
-    learned = [tensor for tensor in inputs if tensor is not None]
-    guarded = iter(_SecondOrder.apply(len(present), *present, *learned))
-    return tuple(None if tensor is None else next(guarded) for tensor in found)
+SECOND_ORDER = (
+    "the triton backend has no second-order gradient of the attention alignment loss: "
+    "use backend='reference'"
+)
 
 
 # From queries and keys, with a weight.
@@ -90,7 +66,7 @@ def _align_queries(
         key_lengths,
         None,
         Settings(*settings, gradient, weight_gradient),
-        _early_dtype(student_query),
+        early_dtype(student_query.dtype),
     )
     loss, *gradients = call.run()
     loss = loss.sum() if reduce else loss.flatten(2).sum(2)
@@ -100,7 +76,7 @@ def _align_queries(
 def _align_queries_fake(student_query, student_key, teacher_query, teacher_key, weight, *options):
     *_, reduce, gradient, weight_gradient = options
     shape = () if reduce else (student_query.shape[0], teacher_query.shape[1])
-    dtype = _early_dtype(student_query)
+    dtype = early_dtype(student_query.dtype)
     return (
         weight.new_empty(shape, dtype=torch.float32),
         student_query.new_empty(student_query.shape, dtype=dtype) if gradient else _nothing(weight),
@@ -129,7 +105,7 @@ def _align_queries_backward(ctx, upstream, *_):
             gradient.to(tensor.dtype) if asked else None
             for gradient, tensor, asked in zip(found, learned, wanted, strict=True)
         )
-    query, key, change = _once(found, learned)
+    query, key, change = only_first_order(found, learned, SECOND_ORDER)
     return query, key, None, None, change, *(None for _ in range(11))
 
 
@@ -203,7 +179,7 @@ def _align_pairs_backward(ctx, upstream, *_):
         found = torch.ops.fastkd.align_pairs_bwd(
             upstream.contiguous(), logs, statistics, *inputs, *ctx.options
         )
-    return *_once(found, inputs[:2]), *(None for _ in range(10))
+    return *only_first_order(found, inputs[:2], SECOND_ORDER), *(None for _ in range(10))
 
 
 def _align_pairs_bwd(upstream, logs, statistics, *inputs):
@@ -251,7 +227,7 @@ def _align_maps_backward(ctx, upstream, *_):
         found = tuple(
             gradient if asked else None for gradient, asked in zip(found, wanted, strict=True)
         )
-    gradient, change = _once(found, (student, weight))
+    gradient, change = only_first_order(found, (student, weight), SECOND_ORDER)
     return gradient, None, change, *(None for _ in range(8))
 
 

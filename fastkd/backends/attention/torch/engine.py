@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import reduce
 
 import torch
+from fastkd_kernels.once import early_dtype
 from torch import Tensor
 
 from fastkd.backends.attention.torch.batch import Batch
@@ -11,7 +12,6 @@ from fastkd.backends.attention.torch.divergence import MILD, Even, Groups, Steep
 from fastkd.backends.attention.torch.maps_given import GivenMaps, LearnedMaps
 from fastkd.backends.attention.torch.plan import Block, Plan, Unit
 from fastkd.backends.attention.torch.sources import Attention, LearnedAttention, Workspace, pick
-from fastkd.backends.early import early_dtype
 from fastkd.functional.calls import AlignmentOptions
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from fastkd_kernels.once import only_first_order
 from torch import Tensor
 
 from fastkd.backends.attention.torch.engine import Problem, Walk
@@ -99,8 +100,7 @@ class AlignmentFunction(torch.autograd.Function):
                     strict=True,
                 )
             ]
-        if torch.is_grad_enabled():
-            gradients = _refusing_second_order(gradients, tensors, upstream)
+        gradients = only_first_order(gradients, (*tensors, upstream), ONCE)
         return (None, *gradients, *[None] * (len(tensors) - call.learned))
 
     @staticmethod
@@ -119,24 +119,3 @@ class AlignmentFunction(torch.autograd.Function):
         elif upstream.device.type == "cpu" and float(upstream) == 1:
             return gradients
         return [None if each is None else each.mul_(upstream) for each in gradients]
-
-
-def _refusing_second_order(
-    gradients: list[Tensor | None], tensors: tuple[Tensor, ...], upstream: Tensor
-) -> list[Tensor | None]:
-    present = [each for each in gradients if each is not None]
-    refusing = _Refuse.apply(len(present), *present, *tensors, upstream)  # type: ignore[no-untyped-call]
-    outputs = iter(refusing)
-    return [None if each is None else next(outputs) for each in gradients]
-
-
-class _Refuse(torch.autograd.Function):
-    """Passes gradients on; differentiating them is an error."""
-
-    @staticmethod
-    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(tensor.detach() for tensor in tensors[:count])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> None:
-        raise RuntimeError(ONCE)

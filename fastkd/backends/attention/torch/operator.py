@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from fastkd_kernels.once import early_dtype
 from torch import Tensor
 
 from fastkd.backends.attention.precision import autocast_dtype, inside_dtype
 from fastkd.backends.attention.torch.function import Call, Pose, reduced
-from fastkd.backends.early import early_dtype
 from fastkd.backends.operators import names_of, packed, schema_of
 from fastkd.functional.calls import AlignmentCall, AlignmentOptions, Maps, QueryKey
 

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 import torch
+from fastkd_kernels.once import early_dtype
 from torch import Tensor
 
 from fastkd.backends.attention.precision import operand_dtype
 from fastkd.backends.attention.torch.plan import Block, Unit
-from fastkd.backends.early import early_dtype
 
 Part = tuple[slice, Tensor]  # heads, and their tensor for the current unit
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 import torch
+from fastkd_kernels.once import early_dtype
 from torch import Tensor
 
-from fastkd.backends.early import early_dtype
 from fastkd.backends.tokens.torch.chunk import chunk_losses
 from fastkd.backends.tokens.torch.function import Gradients
 from fastkd.backends.tokens.torch.numerics import without_autocast

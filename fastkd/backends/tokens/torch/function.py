@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
+from fastkd_kernels.once import only_first_order
 from torch import Tensor
 
 from fastkd.backends.tokens.torch.numerics import readable
@@ -69,8 +70,7 @@ class TokenFunction(torch.autograd.Function):
                 None if gradient is None else gradient.to(each.dtype).view_as(each)
                 for gradient, each in zip(gradients, learned, strict=True)
             ]
-        if torch.is_grad_enabled():
-            gradients = _first_order(gradients, [*learned, upstream])
+        gradients = only_first_order(gradients, (*learned, upstream), ONCE)
         return (None, None, *gradients)
 
     @staticmethod
@@ -89,23 +89,3 @@ class TokenFunction(torch.autograd.Function):
         if readable(upstream) and float(upstream) == 1:
             return gradients
         return [None if gradient is None else gradient.mul_(upstream) for gradient in gradients]
-
-
-def _first_order(gradients: Gradients, sources: Sequence[Tensor | None]) -> Gradients:
-    present = [gradient for gradient in gradients if gradient is not None]
-    given = [source for source in sources if source is not None]
-    handed = FirstOrder.apply(len(present), *present, *given)  # type: ignore[no-untyped-call]
-    results = iter(handed)
-    return [None if gradient is None else next(results) for gradient in gradients]
-
-
-class FirstOrder(torch.autograd.Function):
-    """Hands gradients on and refuses to differentiate them by any of their sources."""
-
-    @staticmethod
-    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(tensor.detach() for tensor in tensors[:count])
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> None:
-        raise RuntimeError(ONCE)

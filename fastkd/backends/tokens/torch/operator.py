@@ -8,9 +8,9 @@ import math
 from typing import Any
 
 import torch
+from fastkd_kernels.once import early_dtype
 from torch import Tensor
 
-from fastkd.backends.early import early_dtype
 from fastkd.backends.operators import names_of, packed, schema_of
 from fastkd.backends.tokens.torch.dense import DenseWalk
 from fastkd.backends.tokens.torch.linear import LinearWalk
