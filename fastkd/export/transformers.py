@@ -9,13 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from fastkd.config.tree import Config, ModelConfig
 from fastkd.data.tokenizer import Tokenizer, Tokenizers
 from fastkd.errors import InputError
 from fastkd.export.layout import to_transformers
 from fastkd.files import replaced_folder
+from fastkd.runs.checkpoint import save_tensors
 from fastkd.runs.folder import RunFolder
 
 EXPORTED = "fastkd.json"  # what `fastkd import` needs to make the same run again
@@ -42,7 +41,7 @@ def export_transformers(run: RunFolder, folder: Path, checkpoint: str = "best") 
     refuse_what_does_not_fit(config.model)
     tensors = to_transformers(config.model, run.read_weights(checkpoint)[1])
     with replaced_folder(folder, _FILES) as new:
-        save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
+        save_tensors(tensors, new / "model.safetensors", {"format": "pt"})
         _write(new / "config.json", model_config(config.model, tokenizers))
         _write(new / "generation_config.json", generation_config(config, tokenizers))
         _write_tokenizer(new, config, tokenizers)

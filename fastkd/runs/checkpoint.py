@@ -30,7 +30,7 @@ def write_checkpoint(
         checksums = {}
         for group, tensors in groups.items():
             file = new / f"{group}.safetensors"
-            _save({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+            save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
             checksums[file.name] = sha256_of(file)
         write_meta(new, meta, checksums)
 
@@ -72,9 +72,12 @@ def read_group(folder: Path, group: str, device: str = "cpu") -> dict[str, Tenso
     return tensors
 
 
-def _save(tensors: dict[str, Tensor], file: Path) -> None:
+def save_tensors(
+    tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Writes a safetensors file; OSError where the disk does not take it."""
     try:
-        save_file(tensors, file)
+        save_file(tensors, file, metadata)
     except SafetensorError as error:  # a full disk, of which it keeps only the words
         raise OSError(errno.EIO, f"cannot be written: {error}", str(file)) from None
 
