@@ -40,7 +40,7 @@ class Case:
     label: str
     arguments: Mapping[str, object]
     num_warps: int = 4
-    num_stages: int = 2
+    num_stages: int | None = None  # what the compiler takes by itself
     max_registers: int | None = None  # a thread, on CUDA chips
     waves: int | None = None  # the warps on AMD chips, where they are other
     targets: tuple[str, ...] = tuple(SHARED_MEMORY)
@@ -78,13 +78,16 @@ def compile_case(case: Case, target: str) -> Resources:
         signature[parameter.name] = value if runtime else "constexpr"
         if not runtime:
             constants[parameter.name] = value
+            attributes[(index,)] = []  # as the JIT has it, whose compilations are found again
         elif value.startswith("*"):
             attributes[(index,)] = [["tt.divisibility", 16]]
     unknown = case.arguments.keys() - signature.keys()
     if unknown:
         raise ValueError(f"{case.name} has no argument {', '.join(sorted(unknown))}")
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
-    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
+    options = {"num_warps": case.num_warps}
+    if case.num_stages is not None:
+        options["num_stages"] = case.num_stages
     if chip.backend == "hip":
         options["num_warps"] = case.waves or case.num_warps
     elif case.max_registers:

@@ -88,7 +88,7 @@ def offline_cases():
     yield Case(
         inverse_count_fwd,
         "",
-        {"counted": "*i1", "inverse": "*fp32", "rows": "i32", "BLOCK_ROWS": _BLOCK_ROWS},
+        {"counted": "*u1", "inverse": "*fp32", "rows": "i32", "BLOCK_ROWS": _BLOCK_ROWS},
     )
     columns = ("losses", "ces", "kds", "ranks", "loss", "ce", "kd", "rank")
     for scale in ("*fp32", None):

@@ -18,7 +18,7 @@ PROPERTIES: dict[str, dict[str, tuple[object, ...]]] = {
         "dtype": ("bf16", "fp16", "fp32"),
         "form": ("weighted", "pairs", "maps"),
         "normalization": ("row", "map", "mixture"),
-        "queries": (7, 40, 70),
+        "queries": (9, 40, 70),
         "keys": (9, 40, 70, 150),
         "size": (16, 64, 72, 136),
         "students": (2, 18),
@@ -77,7 +77,14 @@ def _label(point: Point) -> str:
 
 def _alignment(point: Point) -> Case:
     dtype = DTYPES[point["dtype"]]
-    options = {"normalization": point["normalization"], "reduction": point["reduction"]}
+    options = {
+        "normalization": point["normalization"],
+        "reduction": point["reduction"],
+        # As the tables have it, where there can be.
+        "causal": point["queries"] == point["keys"],
+        "query_lengths": torch.tensor([point["queries"] - 1]),
+        "key_lengths": torch.tensor([point["keys"] - 2]),
+    }
     weighted = point["form"] != "pairs"
     students = point["students"]
     extents = {"batch": 1, "queries": point["queries"], "keys": point["keys"], "dtype": dtype}

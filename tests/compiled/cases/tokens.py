@@ -173,7 +173,7 @@ class Shape:
 
 
 def shaped(dtype: torch.dtype, shape: Shape, options: dict[str, Any]) -> Prepared:
-    rows, size = 3, shape.vocabulary
+    rows, size = 4, shape.vocabulary
 
     def logits(seed: int) -> Tensor:
         return drawn(rows, size, shape.step, seed=seed, dtype=dtype)
@@ -191,8 +191,8 @@ def shaped(dtype: torch.dtype, shape: Shape, options: dict[str, Any]) -> Prepare
         teacher = SparseTeacher(torch.stack(orders), scores, rest=shape.rest)
     elif options["kd_weight"] or options["rank_weight"]:
         teacher = logits(2)[..., 0]
-    target = torch.tensor([4, size - 1, 2]) if options["ce_weight"] else None
-    mask = torch.tensor([True, True, False]) if shape.masked else None
+    target = torch.tensor([4, size - 1, 2, 0]) if options["ce_weight"] else None
+    mask = torch.tensor([True, True, False, True]) if shape.masked else None
     return prepared(
         loss,
         [logits(1)],
