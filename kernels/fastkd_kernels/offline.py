@@ -43,6 +43,7 @@ class Case:
     num_stages: int | None = None  # what the compiler takes by itself
     max_registers: int | None = None  # a thread, on CUDA chips
     waves: int | None = None  # the warps on AMD chips, where they are other
+    fp_fusion: bool = True
     targets: tuple[str, ...] = tuple(SHARED_MEMORY)
     representative: bool = False
 
@@ -85,7 +86,10 @@ def compile_case(case: Case, target: str) -> Resources:
     if unknown:
         raise ValueError(f"{case.name} has no argument {', '.join(sorted(unknown))}")
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
-    options = {"num_warps": case.num_warps}
+    options: dict[str, int | bool] = {
+        "num_warps": case.num_warps,
+        "enable_fp_fusion": case.fp_fusion,
+    }
     if case.num_stages is not None:
         options["num_stages"] = case.num_stages
     if chip.backend == "hip":

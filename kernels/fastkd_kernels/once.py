@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 
 class _FirstOrderOnly(torch.autograd.Function):
@@ -61,3 +62,10 @@ def scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
         if torch.compiler.is_compiling():
             return (gradient.float() * factor).to(dtype)
         return torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))
+
+
+def runs_at_once(*tensors: Tensor | None) -> bool:
+    """Whether the kernels may be launched without an operator that a compiler or a mode sees."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    return all(tensor is None or type(tensor) in (Tensor, Parameter) for tensor in tensors)

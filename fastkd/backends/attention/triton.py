@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-import fastkd_kernels.attention.operators  # noqa: F401  (registers them)
 import torch
 from fastkd_kernels.attention.config import PAIR_SIZES
+from fastkd_kernels.attention.operators import align_queries
 from fastkd_kernels.common import unsupported
 from torch import Tensor
 
@@ -44,18 +44,11 @@ def query_key_loss(call: AlignmentCall[QueryKey]) -> Tensor:
         loss = torch.ops.fastkd.align_pairs(query, key, *constants, *settings)[0]
         return _reduced(loss, call)
     weight = _weight(call.weight, options)
-    learning = torch.is_grad_enabled()
-    loss = torch.ops.fastkd.align_queries(
-        query,
-        key,
-        *constants,
-        weight,
-        *settings,
-        options.reduction != "none",
-        learning and (query.requires_grad or key.requires_grad),
-        learning and weight.requires_grad,
-    )[0]
-    return _reduced(loss, call)
+    reduce = {"none": 0.0, "sum": 1.0, "mean": 1.0 / query.shape[0]}[options.reduction]
+    lengths, chosen = settings[:2], settings[2:]
+    return _with_bias(
+        align_queries((query, key, *constants, weight, *lengths), chosen, reduce), call.bias
+    )
 
 
 def map_loss(call: AlignmentCall[Maps]) -> Tensor:
@@ -73,8 +66,8 @@ def _joined(layers: Sequence[Tensor]) -> Tensor:
 def _operands(side: QueryKey) -> tuple[Tensor, Tensor]:
     pair = _joined(side.query), _joined(side.key)
     autocast = autocast_dtype(pair[0].device.type)
-    dtypes = [operand_dtype(tensor, autocast) for tensor in pair]
-    dtype = torch.promote_types(*dtypes)
+    first, second = (operand_dtype(tensor, autocast) for tensor in pair)
+    dtype = first if first == second else torch.promote_types(first, second)
     return pair[0].to(dtype), pair[1].to(dtype)
 
 
@@ -108,10 +101,16 @@ def _weight(weight: Tensor, options: AlignmentOptions) -> Tensor:
 
 
 def _reduced(loss: Tensor, call: AlignmentCall[QueryKey] | AlignmentCall[Maps]) -> Tensor:
-    """loss: (B, Nt), or its sum already."""
-    reduction, bias = call.options.reduction, call.bias
-    if bias is not None:
-        loss = loss + (0 * bias if loss.dim() else (0 * bias).sum())
-    if reduction != "none" and loss.dim():
+    """loss: (B, Nt)"""
+    loss = _with_bias(loss, call.bias)
+    if call.options.reduction != "none":
         loss = loss.sum()
-    return loss / call.student.tensors[0].shape[0] if reduction == "mean" else loss
+    batch = call.student.tensors[0].shape[0]
+    return loss / batch if call.options.reduction == "mean" else loss
+
+
+def _with_bias(loss: Tensor, bias: Tensor | None) -> Tensor:
+    """`loss`, which no bias changes, and which gives it a gradient of zeros."""
+    if bias is None:
+        return loss
+    return loss + (0 * bias if loss.dim() else (0 * bias).sum())

@@ -37,11 +37,20 @@ class CudaPredictor(Predictor):
 def workspace(operator: str, args: tuple[Any, ...]) -> int:
     if "scaled_dot_product" in operator and operator.endswith("_backward"):
         return attention_backward_workspace(args[1])
-    if operator.startswith("fastkd::align_"):
-        return int(importlib.import_module("fastkd_kernels.attention.plan").SCRATCH_BYTES)
+    if operator.startswith("fastkd::align_queries"):
+        return attention_scratch(*args[1:4] if operator.endswith("_bwd") else args[:3])
     if operator == "fastkd_kernels::linear_token_losses":
         return token_chunk(args[0], args[1], args[4])
     return 0
+
+
+def attention_scratch(query: torch.Tensor, key: torch.Tensor, teacher: torch.Tensor) -> int:
+    """The maps of a chunk: of all sentences, or as many as fit the bound."""
+    plan = importlib.import_module("fastkd_kernels.attention.plan")
+    maps = query.shape[1] + teacher.shape[1]
+    cells = query.shape[0] * query.shape[2] * plan.row_pitch(key.shape[2])
+    cell_bytes = 2 if query.dtype == torch.bfloat16 else 4
+    return int(min(maps * cells * cell_bytes, plan.SCRATCH_BYTES))
 
 
 def token_chunk(hidden: torch.Tensor, weight: torch.Tensor, teacher: torch.Tensor | None) -> int:

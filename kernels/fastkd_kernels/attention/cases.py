@@ -11,12 +11,12 @@ from fastkd_kernels.attention.mixing.statistics import mix_statistics_fwd
 from fastkd_kernels.attention.pairs.forward import pair_fwd
 from fastkd_kernels.attention.pairs.key_gradient import pair_key_bwd
 from fastkd_kernels.attention.pairs.query_gradient import pair_query_bwd
-from fastkd_kernels.attention.query_key.factors import factors_fwd
 from fastkd_kernels.attention.query_key.probabilities import probabilities_fwd
 from fastkd_kernels.attention.query_key.score_gradient import score_gradient_bwd
+from fastkd_kernels.attention.sums import scale_gradients_bwd, sums_fwd
 
 LENGTHS = ("query_lengths", "key_lengths")
-FLOATS = ("scale", "inverse_temperature", "student_scale", "teacher_scale")
+FLOATS = ("scale", "inverse_temperature", "student_scale", "teacher_scale", "loss_factor")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -25,7 +25,8 @@ def _case(kernel, label: str, pointers: dict[str, object], launch: config.Launch
     from fastkd_kernels.offline import Case
 
     representative = constants.pop("representative", False)
-    known = {"CAUSAL": True, "INCLUDE": False, "CONTIGUOUS": True, "UNIT": 16} | constants
+    known = {"CAUSAL": True, "INCLUDE": False, "CONTIGUOUS": True, "UNIT": 16, "FAR": False}
+    known |= constants
     arguments: dict[str, object] = {}
     for parameter in kernel.params:
         name = parameter.name
@@ -45,6 +46,7 @@ def _case(kernel, label: str, pointers: dict[str, object], launch: config.Launch
         launch.num_stages,
         launch.max_registers,
         launch.waves,
+        fp_fusion=launch.fp_fusion,
         representative=representative,
     )
 
@@ -62,58 +64,57 @@ def _sizes(exact: bool) -> tuple[int, ...]:
 
 
 def probabilities() -> Iterator:
+    sides = ("student_query", "student_key", "teacher_query", "teacher_key")
     for name, dtype, tensor, _, scratch in _kinds():
-        for rows in config.EDGES:
-            for keys in (*config.EDGES, config.LONG_BLOCK):
-                for size in _sizes(dtype == torch.float32):
-                    tile = config.probability_tile(rows, keys, size, dtype)
-                    blocks = "*fp32" if keys == config.LONG_BLOCK else None
+        for edge, keys in ((32, 32), (32, 64), (64, 32), (64, 64), (64, 65)):
+            for size in _sizes(dtype == torch.float32):
+                tile = config.probability_tile(edge, keys, size, dtype)
+                for one in (True, False):
+                    long = keys > tile.keys
                     yield _case(
                         probabilities_fwd,
-                        f"{name} {tile.rows}x{tile.keys} D{tile.size}",
-                        {
-                            "query": tensor,
-                            "key": tensor,
-                            "maps": scratch,
-                            "block_max": blocks,
-                            "block_sum": blocks,
-                        },
+                        f"{name} {tile.rows}x{tile.keys} D{tile.size}"
+                        f"{' long' * long}{' parts' * (not one)}",
+                        dict.fromkeys(sides, tensor)
+                        | {"student_maps": scratch, "teacher_maps": scratch},
                         tile.launch,
-                        OPERAND=config.score_operand(dtype),
-                        PRECISION="ieee",
+                        WHOLE=not long,
+                        STUDENT_OPERAND=config.score_operand(dtype),
+                        TEACHER_OPERAND=config.score_operand(dtype),
                         BLOCK_Q=tile.rows,
                         BLOCK_K=tile.keys,
-                        BLOCK_D=tile.size,
-                        representative=(name, rows, keys, size) == ("bf16", 64, 128, 64),
+                        STUDENT_D=tile.size,
+                        TEACHER_D=tile.size,
+                        ONE_D=one,
+                        representative=(name, edge, size, one) == ("bf16", 64, 64, True)
+                        and keys >= 64,
                     )
 
 
 def products() -> Iterator:
     for name, _, tensor, chosen, scratch in _kinds():
         gradient = "*fp32" if name == "fp16" else tensor
-        for edge in config.EDGES:
+        for edge in (*config.EDGES, config.EDGES[-1] + 1):
             for size in _sizes(chosen.exact):
                 tile = config.product_tile(edge, edge, size, chosen)
                 for long in (False, True):
-                    blocks = "*fp32" if long else None
+                    sums = ("loss", "total", "weight_slots", "weight_gradient")
                     yield _case(
                         score_gradient_bwd,
-                        f"{name} {tile.rows}x{tile.keys} D{tile.size}{' long' * long}",
+                        f"{name} {tile.rows}x{tile.keys} D{tile.size}"
+                        f"{' loop' * (edge > tile.keys)}{' chunks' * long}",
                         {
                             "query": tensor,
                             "key": tensor,
                             "scores": scratch,
-                            "maps": scratch if long else None,
-                            "factors": blocks,
-                            "delta": blocks,
                             "query_gradient": gradient,
                             "key_gradient": gradient,
-                            "key_sum": blocks,
+                            "key_sum": "*fp32" if long else None,
+                            **dict.fromkeys(sums, "*fp32"),
                         },
                         tile.launch,
                         OPERAND=chosen.operand,
                         PRECISION=chosen.dot,
-                        KEY_BLOCK=config.LONG_BLOCK,
                         BLOCK_Q=tile.rows,
                         BLOCK_K=tile.keys,
                         BLOCK_D=tile.size,
@@ -123,61 +124,67 @@ def products() -> Iterator:
 
 def mixing() -> Iterator:
     for name, _, _, chosen, scratch in _kinds():
-        for one in (True, False):
-            for keys in config.EDGES:
-                tile = config.mix_tile(keys, chosen)
-                constants = {
-                    "STUDENT_UNIT": 16,
-                    "TEACHER_UNIT": 16,
-                    "WIDE": False,
-                    "OPERAND": chosen.operand,
-                    "PRECISION": chosen.dot,
-                    "KEY_BLOCK": config.LONG_BLOCK,
-                    "ONE_H": one,
-                    "BLOCK_H": tile.students,
-                    "BLOCK_J": tile.teachers,
-                    "BLOCK_K": tile.keys,
-                    "representative": (name, one, keys) == ("bf16", True, 64),
-                }
-                label = f"{name} {tile.students}{'+' * (not one)}→{tile.teachers} x{tile.keys}"
-                for long in (False, True) if keys == config.EDGES[-1] else (False,):
-                    yield from _mixing(
-                        label, scratch, tile, long, one or not chosen.exact, constants
-                    )
+        for teachers in (16, 32):
+            for one in (True, False):
+                for keys in config.EDGES:
+                    tile = config.mix_tile(keys, teachers, chosen)
+                    constants = {
+                        "STUDENT_UNIT": 16,
+                        "TEACHER_UNIT": 16,
+                        "WIDE": False,
+                        "OPERAND": chosen.operand,
+                        "PRECISION": chosen.dot,
+                        "ONE_H": one,
+                        "BLOCK_H": tile.students,
+                        "BLOCK_J": tile.teachers,
+                        "BLOCK_K": tile.keys,
+                        "representative": (name, one, keys, teachers) == ("bf16", True, 64, 16),
+                    }
+                    label = f"{name} {tile.students}{'+' * (not one)}→{tile.teachers} x{tile.keys}"
+                    # Of maps in bfloat16 a block of 16 is chosen where it holds all teacher maps.
+                    narrow = not chosen.exact and scratch == "*bf16" and teachers == 16
+                    holds = (True,) if narrow else (True, False)
+                    holds = holds if one or not chosen.exact else (False,)
+
+                    def chosen_tile(long, of_scratch, keys=keys, teachers=teachers, chosen=chosen):
+                        length = config.EDGES[-1] + 1 if long else keys
+                        return config.mix_tile(length, teachers, chosen, of_scratch)
+
+                    yield from _mixing(label, scratch, chosen_tile, holds, constants)
 
 
-def _mixing(label, scratch, tile, long: bool, held: bool, constants) -> Iterator:
-    blocks = "*fp32" if long else None
+def _mixing(label, scratch, tile, holds: tuple[bool, ...], constants) -> Iterator:
     maps = {"student": scratch, "teacher": scratch, "weight": "*fp32"}
-    maps |= {"student_factors": blocks, "teacher_factors": blocks}
-    label += " long" * long
-    sums = maps | {"partials": "*fp32", "statistics": None, "loss": None}
-    yield _case(mix_statistics_fwd, label, sums, tile.launch, PER_ROW=False, **constants)
-    if long:
-        yield _case(
-            mix_statistics_fwd, f"{label} row", sums, tile.launch, PER_ROW=True, **constants
-        )
-    for kind in ("known", "mixture") if long else ("known", "mixture", "row", "maps"):
-        known = kind in ("known", "maps")
-        pointers = maps | {
-            "statistics": "*fp32" if known else None,
-            "upstream": "*fp32",
-            "loss": None if known else "*fp32",
-            "out": scratch,
-            "delta": blocks,
-            "weight_slots": "*fp32",
-        }
-        for one in (True, False) if held else (False,):
-            yield _case(
-                mix_gradient_bwd,
-                f"{label} {kind}{' many' * (not one)}",
-                pointers,
-                tile.launch,
-                MIXTURE=kind == "mixture",
-                TO_MAPS=kind == "maps",
-                ONE_J=one,
-                **constants,
-            )
+    sums = maps | {"partials": "*fp32"}
+    for to_maps in (False, True):
+        constants = constants | {"SCRATCH": not to_maps}
+        ending = f"{label}{' maps' * to_maps}"
+        for long in (False, True):
+            launch = tile(long, not to_maps).launch
+            name = f"{ending}{' long' * long}"
+            yield _case(mix_statistics_fwd, name, sums, launch, **constants)
+        for kind in ("map", "row", "mixture"):
+            for long in (False,) if to_maps else (False, True):
+                known = kind == "map" or (kind == "row" and (long or to_maps))
+                pointers = maps | {
+                    "statistics": "*fp32" if known else None,
+                    "upstream": "*fp32",
+                    "loss": None if kind == "map" else "*fp32",
+                    "out": scratch,
+                    "weight_slots": "*fp32",
+                }
+                for one in holds:
+                    yield _case(
+                        mix_gradient_bwd,
+                        f"{ending} {kind}{' long' * long}{' many' * (not one)}",
+                        pointers,
+                        tile(long, not to_maps).launch,
+                        MIXTURE=kind == "mixture",
+                        TO_MAPS=to_maps,
+                        LONG=long,
+                        ONE_J=one,
+                        **constants,
+                    )
 
 
 def pairs() -> Iterator:
@@ -218,27 +225,25 @@ def _pairs(name, dtype, tensor, chosen, tile, mixture: bool) -> Iterator:
 
 
 def reductions() -> Iterator:
-    for block_p, warps in ((16, 1), (64, 4)):
+    for block_p in (64,):
         sums = dict.fromkeys(("partials", "statistics", "loss"), "*fp32")
         yield _case(
             merge_statistics_fwd,
             f"{block_p} parts",
             sums,
-            config.Launch(warps),
+            config.Launch(4, fp_fusion=False),
             BLOCK_P=block_p,
             BLOCK_J=16,
             representative=True,
         )
-    blocks = dict.fromkeys(("student_max", "student_sum", "teacher_max", "teacher_sum"), "*fp32")
-    yield _case(
-        factors_fwd,
-        "32 rows",
-        blocks,
-        config.Launch(1),
-        BLOCK_R=32,
-        BLOCK_B=16,
-        representative=True,
-    )
+    gradients = ("query", "key", "weight", "query_out", "key_out", "weight_out")
+    sums = ("loss", "total", "weight_slots", "weight_gradient")
+    yield _case(sums_fwd, "", dict.fromkeys(sums, "*fp32"), config.Launch(4))
+    for name in DTYPES:
+        scaled = dict.fromkeys(gradients, f"*{name}") | {"upstream": "*fp32"}
+        for in_place in (True, False):
+            label = f"{name}{' in place' * in_place}"
+            yield _case(scale_gradients_bwd, label, scaled, config.Launch(4), IN_PLACE=in_place)
 
 
 def offline_cases() -> Iterator:

@@ -8,7 +8,6 @@ import triton.language as tl
 from fastkd_kernels.common import INTERPRETED, TRITON_TYPES, block_size
 
 EDGES = (32, 64)  # query rows, or keys, of a block
-LONG_BLOCK = 128  # keys of a block of the probabilities of rows that no program holds whole
 SIZES = (32, 64)  # of the head size, of a block; larger heads take several
 EXACT_SIZE = 16  # the same for float32
 PAIR_SIZES = (64, 128, 256)  # head sizes of the flash-style kernels
@@ -54,21 +53,21 @@ class Launch:
 
     num_warps counts 32 threads each, of which AMD's have 64.
     max_registers keeps ptxas from spilling a few registers to reach the next higher occupancy.
+    fp_fusion lets multiply and add round once. What subtracts a product from itself elsewhere
+    must not: two places that round differently differ by what cancels.
     """
 
     num_warps: int
     num_stages: int = 1
     max_registers: int = 255
+    fp_fusion: bool = True
 
     @property
-    def options(self) -> dict[str, int]:
+    def options(self) -> dict[str, int | bool]:
+        every = {"num_stages": self.num_stages, "enable_fp_fusion": self.fp_fusion}
         if torch.version.hip:
-            return {"num_warps": self.waves, "num_stages": self.num_stages}
-        return {
-            "num_warps": self.num_warps,
-            "num_stages": self.num_stages,
-            "maxnreg": self.max_registers,
-        }
+            return {"num_warps": self.waves, **every}
+        return {"num_warps": self.num_warps, "maxnreg": self.max_registers, **every}
 
     @property
     def waves(self) -> int:
@@ -83,17 +82,20 @@ class Tile:
     launch: Launch
 
 
-def probability_tile(rows: int, key_block: int, size: int, dtype: torch.dtype) -> Tile:
-    block_q = _edge(rows)
+def probability_tile(rows: int, keys: int, size: int, dtype: torch.dtype) -> Tile:
+    block_q, block_k = _edge(rows), _edge(keys)
     block_d = EXACT_SIZE if dtype == torch.float32 else block_size(size, *SIZES)
-    num_warps = min(max(block_q * key_block // 512, 2), 8)
-    return Tile(block_q, key_block, block_d, Launch(num_warps, 2))
+    if dtype == torch.float32:
+        return Tile(block_q, block_k, block_d, Launch(min(max(block_q * block_k // 512, 2), 8), 2))
+    stages = 1 if keys <= block_k else 2  # one block has nothing to load ahead
+    return Tile(block_q, block_k, block_d, Launch(block_q * block_k // 1024, stages))
 
 
 def product_tile(rows: int, keys: int, size: int, precision: Precision) -> Tile:
     edge = 32 if precision.scratch == torch.float32 else _edge(max(rows, keys))
     block_d = EXACT_SIZE if precision.exact else block_size(size, *SIZES)
-    return Tile(edge, edge, block_d, Launch(4, 2))
+    stages = 1 if max(rows, keys) <= edge else 2  # one block has nothing to load ahead
+    return Tile(edge, edge, block_d, Launch(4, stages))
 
 
 def _edge(extent: int) -> int:
@@ -108,12 +110,18 @@ class MixTile:
     launch: Launch
 
 
-def mix_tile(keys: int, precision: Precision) -> MixTile:
-    """At most 8 cells of a block of maps to a thread."""
+def mix_tile(keys: int, teachers: int, precision: Precision, scratch: bool = True) -> MixTile:
+    """scratch: whether the maps are of `probabilities_fwd`, else the caller's.
+
+    Where a row is one block and few teacher maps are mixed, a single warp holds all of it, and its
+    sums meet without shared memory.
+    """
     block_k = _edge(keys)
-    if precision.exact:
-        return MixTile(HEADS, 16, block_k, Launch(4))
-    return MixTile(HEADS, 32, block_k, Launch(block_k // 8))
+    if precision.scratch == torch.float32:
+        return MixTile(HEADS, 16, block_k, Launch(block_k // 8, fp_fusion=False))
+    block_j = 16 if teachers <= 16 else 32
+    alone = block_j == 16 and keys <= block_k and scratch
+    return MixTile(HEADS, block_j, block_k, Launch(1 if alone else block_j // 8))
 
 
 @dataclass(frozen=True)

@@ -59,8 +59,16 @@ def log1p_excess(x):
 
 
 @triton.jit
-def grown_excess(d):
-    """expm1(d) − d, for d up to STEEP."""
+def grown_excess(d, SHORT: tl.constexpr = False):
+    """expm1(d) − d for |d| <= STEEP, finite above; SHORT: to 1e-5 of itself, for rounded maps."""
+    if SHORT:
+        series = 2.5420370133231224e-05 * d + 0.00021800534315776564
+        series = series * d + 0.0013929668413416503
+        series = series * d + 0.008295354943706701
+        series = series * d + 0.041656943678055246
+        series = series * d + 0.166684356418866
+        series = series * d + 0.5000024290637408
+        return series * (d * d)
     small = tl.minimum(tl.maximum(d, -1.0), 1.0)
     far = tl.exp(tl.minimum(d, 2 * STEEP)) - 1 - d
     return tl.where(tl.abs(d) <= 1, expm1_excess(small), far)
@@ -68,31 +76,33 @@ def grown_excess(d):
 
 @triton.jit
 def gather(
-    a,  # (J, K) teacher's logits
-    m,  # (J, K) student's logits
-    counted,  # (J, K)
+    a,  # (J, K) teacher's logits, or (K, J) with AXIS 0
+    m,  # student's logits
+    counted,  # which cells are
     shift,  # (J,)
     base,  # (J,) what is subtracted from `a` in exponents
+    AXIS: tl.constexpr = 1,  # of the cells
+    SHORT: tl.constexpr = False,
 ):
     """(Σw, Σw·d, Σw·(expm1(d) − d), max |d|) of one block of cells."""
-    difference = tl.where(counted, m - a - shift[:, None], 0.0)
-    weight = tl.where(counted, tl.exp(a - base[:, None]), 0.0)
+    difference = tl.where(counted, m - a - tl.expand_dims(shift, AXIS), 0.0)
+    weight = tl.where(counted, tl.exp(a - tl.expand_dims(base, AXIS)), 0.0)
     return (
-        tl.sum(weight, 1),
-        tl.sum(weight * difference, 1),
-        tl.sum(weight * grown_excess(difference), 1),
-        tl.max(tl.abs(difference), 1),
+        tl.sum(weight, AXIS),
+        tl.sum(weight * difference, AXIS),
+        tl.sum(weight * grown_excess(difference, SHORT), AXIS),
+        tl.max(tl.abs(difference), AXIS),
     )
 
 
 @triton.jit
-def add_exponentials(highest, total, logits, counted):
+def add_exponentials(highest, total, logits, counted, AXIS: tl.constexpr = 1):
     """The running maximum and sum of exp(logits − maximum), (J,) each."""
     logits = tl.where(counted, logits, float("-inf"))
-    new = tl.maximum(highest, tl.max(logits, 1))
+    new = tl.maximum(highest, tl.max(logits, AXIS))
     base = tl.where(new == float("-inf"), 0.0, new)
-    total = total * tl.exp(highest - base) + tl.sum(tl.exp(logits - base[:, None]), 1)
-    return new, total
+    here = tl.sum(tl.exp(logits - tl.expand_dims(base, AXIS)), AXIS)
+    return new, total * tl.exp(highest - base) + here
 
 
 @triton.jit
@@ -170,13 +180,14 @@ def softmax_difference(
     m_base,
     m_scale,
     ratio,
+    AXIS: tl.constexpr = 1,  # of the cells
 ):
     """softmax(m) − softmax(a)"""
-    a -= a_base[:, None]
-    m -= m_base[:, None]
-    difference = m - a - ratio[:, None]
-    weight = tl.exp(a) * a_scale[:, None]
+    a -= tl.expand_dims(a_base, AXIS)
+    m -= tl.expand_dims(m_base, AXIS)
+    difference = m - a - tl.expand_dims(ratio, AXIS)
+    weight = tl.exp(a) * tl.expand_dims(a_scale, AXIS)
     small = tl.minimum(tl.maximum(difference, -1.0), 1.0)
     near = weight * (small + expm1_excess(small))
-    far = tl.exp(m) * m_scale[:, None] - weight
+    far = tl.exp(m) * tl.expand_dims(m_scale, AXIS) - weight
     return tl.where(tl.abs(difference) <= 1, near, far)

@@ -1,9 +1,11 @@
 """The attention alignment kernels as PyTorch operators, with gradients and shapes for compilers.
 
 Operators `fastkd::align_*` return losses by sentence and teacher map, (B, Nt) in float32, or,
-with `reduce`, their sum. From queries and keys a reduced loss takes its gradients in the forward
-walk, while the maps are at hand, and backward only scales them.
+with `reduce`, their sum times it. From queries and keys a reduced loss takes its gradients in the
+forward walk, while the maps are at hand, and backward only scales them.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,8 +14,9 @@ from fastkd_kernels.attention.mixing.launch import Settings
 from fastkd_kernels.attention.mixing.maps import MapAlignment
 from fastkd_kernels.attention.numerics import STATISTICS
 from fastkd_kernels.attention.pairs.alignment import PairAlignment
-from fastkd_kernels.attention.query_key.alignment import QueryKeyAlignment
-from fastkd_kernels.once import early_dtype, only_first_order
+from fastkd_kernels.attention.query_key.alignment import align
+from fastkd_kernels.attention.scaling import scaled_gradients
+from fastkd_kernels.once import early_dtype, only_first_order, runs_at_once
 
 OPTIONS = (
     "Tensor? query_lengths, Tensor? key_lengths, float student_scale, float teacher_scale, "
@@ -24,7 +27,7 @@ MAPS = "Tensor student, Tensor teacher, Tensor? weight"
 WANTED = "bool gradient, bool weight_gradient"
 
 SCHEMAS = {
-    "align_queries": f"({QUERIES}, Tensor weight, {OPTIONS}, bool reduce, {WANTED}) "
+    "align_queries": f"({QUERIES}, Tensor weight, {OPTIONS}, float reduce, {WANTED}) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     "align_queries_bwd": f"(Tensor upstream, {QUERIES}, Tensor weight, {OPTIONS}, {WANTED}) "
     "-> (Tensor, Tensor, Tensor)",
@@ -52,25 +55,22 @@ SECOND_ORDER = (
 
 # From queries and keys, with a weight.
 
+NAMES = (
+    "student_query student_key teacher_query teacher_key weight query_lengths key_lengths"
+).split()
 
-def _align_queries(
-    student_query, student_key, teacher_query, teacher_key, weight, query_lengths, key_lengths,
-    *options,
-):  # fmt: skip
-    *settings, reduce, gradient, weight_gradient = options
-    call = QueryKeyAlignment(
-        (student_query, student_key),
-        (teacher_query, teacher_key),
-        weight.contiguous(),
-        query_lengths,
-        key_lengths,
-        None,
-        Settings(*settings, gradient, weight_gradient),
-        early_dtype(student_query.dtype),
-    )
-    loss, *gradients = call.run()
-    loss = loss.sum() if reduce else loss.flatten(2).sum(2)
-    return loss, *(_nothing(weight) if found is None else found for found in gradients)
+
+def _aligned(tensors, options, reduce, wanted, upstream, dtype) -> tuple[Tensor | None, ...]:
+    named = dict(zip(NAMES, tensors, strict=True))
+    named["weight"] = named["weight"].contiguous()
+    return align(named | {"upstream": upstream}, Settings(*options, *wanted), reduce, dtype)
+
+
+def _align_queries(*inputs):
+    *options, reduce, gradient, weight_gradient = inputs[7:]
+    dtype = early_dtype(inputs[0].dtype)
+    found = _aligned(inputs[:7], options, reduce, (gradient, weight_gradient), None, dtype)
+    return tuple(_nothing(inputs[4]) if each is None else each for each in found)
 
 
 def _align_queries_fake(student_query, student_key, teacher_query, teacher_key, weight, *options):
@@ -109,22 +109,11 @@ def _align_queries_backward(ctx, upstream, *_):
     return query, key, None, None, change, *(None for _ in range(11))
 
 
-def _align_queries_bwd(
-    upstream, student_query, student_key, teacher_query, teacher_key, weight, query_lengths,
-    key_lengths, *options,
-):  # fmt: skip
-    call = QueryKeyAlignment(
-        (student_query, student_key),
-        (teacher_query, teacher_key),
-        weight.contiguous(),
-        query_lengths,
-        key_lengths,
-        upstream.float(),
-        Settings(*options),
-        student_query.dtype,
-    )
-    _, *gradients = call.run()
-    return tuple(_nothing(weight) if found is None else found for found in gradients)
+def _align_queries_bwd(upstream, *inputs):
+    *options, gradient, weight_gradient = inputs[7:]
+    wanted = gradient, weight_gradient
+    found = _aligned(inputs[:7], options, 0.0, wanted, upstream.float(), inputs[0].dtype)
+    return tuple(_nothing(inputs[4]) if each is None else each for each in found[1:])
 
 
 def _align_queries_bwd_fake(
@@ -136,6 +125,52 @@ def _align_queries_bwd_fake(
         student_key.new_empty(student_key.shape) if gradient else _nothing(weight),
         weight.new_empty(weight.shape) if weight_gradient else _nothing(weight),
     )
+
+
+class AlignQueries(torch.autograd.Function):
+    """`fastkd::align_queries` where no compiler traces: without the way through a dispatcher."""
+
+    @staticmethod
+    def forward(ctx, options, reduce, *tensors):
+        wanted = (
+            ctx.needs_input_grad[2] or ctx.needs_input_grad[3],
+            ctx.needs_input_grad[6],
+        )
+        dtype = early_dtype(tensors[0].dtype)
+        loss, *found = _aligned(tensors, options, reduce, wanted, None, dtype)
+        ctx.options, ctx.reduce, ctx.wanted = options, reduce, wanted
+        ctx.save_for_backward(*tensors, *found)
+        return loss
+
+    @staticmethod
+    def backward(ctx, upstream):
+        *tensors, query, key, change = ctx.saved_tensors
+        learned = tensors[0], tensors[1], tensors[4]
+        if ctx.reduce:
+            found = scaled_gradients(upstream, (query, key, change), learned)
+        else:
+            upstream = upstream.contiguous().float()
+            dtype = tensors[0].dtype
+            _, *found = _aligned(tensors, ctx.options, 0.0, ctx.wanted, upstream, dtype)
+        query, key, change = only_first_order(found, learned, SECOND_ORDER)
+        return None, None, query, key, None, None, change, None, None
+
+
+def align_queries(tensors: Sequence[Tensor | None], options: tuple, reduce: float) -> Tensor:
+    """Losses by sentence and teacher map, (B, Nt), or where `reduce` is not 0 their sum times it.
+
+    tensors: by NAMES; options: the first six of `Settings`.
+    """
+    if runs_at_once(*tensors):
+        return AlignQueries.apply(options, reduce, *tensors)
+    learning = torch.is_grad_enabled()
+    query, key, _, _, weight, *lengths = tensors
+    loss = torch.ops.fastkd.align_queries(
+        *tensors[:5], *lengths, *options, 1.0 if reduce else 0.0,
+        learning and (query.requires_grad or key.requires_grad),
+        learning and weight.requires_grad,
+    )[0]  # fmt: skip
+    return loss * reduce if reduce else loss
 
 
 # From queries and keys, head against head.
@@ -198,7 +233,7 @@ def _align_maps(student, teacher, weight, query_lengths, key_lengths, *options):
     settings = Settings(*options, False, False)
     call = MapAlignment(student, teacher, weight, query_lengths, key_lengths, settings)
     loss, statistics = call.forward()
-    return loss.flatten(2).sum(2), _nothing(loss) if statistics is None else statistics
+    return loss.sum(1), _nothing(loss) if statistics is None else statistics
 
 
 def _align_maps_fake(student, teacher, weight, query_lengths, key_lengths, *options):

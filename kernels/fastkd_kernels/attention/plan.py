@@ -5,13 +5,13 @@ from functools import lru_cache
 
 import torch
 
-from fastkd_kernels.attention.config import EDGES, LONG_BLOCK
-from fastkd_kernels.common import block_size, ceil_div
+from fastkd_kernels.attention.config import EDGES
+from fastkd_kernels.common import ceil_div
 
-SCRATCH_BYTES = 32 << 20  # where the device does not tell the size of its cache
-ROW_STEP = 64  # chunks of part of a sentence start at multiples of it
-SEGMENTS = 8  # a row's keys are shared among so many programs, at most
-SLOTS = 1024  # programs that keep a weight gradient of their own, about
+SCRATCH_BYTES = 1 << 30  # at most, and no more than a share of the device's memory
+DEVICE_SHARE = 16
+ROW_STEP = EDGES[-1]  # chunks of part of a sentence start at multiples of it
+SLOTS = 2048  # programs that keep a weight gradient of their own, about
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,6 @@ class Chunk:
 @dataclass(frozen=True)
 class Plan:
     pitch: int  # cells between two rows of the scratch
-    key_block: int
-    key_blocks: int
-    segments: int
-    segment_keys: int
-    whole: bool  # a program of the mixing kernels holds whole rows, and the scratch final maps
     groups: tuple[tuple[Chunk, ...], ...]  # the chunks of one group hold the same sentences
 
     @property
@@ -47,35 +42,32 @@ class Plan:
 
 @lru_cache(maxsize=64)
 def scratch_bytes(device: torch.device) -> int:
-    """Half of the device's last cache."""
+    """The most that the maps of a chunk may take: 1 GiB and a sixteenth of the device's memory.
+
+    A scratch this full keeps the device busy for longer than its launches take.
+    """
     if device.type != "cuda":
         return SCRATCH_BYTES
-    cache = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)
-    return max(cache // 2, SCRATCH_BYTES // 4)
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return min(SCRATCH_BYTES, memory // DEVICE_SHARE)
 
 
-@lru_cache(maxsize=4096)
+def row_pitch(keys: int) -> int:
+    return ceil_div(keys, 16) * 16
+
+
 def make_plan(
     batch: int,
-    student_maps: int,
-    teacher_maps: int,
+    maps: int,  # the student's and the teacher's, the former twice where they are not overwritten
     queries: int,
     keys: int,
-    whole: bool,
-    in_place: bool,  # whether the gradient of the student's maps is written over them
     cell_bytes: int,
     budget: int,
 ) -> Plan:
-    pitch = ceil_div(keys, 16) * 16
-    key_block = block_size(keys, *EDGES) if whole else LONG_BLOCK
-    key_blocks = ceil_div(keys, key_block)
-    segments = min(SEGMENTS, ceil_div(key_blocks, 2))
-    segment_keys = ceil_div(key_blocks, segments) * key_block
-    segments = ceil_div(keys, segment_keys)
-    maps = student_maps * (1 if in_place else 2) + teacher_maps
+    pitch = row_pitch(keys)
     fitting = max(budget // (maps * pitch * cell_bytes), 1)
     if fitting >= queries:
-        together = min(batch, fitting // queries)
+        together = ceil_div(batch, ceil_div(batch, fitting // queries))  # all about as many
         groups = tuple(
             (Chunk(first, min(together, batch - first), 0, queries, True, True),)
             for first in range(0, batch, together)
@@ -93,4 +85,4 @@ def make_plan(
             )
             for sentence in range(batch)
         )
-    return Plan(pitch, key_block, key_blocks, segments, segment_keys, whole, groups)
+    return Plan(pitch, groups)

@@ -66,7 +66,7 @@ def test_the_same_bits_twice(form, normalization):
 
 
 def test_no_atomics():
-    sources = list(KERNELS.glob("attention*.py"))
+    sources = list((KERNELS / "attention").rglob("*.py"))
     assert len(sources) > 5
     assert not [path.name for path in sources if "atomic" in path.read_text()]
 
@@ -213,51 +213,39 @@ def test_sizes_are_no_constants_of_compilation():
         "               for c in cases.offline_cases() if c.kernel is k)]\n"
         "print(len(kernels), bad)"
     )
-    assert done.stdout.strip() == "9 []", done.stdout + done.stderr
+    assert done.stdout.strip() == "10 []", done.stdout + done.stderr
 
 
 def test_configurations_are_bounded_and_change_with_powers_of_two_only():
     def chosen(length):
         dtype, half = torch.bfloat16, Precision(torch.bfloat16, tl.bfloat16, "ieee")
         return (
-            probability_tile(length, 64, 64, dtype),
+            probability_tile(length, length, 64, dtype),
             product_tile(length, length, 64, half),
-            mix_tile(length, half),
+            mix_tile(length, 24, half),
             pair_tile(length, 64, (dtype, dtype)),
         )
 
-    assert len({chosen(length) for length in range(1, 5000)}) == 2
-    assert len({chosen(length) for length in range(33, 5000)}) == 1
+    assert len({chosen(length) for length in range(1, 5000)}) == 3
+    assert len({chosen(length) for length in range(65, 5000)}) == 1
 
 
 def test_one_compilation_for_all_batches_and_lengths_of_a_class(monkeypatch):
     """Every launch of one class asks for the same constants, whatever B and T are."""
-    from fastkd_kernels.attention.mixing import launch as attention_mixing
 
     def constants(batch, queries, keys):
         seen = []
-        for module, name in (
-            (attention_query_key, "probabilities_fwd"),
-            (attention_query_key, "score_gradient_bwd"),
-            (attention_mixing, "mix_gradient_bwd"),
-        ):
-            monkeypatch.setattr(module, name, Spy(name, seen))
+        monkeypatch.setattr(
+            attention_query_key,
+            "play",
+            lambda steps, _: seen.extend((step.kernel.__name__, step.constants) for step in steps),
+        )
         run(attention(batch=batch, queries=queries, keys=keys), "triton", normalization="row")
         return seen
 
-    assert constants(1, 33, 40) == constants(3, 64, 57)
-
-
-class Spy:
-    """In a kernel's place: notes the constants it is launched with."""
-
-    def __init__(self, name: str, seen: list) -> None:
-        self.name, self.seen = name, seen
-
-    def __getitem__(self, grid):
-        return lambda *arguments, **constants: self.seen.append((self.name, sorted(
-            constants.items(), key=lambda item: item[0]
-        )))  # fmt: skip
+    found = constants(1, 33, 40)
+    assert len(found) >= 3
+    assert found == constants(3, 64, 57)
 
 
 @pytest.mark.parametrize("reduction", ["none", "sum"])

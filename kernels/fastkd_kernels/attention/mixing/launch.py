@@ -1,8 +1,6 @@
-"""Launches the kernels that mix maps, for maps in a scratch and for maps of the caller's."""
+"""Launches of the kernels that mix maps, for maps in a scratch and for maps of the caller's."""
 
 from dataclasses import dataclass
-
-from torch import Tensor
 
 from fastkd_kernels.attention.config import Launch, MixTile, Precision
 from fastkd_kernels.attention.mixing.gradient import mix_gradient_bwd
@@ -10,8 +8,10 @@ from fastkd_kernels.attention.mixing.merge import merge_statistics_fwd
 from fastkd_kernels.attention.mixing.statistics import mix_statistics_fwd
 from fastkd_kernels.attention.plan import Chunk
 from fastkd_kernels.common import ceil_div, stride_unit
+from fastkd_kernels.launching import Step, step
 
 LEAST_TEMPERATURE = 1 / 8  # down to it exp(a), a <= 1 / temperature, is summed as it stands
+MERGED = {"BLOCK_P": 64, "BLOCK_J": 16}
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,24 @@ class Settings:
 
 @dataclass(frozen=True)
 class MapView:
-    """Maps of a chunk, (sentences, N, rows, keys) by strides."""
+    """Maps of a chunk, (sentences, N, rows, keys) by strides, under the name a call has them."""
 
-    maps: Tensor
+    name: str
     strides: tuple[int, int, int, int]
     width: int  # keys that a row has in memory
-    factors: Tensor | None = None  # (sentences, N, rows, key blocks)
+
+    def in_units(self, side: str, unit: int) -> dict[str, int]:
+        sentence, head, row, key = self.strides
+        return {
+            f"{side}_sentence": sentence // unit,
+            f"{side}_head": head // unit,
+            f"{side}_row": row // unit,
+            f"{side}_key": key,
+        }
+
+    @property
+    def unit(self) -> int:
+        return stride_unit(*self.strides[:3], self.width)
 
 
 @dataclass(frozen=True)
@@ -45,27 +57,20 @@ class Mixing:
     settings: Settings
     precision: Precision
     tile: MixTile
-    weight: Tensor | None  # (Nt, Ns)
-    query_lengths: Tensor | None
-    key_lengths: Tensor | None
+    weighted: bool
+    lengths: dict[str, str | None]  # names of the lengths' tensors
     student_maps: int
     teacher_maps: int
     queries: int
     keys: int
-    key_block: int
-    key_blocks: int
-    segments: int
-    segment_keys: int
     rows_each: int
+    scratch: bool  # whether `probabilities_fwd` wrote the maps
     wide: bool  # whether offsets within a sentence exceed int32
-    bounded: bool  # whether maps are known to lie in [0, 1]
 
     @property
     def head_parts(self) -> int:
         """Programs that share the student maps of the same rows."""
-        if self.weight is None:
-            return 1
-        return ceil_div(self.student_maps, self.tile.students)
+        return ceil_div(self.student_maps, self.tile.students) if self.weighted else 1
 
     @property
     def held(self) -> bool:
@@ -73,85 +78,56 @@ class Mixing:
         crowded = self.precision.exact and self.head_parts > 1
         return self.tile.teachers >= self.teacher_maps and not crowded
 
+    @property
+    def whole(self) -> bool:
+        """Whether a program holds a row in one block of keys."""
+        return self.tile.keys >= self.keys
+
     def row_groups(self, chunk: Chunk) -> int:
         return ceil_div(chunk.rows, self.rows_each)
 
     def programs(self, chunk: Chunk) -> int:
-        return chunk.sentences * self.row_groups(chunk) * self.segments
+        return chunk.sentences * self.row_groups(chunk)
 
     def statistics(
-        self,
-        chunk: Chunk,
-        student: MapView,
-        teacher: MapView,
-        partials: Tensor | None,
-        statistics: Tensor | None,
-        loss: Tensor | None,
-        parts: int,
-        part: int,
-    ) -> None:
-        student_unit, student_strides = _in_units(student)
-        teacher_unit, teacher_strides = _in_units(teacher)
-        tile = self.tile
-        mix_statistics_fwd[(self.programs(chunk),)](
-            student.maps,
-            teacher.maps,
-            self.weight,
-            student.factors,
-            teacher.factors,
-            self.query_lengths,
-            self.key_lengths,
-            partials,
-            statistics,
-            loss,
-            *student_strides,
-            *teacher_strides,
-            student.width // student_unit,
-            teacher.width // teacher_unit,
-            *self._extents(chunk),
-            parts,
-            part,
-            PER_ROW=self.settings.normalization != "map",
-            CAUSAL=self.settings.causal,
-            INCLUDE=self.settings.include,
-            STUDENT_UNIT=student_unit,
-            TEACHER_UNIT=teacher_unit,
-            CONTIGUOUS=student.strides[3] == 1 and teacher.strides[3] == 1,
-            OPERAND=self.precision.operand,
-            PRECISION=self.precision.dot,
-            WIDE=self.wide,
-            KEY_BLOCK=self.key_block,
-            ONE_H=self.head_parts == 1,
-            BLOCK_H=tile.students,
-            BLOCK_J=tile.teachers,
-            BLOCK_K=tile.keys,
-            **tile.launch.options,
+        self, chunk: Chunk, student: MapView, teacher: MapView, parts: int, part: int
+    ) -> Step:
+        """Fills "partials", (sentences, parts, FIELDS, Nt)."""
+        units = student.unit, teacher.unit
+        return step(
+            mix_statistics_fwd,
+            self.programs(chunk),
+            {
+                "student": student.name,
+                "teacher": teacher.name,
+                "weight": "weight" if self.weighted else None,
+                "partials": "partials",
+                **self.lengths,
+            },
+            {
+                **student.in_units("student", units[0]),
+                **teacher.in_units("teacher", units[1]),
+                **self._extents(chunk, student, teacher, units),
+                "parts": parts,
+                "part": part,
+            },
+            self._constants(units, (student, teacher)),
+            self.tile.launch.options,
         )
 
-    def merge(
-        self,
-        chunk: Chunk,
-        partials: Tensor,
-        statistics: Tensor,
-        loss: Tensor,
-        parts: int,
-    ) -> None:
-        by_row = self.settings.normalization == "row"
-        groups = chunk.rows if by_row else 1  # in a sentence
-        block_p, block_j = (16, 16) if by_row else (64, 16)
-        merge_statistics_fwd[(chunk.sentences * groups * ceil_div(self.teacher_maps, block_j),)](
-            partials,
-            statistics,
-            loss,
-            parts,
-            self.teacher_maps,
-            groups,
-            chunk.first_sentence,
-            chunk.first_row if by_row else 0,
-            self.queries if by_row else 1,
-            BLOCK_P=block_p,
-            BLOCK_J=block_j,
-            **Launch(1 if by_row else 4).options,
+    def merge(self, chunk: Chunk, parts: int) -> Step:
+        """From "partials" to "statistics" and "loss" (B, Nt)."""
+        return step(
+            merge_statistics_fwd,
+            chunk.sentences * ceil_div(self.teacher_maps, MERGED["BLOCK_J"]),
+            {name: name for name in ("partials", "statistics", "loss")},
+            {
+                "parts": parts,
+                "teacher_maps": self.teacher_maps,
+                "first_sentence": chunk.first_sentence,
+            },
+            MERGED,
+            Launch(4, fp_fusion=False).options,
         )
 
     def gradient(
@@ -159,85 +135,94 @@ class Mixing:
         chunk: Chunk,
         student: MapView,
         teacher: MapView,
-        statistics: Tensor | None,
-        upstream: Tensor | None,
-        loss: Tensor | None,
         out: MapView | None,
-        delta: Tensor | None,
-        weight_slots: Tensor | None,
-        accumulate: bool,
+        *,
+        known: bool,  # statistics are given
+        measure: bool,  # the loss is wanted
+        upstream: bool,
         to_maps: bool,
-    ) -> None:
-        out_strides = (0, 0, 0, 0) if out is None else out.strides
-        unit = stride_unit(*student.strides[:3], *out_strides[:3], student.width)
-        _, student_strides = _in_units(student, unit)
-        teacher_unit, teacher_strides = _in_units(teacher)
-        last = (student.strides[3], teacher.strides[3], 1 if out is None else out.strides[3])
-        tile = self.tile
-        mix_gradient_bwd[(self.programs(chunk) * self.head_parts,)](
-            student.maps,
-            teacher.maps,
-            self.weight,
-            student.factors,
-            teacher.factors,
-            self.query_lengths,
-            self.key_lengths,
-            statistics,
-            upstream,
-            loss,
-            None if out is None else out.maps,
-            delta,
-            weight_slots,
-            *student_strides,
-            *teacher_strides,
-            *(stride // unit for stride in out_strides[:3]),
-            out_strides[3],
-            student.width // unit,
-            teacher.width // teacher_unit,
-            *self._extents(chunk),
-            chunk.rows if self.settings.normalization == "row" else 1,
-            int(accumulate),
-            self.head_parts,
-            MIXTURE=self.settings.normalization == "mixture",
-            TO_MAPS=to_maps,
-            CAUSAL=self.settings.causal,
-            INCLUDE=self.settings.include,
-            STUDENT_UNIT=unit,
-            TEACHER_UNIT=teacher_unit,
-            CONTIGUOUS=last == (1, 1, 1),
-            OPERAND=self.precision.operand,
-            PRECISION=self.precision.dot,
-            WIDE=self.wide,
-            KEY_BLOCK=self.key_block,
-            ONE_H=self.head_parts == 1,
-            ONE_J=self.held,
-            BLOCK_H=tile.students,
-            BLOCK_J=tile.teachers,
-            BLOCK_K=tile.keys,
-            **tile.launch.options,
+        weight_gradient: bool,
+        accumulate: bool = False,
+        parts: int = 1,
+        part: int = 0,
+    ) -> Step:
+        # One program measures a row; several share the student maps that get a gradient.
+        head_parts = self.head_parts if out is not None or weight_gradient else 1
+        views = (student, teacher) if out is None else (student, teacher, out)
+        unit = student.unit if out is None else min(student.unit, out.unit)
+        units = unit, teacher.unit
+        mixture = self.settings.normalization == "mixture"
+        own_rows = measure and not mixture and not (self.whole and not to_maps)
+        per_row = self.settings.normalization == "row"
+        strides = out or MapView("", (0, 0, 0, 1), 0)
+        return step(
+            mix_gradient_bwd,
+            self.programs(chunk) * head_parts,
+            {
+                "student": student.name,
+                "teacher": teacher.name,
+                "weight": "weight" if self.weighted else None,
+                "statistics": "statistics" if (known or own_rows) and not mixture else None,
+                "upstream": "upstream" if upstream else None,
+                "loss": "loss" if measure else None,
+                "out": None if out is None else out.name,
+                "weight_slots": "weight_slots" if weight_gradient else None,
+                **self.lengths,
+            },
+            {
+                **student.in_units("student", unit),
+                **teacher.in_units("teacher", units[1]),
+                **strides.in_units("out", unit),
+                **self._extents(chunk, student, teacher, units),
+                "statistic_rows": chunk.rows if per_row else 1,
+                "accumulate": int(accumulate),
+                "head_parts": head_parts,
+                "parts": parts,
+                "part": part,
+            },
+            {
+                **self._constants(units, views),
+                "MIXTURE": mixture,
+                "TO_MAPS": to_maps,
+                "LONG": out is not None and not to_maps and not self.whole,
+                "ONE_J": self.held,
+            },
+            self.tile.launch.options,
         )
 
-    def _extents(self, chunk: Chunk) -> tuple:
-        return (
-            self.student_maps,
-            self.teacher_maps,
-            self.queries,
-            self.keys,
-            chunk.first_sentence,
-            chunk.first_row,
-            chunk.rows,
-            self.key_blocks,
-            self.row_groups(chunk),
-            self.rows_each,
-            self.segments,
-            self.segment_keys // 16,
-            1 / self.settings.temperature,
-            int(not self.bounded or self.settings.temperature < LEAST_TEMPERATURE),
-        )
+    def _constants(self, units: tuple[int, int], views: tuple[MapView, ...]) -> dict:
+        return {
+            "CAUSAL": self.settings.causal,
+            "INCLUDE": self.settings.include,
+            "STUDENT_UNIT": units[0],
+            "TEACHER_UNIT": units[1],
+            "CONTIGUOUS": all(view.strides[3] == 1 for view in views),
+            "WIDE": self.wide,
+            "SCRATCH": self.scratch,
+            "OPERAND": self.precision.operand,
+            "PRECISION": self.precision.dot,
+            "ONE_H": self.head_parts == 1,
+            "BLOCK_H": self.tile.students,
+            "BLOCK_J": self.tile.teachers,
+            "BLOCK_K": self.tile.keys,
+        }
 
-
-def _in_units(view: MapView, unit: int = 0) -> tuple[int, tuple[int, ...]]:
-    """(unit, strides in it); the one along the keys stays as it is."""
-    strides = view.strides
-    unit = unit or stride_unit(*strides[:3], view.width)
-    return unit, (*(stride // unit for stride in strides[:3]), strides[3])
+    def _extents(
+        self, chunk: Chunk, student: MapView, teacher: MapView, units: tuple[int, int]
+    ) -> dict[str, int | float]:
+        bounded = self.scratch and self.settings.temperature >= LEAST_TEMPERATURE
+        return {
+            "student_width": student.width // units[0],
+            "teacher_width": teacher.width // units[1],
+            "student_maps": self.student_maps,
+            "teacher_maps": self.teacher_maps,
+            "queries": self.queries,
+            "keys": self.keys,
+            "first_sentence": chunk.first_sentence,
+            "first_row": chunk.first_row,
+            "rows": chunk.rows,
+            "row_groups": self.row_groups(chunk),
+            "rows_each": self.rows_each,
+            "inverse_temperature": 1 / self.settings.temperature,
+            "sharp": int(not bounded),
+        }

@@ -6,9 +6,10 @@ from torch import Tensor
 from fastkd_kernels import common
 from fastkd_kernels.attention.config import mix_tile, precision
 from fastkd_kernels.attention.mixing.launch import MapView, Mixing, Settings
-from fastkd_kernels.attention.numerics import STATISTICS
-from fastkd_kernels.attention.plan import SEGMENTS, SLOTS, Chunk
+from fastkd_kernels.attention.numerics import FIELDS, STATISTICS
+from fastkd_kernels.attention.plan import SLOTS, Chunk
 from fastkd_kernels.common import ceil_div
+from fastkd_kernels.launching import play
 
 
 class MapAlignment:
@@ -25,92 +26,86 @@ class MapAlignment:
     ) -> None:
         batch, student_maps, queries, keys = student.shape
         self.student, self.settings = student, settings
-        self.views = tuple(MapView(maps, maps.stride(), keys) for maps in (student, teacher))
+        self.tensors = {
+            "student_maps": student,
+            "teacher_maps": teacher,
+            "weight": weight,
+            "query_lengths": query_lengths,
+            "key_lengths": key_lengths,
+        }
+        self.views = (
+            MapView("student_maps", student.stride(), keys),
+            MapView("teacher_maps", teacher.stride(), keys),
+        )
         self.chunk = Chunk(0, batch, 0, queries, True, True)
         chosen = precision(student.dtype)
-        tile = mix_tile(keys, chosen)
-        self.whole = tile.keys >= keys
-        blocks = ceil_div(keys, tile.keys)
-        segment_blocks = ceil_div(blocks, 1 if self.whole else SEGMENTS)
-        segments = ceil_div(blocks, segment_blocks)
         self.mixing = Mixing(
             settings=settings,
             precision=chosen,
-            tile=tile,
-            weight=weight,
-            query_lengths=query_lengths,
-            key_lengths=key_lengths,
+            tile=mix_tile(keys, teacher.shape[1], chosen, scratch=False),
+            weighted=weight is not None,
+            lengths={
+                "query_lengths": None if query_lengths is None else "query_lengths",
+                "key_lengths": None if key_lengths is None else "key_lengths",
+            },
             student_maps=student_maps,
             teacher_maps=teacher.shape[1],
             queries=queries,
             keys=keys,
-            key_block=tile.keys,
-            key_blocks=1,
-            segments=segments,
-            segment_keys=segment_blocks * tile.keys,
-            rows_each=max(1, ceil_div(batch * queries * segments, SLOTS)),
-            wide=any(view.strides[1] * view.maps.shape[1] >= 1 << 31 for view in self.views),
-            bounded=False,
+            rows_each=max(1, ceil_div(batch * queries, SLOTS)),
+            scratch=False,
+            wide=any(maps.stride(1) * maps.shape[1] >= 1 << 31 for maps in (student, teacher)),
         )
 
-    def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return common.empty(shape, dtype, self.student.device)
+    def _empty(self, *shape: int) -> Tensor:
+        return common.empty(shape, torch.float32, self.student.device)
 
     def forward(self) -> tuple[Tensor, Tensor | None]:
-        """(loss of every group of cells (B, Nt, ...), statistics for the gradient)."""
+        """(loss in parts (B, parts, Nt), statistics for the gradient)."""
         chunk, mixing, normalization = self.chunk, self.mixing, self.settings.normalization
-        batch, teacher_maps = chunk.sentences, mixing.teacher_maps
-        if normalization == "mixture":
-            loss = self._empty(batch, teacher_maps, chunk.rows, mixing.segments)
-            self._gradient(None, None, loss, None, None)
-            return loss, None
-        rows = chunk.rows if normalization == "row" else 1
-        loss = self._empty(batch, teacher_maps, rows)
-        statistics = self._empty(batch, STATISTICS.value, teacher_maps, rows)
-        if normalization == "row" and mixing.segments == 1:
-            mixing.statistics(chunk, *self.views, None, statistics, loss, 1, 0)
-            return loss, statistics
-        parts = mixing.segments
-        if normalization == "map":
-            parts *= mixing.row_groups(chunk)
-        partials = self._empty(batch * rows, parts, 8, teacher_maps)
-        mixing.statistics(chunk, *self.views, partials, None, None, parts, 0)
-        mixing.merge(chunk, partials, statistics, loss, parts)
-        return loss, statistics
+        batch, teachers = chunk.sentences, mixing.teacher_maps
+        parts = mixing.row_groups(chunk)
+        by_map = normalization == "map"
+        memory = {"loss": self._empty(batch, 1 if by_map else parts, teachers)}
+        if normalization != "mixture":
+            rows = 1 if by_map else chunk.rows
+            memory["statistics"] = self._empty(batch, STATISTICS.value, teachers, rows)
+        if by_map:
+            memory["partials"] = self._empty(batch, parts, FIELDS.value, teachers)
+            steps = [
+                mixing.statistics(chunk, *self.views, parts, 0),
+                mixing.merge(chunk, parts),
+            ]
+        else:
+            steps = [
+                mixing.gradient(
+                    chunk, *self.views, None, known=False, measure=True, upstream=False,
+                    to_maps=True, weight_gradient=False, parts=parts,
+                )
+            ]  # fmt: skip
+        play(steps, {**self.tensors, **memory})
+        return memory["loss"], memory.get("statistics")
 
     def backward(
         self, statistics: Tensor | None, upstream: Tensor
     ) -> tuple[Tensor | None, Tensor | None]:
         """(gradient of the student's maps, of the weight), where the settings want them."""
-        mixing, gradient, slots = self.mixing, None, None
+        mixing = self.mixing
+        memory = {"statistics": statistics, "upstream": upstream}
+        out = None
         if self.settings.gradient:
             # Cells that no query attends to are written by no program.
-            gradient = torch.zeros(
+            memory["out"] = torch.zeros(
                 self.student.shape, dtype=self.student.dtype, device=self.student.device
             )
+            out = MapView("out", memory["out"].stride(), mixing.keys)
         if self.settings.weight_gradient:
             programs = mixing.programs(self.chunk)
-            slots = self._empty(programs, mixing.teacher_maps, mixing.student_maps)
-        self._gradient(statistics, upstream, None, gradient, slots)
-        return gradient, None if slots is None else slots.sum(0)
-
-    def _gradient(
-        self,
-        statistics: Tensor | None,
-        upstream: Tensor | None,
-        loss: Tensor | None,
-        gradient: Tensor | None,
-        slots: Tensor | None,
-    ) -> None:
-        self.mixing.gradient(
-            self.chunk,
-            *self.views,
-            statistics,
-            upstream,
-            loss,
-            None if gradient is None else MapView(gradient, gradient.stride(), self.mixing.keys),
-            None,
-            slots,
-            False,
-            to_maps=True,
-        )
+            memory["weight_slots"] = self._empty(programs, mixing.teacher_maps, mixing.student_maps)
+        each = mixing.gradient(
+            self.chunk, *self.views, out, known=True, measure=False, upstream=True, to_maps=True,
+            weight_gradient=self.settings.weight_gradient,
+        )  # fmt: skip
+        play([each], {**self.tensors, **memory})
+        slots = memory.get("weight_slots")
+        return memory.get("out"), None if slots is None else slots.sum(0)

@@ -3,32 +3,33 @@
 import triton
 import triton.language as tl
 
-from fastkd_kernels.attention.mixing.statistics import store_row
-from fastkd_kernels.attention.numerics import FIELDS, STEEP, expm1_excess, finish
+from fastkd_kernels.attention.numerics import (
+    FIELDS,
+    STATISTICS,
+    STEEP,
+    expm1_excess,
+    finish,
+    store_statistics,
+)
 
-RUNTIME = "parts teacher_maps groups_a_sentence first_sentence first_row queries".split()
+RUNTIME = "parts teacher_maps first_sentence".split()
 
 
 @triton.jit(do_not_specialize=RUNTIME)
 def merge_statistics_fwd(
-    partials,  # (groups, parts, FIELDS, Nt)
-    statistics,  # (sentences, STATISTICS, Nt, groups a sentence)
-    loss,  # (B, Nt, queries)
+    partials,  # (sentences, parts, FIELDS, Nt)
+    statistics,  # (sentences, STATISTICS, Nt)
+    loss,  # (B, Nt)
     parts,
     teacher_maps,
-    groups_a_sentence,
     first_sentence,
-    first_row,
-    queries,  # 1 where a whole map is one group
     BLOCK_P: tl.constexpr,
     BLOCK_J: tl.constexpr,
 ):
     blocks = tl.cdiv(teacher_maps, BLOCK_J)
-    group = tl.program_id(0) // blocks
+    slot = tl.program_id(0) // blocks
     rival = (tl.program_id(0) % blocks) * BLOCK_J + tl.arange(0, BLOCK_J)
-    slot = group // groups_a_sentence
-    local = group % groups_a_sentence
-    partials += group.to(tl.int64) * parts * FIELDS * teacher_maps
+    partials += slot.to(tl.int64) * parts * FIELDS * teacher_maps
 
     a_max = tl.full((BLOCK_J,), float("-inf"), tl.float32)
     m_max = tl.full((BLOCK_J,), float("-inf"), tl.float32)
@@ -85,24 +86,11 @@ def merge_statistics_fwd(
     a_base, a_scale, m_base, m_scale, ratio, divergence = finish(
         a_max, a_sum, d_sum, e_sum, m_max, m_sum, d_most, shift
     )
-    store_row(
-        statistics,
-        loss,
-        a_base,
-        a_scale,
-        m_base,
-        m_scale,
-        ratio,
-        divergence,
-        slot,
-        first_sentence + slot,
-        rival,
-        teacher_maps,
-        local,
-        groups_a_sentence,
-        first_row + local,
-        queries,
-    )
+    mask = rival < teacher_maps
+    statistics += slot.to(tl.int64) * STATISTICS * teacher_maps + rival
+    store_statistics(statistics, teacher_maps, a_base, a_scale, m_base, m_scale, ratio, mask)
+    sentence = (first_sentence + slot).to(tl.int64)
+    tl.store(loss + sentence * teacher_maps + rival, divergence, mask=mask)
 
 
 @triton.jit

@@ -1,9 +1,12 @@
-"""Reads maps of a query row, and mixes the student's."""
+"""Reads maps of a query row, and mixes the student's: blocks of (keys, heads)."""
 
 import triton
 import triton.language as tl
 
 from fastkd_kernels.attention.query_key.probabilities import clamped_length
+from fastkd_kernels.common import INTERPRETED
+
+EXACT_PRODUCTS = tl.constexpr(INTERPRETED)  # the interpreter multiplies float32 as it is
 
 
 @triton.jit
@@ -34,69 +37,95 @@ def row_extent(
 
 @triton.jit
 def load_maps(
-    maps,  # at the row
-    factors,  # (N, rows, key blocks) at the sentence and row, or None: the maps are normalised
-    head,
-    heads,
-    block,  # (keys of the block, keys attended to, its key block, key blocks, rows)
-    layout,  # (keys that a row has in memory, stride of heads, of keys), the first two in UNITs
+    side,  # (maps at the row, stride of heads in UNITs, of keys, keys in memory in UNITs, heads)
+    head,  # (BLOCK_H,)
+    key,  # (BLOCK_K,)
+    seen,
     UNIT: tl.constexpr,
     CONTIGUOUS: tl.constexpr,
     WIDE: tl.constexpr,  # offsets beyond int32
+    SCRATCH: tl.constexpr,  # of `probabilities_fwd`: zeros from `seen` to a block's end
 ):
-    """One row's probabilities, (BLOCK_H, BLOCK_K) in float32; 0 from key `seen` on."""
-    key, seen, key_block, key_blocks, rows = block
-    width, head_stride, key_stride = layout
+    """One row's probabilities as they are kept, (BLOCK_K, BLOCK_H); 0 from key `seen` on."""
+    maps, head_stride, key_stride, width, heads = side
     if WIDE:
         along = head.to(tl.int64) * (head_stride.to(tl.int64) * UNIT)
     else:
         along = head * (head_stride * UNIT)
     across = key if CONTIGUOUS else key.to(tl.int64) * key_stride
     # Whole 16-byte words are read; what nobody wrote is dropped after.
-    mask = (head < heads)[:, None] & (key < width * UNIT)[None, :]
-    tile = tl.load(maps + along[:, None] + across[None, :], mask=mask, other=0.0).to(tl.float32)
-    if factors is not None:
-        place = head * (rows * key_blocks) + key_block
-        tile *= tl.load(factors + place, mask=head < heads, other=0.0)[:, None]
-    return tl.where((key < seen)[None, :], tile, 0.0)
+    limit = tl.minimum(width, tl.cdiv(seen, UNIT)) * UNIT if SCRATCH else width * UNIT
+    mask = (key < limit)[:, None] & (head < heads)[None, :]
+    tile = tl.load(maps + across[:, None] + along[None, :], mask=mask, other=0.0)
+    if not SCRATCH:
+        tile = tl.where((key < seen)[:, None], tile, 0.0)
+    return tile
 
 
 @triton.jit
-def load_weight(weight, teacher_head, head, teacher_maps, student_maps):
+def as_operand(tile, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """`tile` as it enters a product: tensor cores cut float32 off, so it is rounded before."""
+    if PRECISION == "tf32" and not EXACT_PRODUCTS:
+        bits = tile.to(tl.float32).to(tl.int32, bitcast=True)
+        return ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    return tile.to(OPERAND)
+
+
+@triton.jit
+def as_sums(tile, OPERAND: tl.constexpr, BLOCK: tl.constexpr):
+    """`tile` (BLOCK_K, BLOCK) in float32, in the registers where a product of it would be."""
+    if OPERAND == tl.float32:
+        return tile.to(tl.float32)
+    # Times one: exact, and cheaper than to move it there.
+    unit = tl.arange(0, BLOCK)
+    return tl.dot(tile.to(OPERAND), (unit[:, None] == unit[None, :]).to(OPERAND))
+
+
+@triton.jit
+def load_weight(weight, rival, head, teacher_maps, student_maps):
     """(BLOCK_J, BLOCK_H)"""
     return tl.load(
-        weight + teacher_head[:, None] * student_maps + head[None, :],
-        mask=(teacher_head < teacher_maps)[:, None] & (head < student_maps)[None, :],
+        weight + rival[:, None] * student_maps + head[None, :],
+        mask=(rival < teacher_maps)[:, None] & (head < student_maps)[None, :],
         other=0.0,
     )
 
 
 @triton.jit
-def mix_in_parts(
-    student,  # at the row
-    factors,
+def mixed_maps(
+    operand,  # (BLOCK_K, BLOCK_H) of the row, where ONE_H
+    mixing,  # (BLOCK_J, BLOCK_H), where ONE_H
     weight,
-    rival,
+    student,  # as `load_maps` takes it
+    rival,  # (BLOCK_J,)
     teacher_maps,
-    student_maps,
-    block,
-    layout,
+    key,
+    seen,
     UNIT: tl.constexpr,
     CONTIGUOUS: tl.constexpr,
     WIDE: tl.constexpr,
+    SCRATCH: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
+    ONE_H: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_J: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Mixed maps, (BLOCK_J, BLOCK_K), of student maps that no program holds at once."""
-    mixed = tl.zeros((BLOCK_J, BLOCK_K), tl.float32)
-    for start in range(0, student_maps, BLOCK_H):
-        head = start + tl.arange(0, BLOCK_H)
-        tile = load_maps(
-            student, factors, head, student_maps, block, layout, UNIT, CONTIGUOUS, WIDE
-        )
-        mixing = load_weight(weight, rival, head, teacher_maps, student_maps)
-        mixed = tl.dot(mixing.to(OPERAND), tile.to(OPERAND), mixed, input_precision=PRECISION)
+    """Mixed maps of one row, (BLOCK_K, BLOCK_J) in float32."""
+    if weight is None:
+        own = load_maps(student, rival, key, seen, UNIT, CONTIGUOUS, WIDE, SCRATCH)
+        mixed = as_sums(own, OPERAND, BLOCK_J)
+    elif ONE_H:
+        mixed = tl.dot(operand, tl.trans(mixing), input_precision=PRECISION)
+    else:
+        student_maps = student[4]
+        mixed = tl.zeros((BLOCK_K, BLOCK_J), tl.float32)
+        for start in range(0, student_maps, BLOCK_H):
+            head = start + tl.arange(0, BLOCK_H)
+            tile = load_maps(student, head, key, seen, UNIT, CONTIGUOUS, WIDE, SCRATCH)
+            tile = as_operand(tile, OPERAND, PRECISION)
+            part = load_weight(weight, rival, head, teacher_maps, student_maps)
+            part = as_operand(part, OPERAND, PRECISION)
+            mixed = tl.dot(tile, tl.trans(part), mixed, input_precision=PRECISION)
     return mixed

@@ -1,13 +1,15 @@
-"""Runs the chunks of the query-key form: the loss and, in the same walk, its gradients."""
+"""Plans the query-key form: the loss and, in the same walk over the chunks, its gradients."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
 
 from fastkd_kernels import common
 from fastkd_kernels.attention.config import (
+    EDGES,
     Launch,
     mix_tile,
     precision,
@@ -16,346 +18,408 @@ from fastkd_kernels.attention.config import (
     score_operand,
 )
 from fastkd_kernels.attention.mixing.launch import MapView, Mixing, Settings
-from fastkd_kernels.attention.numerics import STATISTICS
+from fastkd_kernels.attention.numerics import FIELDS, STATISTICS
 from fastkd_kernels.attention.plan import SLOTS, Chunk, make_plan, scratch_bytes
-from fastkd_kernels.attention.query_key.factors import factors_fwd
 from fastkd_kernels.attention.query_key.probabilities import probabilities_fwd
 from fastkd_kernels.attention.query_key.score_gradient import score_gradient_bwd
+from fastkd_kernels.attention.sums import COLUMNS, sums_fwd
 from fastkd_kernels.common import ceil_div, stride_unit
+from fastkd_kernels.launching import Step, play, step
 
 LOG2_E = 1.4426950408889634
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Shape, strides and dtype of a tensor that a call brings."""
+
+    shape: Shape
+    strides: Shape
+    dtype: torch.dtype
+
+    @staticmethod
+    def of(tensor: Tensor) -> "Layout":
+        return Layout(tensor.shape, tensor.stride(), tensor.dtype)
 
 
 @dataclass(frozen=True)
 class Side:
-    """The student's or the teacher's queries and keys, and the scratch of its maps."""
+    """The student's or the teacher's queries and keys."""
 
-    query: Tensor
-    key: Tensor
+    name: str
+    query: Layout
+    key: Layout
     scale: float
-    maps: Tensor  # (sentences · N · rows · pitch,)
-    block_max: Tensor | None  # (sentences · N · rows · key blocks,), then the factors
-    block_sum: Tensor | None
 
-    @cached_property
+    @property
     def heads(self) -> int:
         return self.query.shape[1]
 
-    @cached_property
+    @property
     def group(self) -> int:
         return self.heads // self.key.shape[1]
 
-    @cached_property
+    @property
     def size(self) -> int:
         return self.query.shape[3]
 
-    @cached_property
-    def unit(self) -> int:
-        return stride_unit(*self.query.stride()[:3], *self.key.stride()[:3], self.size)
+    @property
+    def lengths(self) -> Shape:
+        """What a unit of strides has to divide."""
+        return (*self.query.strides[:3], *self.key.strides[:3], self.size)
 
-    @cached_property
-    def strides(self) -> tuple[int, ...]:
-        return tuple(
-            stride
-            for tensor in (self.query, self.key)
-            for stride in (*(s // self.unit for s in tensor.stride()[:3]), tensor.stride(3))
+    @property
+    def far(self) -> bool:
+        """Whether offsets within a head exceed int32."""
+        return any(
+            (layout.shape[2] + EDGES[-1]) * layout.strides[2] >= 1 << 31
+            for layout in (self.query, self.key)
         )
 
-    @cached_property
+    def strides(self, unit: int, prefix: str) -> dict[str, int]:
+        names = ("batch", "head", "row")
+        return {
+            f"{prefix}{what}_{name}": value
+            for what, layout in (("query", self.query), ("key", self.key))
+            for name, value in (
+                *zip(names, (stride // unit for stride in layout.strides[:3]), strict=True),
+                ("size", layout.strides[3]),
+            )
+        }
+
+    @property
     def contiguous(self) -> bool:
-        return self.query.stride(3) == 1 and self.key.stride(3) == 1
+        return self.query.strides[3] == 1 and self.key.strides[3] == 1
 
     def view(self, rows: int, pitch: int) -> MapView:
         strides = (self.heads * rows * pitch, rows * pitch, pitch, 1)
-        return MapView(self.maps, strides, pitch, self.block_max)
+        return MapView(f"{self.name}_maps", strides, pitch)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a call is planned by: the same for every call of a shape."""
+
+    student: tuple[Layout, Layout]
+    teacher: tuple[Layout, Layout]
+    lengths: tuple[bool, bool]  # whether there are lengths of queries, of keys
+    upstream: bool  # (B, Nt), or ones
+    settings: Settings
+    reduce: float  # what the sum of all losses is multiplied by; 0: losses stay apart
+    gradient_dtype: torch.dtype  # of queries and keys
+    device: torch.device
+    budget: int
 
 
 class QueryKeyAlignment:
-    """One call: its plan, its scratch and its results."""
+    """The launches of a call and the memory they need, by name."""
 
-    def __init__(
-        self,
-        student: tuple[Tensor, Tensor],
-        teacher: tuple[Tensor, Tensor],
-        weight: Tensor,
-        query_lengths: Tensor | None,
-        key_lengths: Tensor | None,
-        upstream: Tensor | None,
-        settings: Settings,
-        gradient_dtype: torch.dtype,
-    ) -> None:
-        """upstream: (B, Nt), or None for ones; gradient_dtype: of queries and keys."""
-        self.gradient_dtype = gradient_dtype
-        batch, student_maps, self.queries, _ = student[0].shape
-        teacher_maps, self.keys = teacher[0].shape[1], student[1].shape[2]
-        self.batch, self.device = batch, student[0].device
-        self.upstream, self.settings = upstream, settings
-        self.precision = precision(student[0].dtype)
-        scratch = self.precision.scratch
-        tile = mix_tile(self.keys, self.precision)
-        self.whole = tile.keys >= self.keys
+    def __init__(self, request: Request) -> None:
+        self.request, self.settings = request, request.settings
+        settings = request.settings
+        self.student = Side("student", *request.student, settings.student_scale)
+        self.teacher = Side("teacher", *request.teacher, settings.teacher_scale)
+        self.batch, _, self.queries, _ = request.student[0].shape
+        self.keys = request.student[1].shape[2]
+        self.precision = precision(request.student[0].dtype)
+        tile = mix_tile(self.keys, self.teacher.heads, self.precision)
         # Programs that share student maps must not write over what the others read.
-        self.in_place = self.whole and tile.students >= student_maps
-        self.plan = plan = make_plan(
-            batch,
-            student_maps,
-            teacher_maps,
+        self.in_place = tile.students >= self.student.heads
+        copies = 1 if self.in_place or not settings.gradient else 2
+        self.plan = make_plan(
+            self.batch,
+            self.student.heads * copies + self.teacher.heads,
             self.queries,
             self.keys,
-            self.whole,
-            self.in_place,
-            scratch.itemsize,
-            scratch_bytes(self.device),
+            self.precision.scratch.itemsize,
+            request.budget,
         )
-        segments = plan.segments
         self.mixing = Mixing(
             settings=settings,
             precision=self.precision,
             tile=tile,
-            weight=weight,
-            query_lengths=query_lengths,
-            key_lengths=key_lengths,
-            student_maps=student_maps,
-            teacher_maps=teacher_maps,
+            weighted=True,
+            lengths=self._lengths(every_query=False),
+            student_maps=self.student.heads,
+            teacher_maps=self.teacher.heads,
             queries=self.queries,
             keys=self.keys,
-            key_block=plan.key_block,
-            key_blocks=plan.key_blocks,
-            segments=segments,
-            segment_keys=plan.segment_keys,
-            rows_each=max(1, ceil_div(plan.sentences * plan.rows * segments, SLOTS)),
+            rows_each=max(1, ceil_div(self.plan.sentences * self.plan.rows, SLOTS)),
+            scratch=True,
             wide=False,
-            bounded=True,
         )
-        self.student = self._side(*student, settings.student_scale)
-        self.teacher = self._side(*teacher, settings.teacher_scale)
+        first = self.plan.groups[0]
+        self.parts = sum(self.mixing.row_groups(chunk) for chunk in first)  # of a sentence
+        self.slots = max(
+            self.mixing.programs(chunk) for group in self.plan.groups for chunk in group
+        )
+        self.started = False
+        self.steps: tuple[Step, ...] = tuple(self._steps())
 
-    def run(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """(loss of every group of cells (B, Nt, ...), query, key and weight gradient)."""
-        self._allocate()
-        for group in self.plan.groups:
-            if self.settings.normalization == "map":
-                self._whole_maps(group)
-            else:
-                for chunk in group:
-                    self._rows(chunk)
-        weight_gradient = None if self.slots is None else self.slots.sum(0)
-        return self.loss, self.query_gradient, self.key_gradient, weight_gradient
+    def run(self, tensors: dict[str, Tensor | None]) -> tuple[Tensor | None, ...]:
+        """(loss, or losses (B, Nt); query, key and weight gradient) of a call's tensors."""
+        device = self.request.device
+        memory = {
+            name: common.empty(shape, dtype, device) for name, (shape, dtype) in self.memory.items()
+        }
+        play(self.steps, {**tensors, **memory})
+        names = ("total", "query_gradient", "key_gradient", "weight_gradient")
+        return tuple(memory.get(name) for name in names)
 
-    def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return common.empty(shape, dtype, self.device)
-
-    def _side(self, query: Tensor, key: Tensor, scale: float) -> Side:
-        plan = self.plan
-        cells = plan.sentences * query.shape[1] * plan.rows
-        maps = self._empty(cells * plan.pitch, dtype=self.precision.scratch)
-        block_max = self._empty(cells * plan.key_blocks) if not plan.whole else None
-        block_sum = self._empty(cells * plan.key_blocks) if not plan.whole else None
-        return Side(query, key, scale, maps, block_max, block_sum)
-
-    def _allocate(self) -> None:
-        plan, mixing, normalization = self.plan, self.mixing, self.settings.normalization
-        teacher_maps, segments = mixing.teacher_maps, mixing.segments
-        self.parts, self.partials = segments, None
-        groups = (self.queries,) if normalization == "row" else (self.queries, segments)
+    @cached_property
+    def memory(self) -> dict[str, tuple[Shape, torch.dtype]]:
+        """Shape and dtype of what a call allocates."""
+        plan, settings, single = self.plan, self.settings, torch.float32
+        students, teachers = self.student.heads, self.teacher.heads
         rows = plan.sentences * plan.rows
-        if normalization == "map":
-            first = plan.groups[0]
-            self.parts = sum(mixing.programs(chunk) // chunk.sentences for chunk in first)
-            groups, rows = (1,), plan.sentences
-        if normalization == "map" or (normalization == "row" and segments > 1):
-            self.partials = self._empty(rows * self.parts * 8 * teacher_maps)
-        self.statistics = self._empty(rows * STATISTICS.value * teacher_maps)
-        self.loss = self._empty(self.batch, teacher_maps, *groups)
-        rows = plan.sentences * plan.rows * mixing.student_maps
-        self.slots, self.started = None, False
-        if self.settings.weight_gradient:
-            programs = max(mixing.programs(chunk) for group in plan.groups for chunk in group)
-            self.slots = self._empty(programs, teacher_maps, mixing.student_maps)
-        self.query_gradient = self.key_gradient = self.key_sum = self.scores = self.delta = None
-        if self.settings.gradient:
-            self._allocate_gradients(rows)
+        by_map = settings.normalization == "map"
+        found: dict[str, tuple[Shape, torch.dtype]] = {
+            "student_maps": ((rows * students * plan.pitch,), self.precision.scratch),
+            "teacher_maps": ((rows * teachers * plan.pitch,), self.precision.scratch),
+            "loss": ((self.batch, 1 if by_map else self.parts, teachers), single),
+            "total": (() if self.request.reduce else (self.batch, teachers), single),
+        }
+        statistics = STATISTICS.value * teachers
+        if by_map:
+            partials = plan.sentences * self.parts * FIELDS.value * teachers
+            found["partials"] = (partials,), single
+            found["statistics"] = (plan.sentences * statistics,), single
+        elif settings.normalization == "row" and not self.mixing.whole:
+            found["statistics"] = (rows * self.mixing.head_parts * statistics,), single
+        if settings.weight_gradient:
+            found["weight_slots"] = (self.slots, teachers, students), single
+            found["weight_gradient"] = (teachers, students), single
+        if settings.gradient:
+            query, key = self.student.query.shape, self.student.key.shape
+            found["query_gradient"] = query, self.request.gradient_dtype
+            found["key_gradient"] = key, self.request.gradient_dtype
+            if not self.in_place:
+                found["scores"] = found["student_maps"]
+            if len(plan.groups[0]) > 1:
+                found["key_sum"] = (plan.sentences, *key[1:]), single
+        return found
 
-    def _allocate_gradients(self, rows: int) -> None:
-        query, key = self.student.query, self.student.key
-        self.query_gradient = self._empty(*query.shape, dtype=self.gradient_dtype)
-        self.key_gradient = self._empty(*key.shape, dtype=self.gradient_dtype)
-        self.scores = self.student.maps
-        if not self.in_place:
-            self.scores = self._empty(self.student.maps.numel(), dtype=self.precision.scratch)
-        if not self.whole:
-            self.delta = self._empty(rows * self.mixing.segments)
-        if len(self.plan.groups[0]) > 1:
-            self.key_sum = self._empty(self.plan.sentences, *key.shape[1:])
+    def _lengths(self, every_query: bool) -> dict[str, str | None]:
+        queries, keys = self.request.lengths
+        return {
+            "query_lengths": "query_lengths" if queries and not every_query else None,
+            "key_lengths": "key_lengths" if keys else None,
+        }
 
-    def _rows(self, chunk: Chunk) -> None:
+    def _steps(self) -> Iterator[Step]:
         settings = self.settings
         wanted = settings.gradient or settings.weight_gradient
-        self._probabilities(chunk)
-        if settings.normalization == "mixture" or (self.whole and wanted):
-            self._gradient(chunk, None, self.loss)
-        else:
-            self._statistics(chunk, 0)
-            if self.partials is not None:
-                self._merge(chunk)
-            if wanted:
-                self._gradient(chunk, self.statistics, None)
-        if settings.gradient:
-            self._products(chunk)
+        for group in self.plan.groups:
+            last_group = group is self.plan.groups[-1]
+            if settings.normalization == "map":
+                yield from self._measured(group)
+                if not wanted:
+                    continue
+            part = 0
+            for chunk in group:
+                if settings.normalization != "map" or len(group) > 1:
+                    yield self._probabilities(chunk)
+                yield self._gradient(chunk, part)
+                part += self.mixing.row_groups(chunk)
+                if settings.gradient:
+                    yield self._products(chunk, last_group and chunk is group[-1])
+        if not settings.gradient:
+            yield step(
+                sums_fwd, self._sum_programs, self._sum_tensors, self._sum_scalars, {},
+                Launch(4).options,
+            )  # fmt: skip
 
-    def _whole_maps(self, group: tuple[Chunk, ...]) -> None:
-        settings = self.settings
+    def _measured(self, group: tuple[Chunk, ...]) -> Iterator[Step]:
+        """Statistics of whole maps."""
         part = 0
         for chunk in group:
-            self._probabilities(chunk)
-            self._statistics(chunk, part)
-            part += self.mixing.programs(chunk) // chunk.sentences
-        self._merge(group[0])
-        if not (settings.gradient or settings.weight_gradient):
-            return
-        for chunk in group:
-            if len(group) > 1:
-                self._probabilities(chunk)
-            self._gradient(chunk, self.statistics, None)
-            if settings.gradient:
-                self._products(chunk)
+            yield self._probabilities(chunk)
+            yield self.mixing.statistics(chunk, *self._views(chunk), self.parts, part)
+            part += self.mixing.row_groups(chunk)
+        yield self.mixing.merge(group[0], self.parts)
 
     def _views(self, chunk: Chunk) -> tuple[MapView, MapView]:
         pitch = self.plan.pitch
         return self.student.view(chunk.rows, pitch), self.teacher.view(chunk.rows, pitch)
 
-    def _statistics(self, chunk: Chunk, part: int) -> None:
-        self.mixing.statistics(
-            chunk,
-            *self._views(chunk),
-            self.partials,
-            None if self.partials is not None else self.statistics,
-            None if self.partials is not None else self.loss,
-            self.parts,
-            part,
-        )
-
-    def _merge(self, chunk: Chunk) -> None:
-        self.mixing.merge(chunk, self.partials, self.statistics, self.loss, self.parts)
-
-    def _gradient(self, chunk: Chunk, statistics: Tensor | None, loss: Tensor | None) -> None:
+    def _gradient(self, chunk: Chunk, part: int) -> Step:
         student, teacher = self._views(chunk)
-        self.mixing.gradient(
+        by_map = self.settings.normalization == "map"
+        out = None
+        if self.settings.gradient:
+            name = student.name if self.in_place else "scores"
+            out = MapView(name, student.strides, student.width)
+        accumulate, self.started = self.started, True
+        return self.mixing.gradient(
             chunk,
             student,
             teacher,
-            statistics,
-            self.upstream,
-            loss,
-            None if self.scores is None else MapView(self.scores, student.strides, self.plan.pitch),
-            self.delta,
-            self.slots,
-            self.started,
+            out,
+            known=by_map,
+            measure=not by_map,
+            upstream=self.request.upstream,
             to_maps=False,
+            weight_gradient=self.settings.weight_gradient,
+            accumulate=accumulate,
+            parts=self.parts,
+            part=part,
         )
-        self.started = True
 
-    def _probabilities(self, chunk: Chunk) -> None:
-        plan, settings = self.plan, self.settings
-        for side in (self.teacher, self.student):
-            dtype = side.query.dtype
-            tile = probability_tile(chunk.rows, plan.key_block, side.size, dtype)
-            row_blocks = ceil_div(chunk.rows, tile.rows)
-            probabilities_fwd[(chunk.sentences * side.heads * row_blocks * plan.key_blocks,)](
-                side.query,
-                side.key,
-                None if settings.include else self.mixing.query_lengths,
-                self.mixing.key_lengths,
-                side.maps,
-                side.block_max,
-                side.block_sum,
-                side.scale * LOG2_E,
-                *side.strides,
-                side.heads,
-                side.group,
-                side.size // side.unit,
-                chunk.first_sentence,
-                chunk.first_row,
-                chunk.rows,
-                self.queries,
-                self.keys,
-                plan.pitch // 16,
-                plan.key_blocks,
-                row_blocks,
-                CAUSAL=settings.causal,
-                CONTIGUOUS=side.contiguous,
-                UNIT=side.unit,
-                OPERAND=score_operand(dtype),
-                PRECISION="ieee",
-                BLOCK_Q=tile.rows,
-                BLOCK_K=tile.keys,
-                BLOCK_D=tile.size,
-                **tile.launch.options,
-            )
-        if not plan.whole:
-            rows = [
-                chunk.sentences * side.heads * chunk.rows for side in (self.student, self.teacher)
-            ]
-            factors_fwd[(sum(ceil_div(count, 32) for count in rows),)](
-                self.student.block_max,
-                self.student.block_sum,
-                self.teacher.block_max,
-                self.teacher.block_sum,
-                *rows,
-                plan.key_blocks,
-                BLOCK_R=32,
-                BLOCK_B=16,
-                **Launch(1).options,
-            )
+    def _probabilities(self, chunk: Chunk) -> Step:
+        sides = self.student, self.teacher
+        unit = stride_unit(*(length for side in sides for length in side.lengths))
+        tiles = [
+            probability_tile(chunk.rows, self.keys, side.size, side.query.dtype) for side in sides
+        ]
+        row_blocks = ceil_div(chunk.rows, tiles[0].rows)
+        programs = [chunk.sentences * side.heads * row_blocks for side in sides]
+        names = ("student_query", "student_key", "teacher_query", "teacher_key")
+        scalars = self._extents(chunk) | {"row_blocks": row_blocks, "student_programs": programs[0]}
+        constants = {
+            "WHOLE": tiles[0].keys >= self.keys,
+            "CAUSAL": self.settings.causal,
+            "CONTIGUOUS": all(side.contiguous for side in sides),
+            "UNIT": unit,
+            "BLOCK_Q": tiles[0].rows,
+            "BLOCK_K": tiles[0].keys,
+            "FAR": any(side.far for side in sides),
+            "ONE_D": all(tile.size >= side.size for side, tile in zip(sides, tiles, strict=True)),
+        }
+        for side, tile in zip(sides, tiles, strict=True):
+            scalars |= side.strides(unit, f"{side.name}_") | {
+                f"{side.name}_scale": side.scale * LOG2_E,
+                f"{side.name}_heads": side.heads,
+                f"{side.name}_group": side.group,
+                f"{side.name}_units": side.size // unit,
+            }
+            constants[f"{side.name.upper()}_OPERAND"] = score_operand(side.query.dtype)
+            constants[f"{side.name.upper()}_D"] = tile.size
+        tensors = {name: name for name in (*names, "student_maps", "teacher_maps")}
+        return step(
+            probabilities_fwd,
+            sum(programs),
+            tensors | self._lengths(every_query=self.settings.include),
+            scalars,
+            constants,
+            tiles[0].launch.options,
+        )
 
-    def _products(self, chunk: Chunk) -> None:
-        plan, side, mixing = self.plan, self.student, self.mixing
-        size = side.size
-        tile = product_tile(chunk.rows, self.keys, size, self.precision)
-        size_blocks = ceil_div(size, tile.size)
+    def _extents(self, chunk: Chunk) -> dict[str, int | float]:
+        return {
+            "first_sentence": chunk.first_sentence,
+            "first_row": chunk.first_row,
+            "rows": chunk.rows,
+            "queries": self.queries,
+            "keys": self.keys,
+            "pitch_units": self.plan.pitch // 16,
+        }
+
+    def _products(self, chunk: Chunk, last: bool) -> Step:
+        """The gradients of queries and keys; with the last of them the sums over programs."""
+        side = self.student
+        unit = stride_unit(*side.lengths)
+        tile = product_tile(chunk.rows, self.keys, side.size, self.precision)
+        size_blocks = ceil_div(side.size, tile.size)
         row_blocks = ceil_div(chunk.rows, tile.rows)
         column_blocks = ceil_div(self.keys, tile.keys)
         query_programs = chunk.sentences * side.heads * row_blocks * size_blocks
         key_programs = chunk.sentences * side.key.shape[1] * column_blocks * size_blocks
-        score_gradient_bwd[(query_programs + key_programs,)](
-            side.query,
-            side.key,
-            None if self.settings.include else mixing.query_lengths,
-            mixing.key_lengths,
-            self.scores,
-            None if self.whole else side.maps,
-            None if self.whole else side.block_max,
-            self.delta,
-            self.query_gradient,
-            self.key_gradient,
-            self.key_sum,
-            side.scale,
-            *side.strides,
-            side.heads,
-            side.group,
-            size // side.unit,
-            chunk.first_sentence,
-            chunk.first_row,
-            chunk.rows,
-            self.queries,
-            self.keys,
-            plan.pitch // 16,
-            plan.key_blocks,
-            mixing.segments,
-            row_blocks,
-            column_blocks,
-            size_blocks,
-            query_programs,
-            int(chunk.first),
-            int(chunk.last),
-            CAUSAL=self.settings.causal,
-            CONTIGUOUS=side.contiguous,
-            UNIT=side.unit,
-            OPERAND=self.precision.operand,
-            PRECISION=self.precision.dot,
-            KEY_BLOCK=plan.key_block,
-            BLOCK_Q=tile.rows,
-            BLOCK_K=tile.keys,
-            BLOCK_D=tile.size,
-            **tile.launch.options,
+        names = {
+            "query": "student_query",
+            "key": "student_key",
+            "scores": "student_maps" if self.in_place else "scores",
+            "query_gradient": "query_gradient",
+            "key_gradient": "key_gradient",
+            "key_sum": "key_sum" if len(self.plan.groups[0]) > 1 else None,
+        }
+        return step(
+            score_gradient_bwd,
+            query_programs + key_programs + (self._sum_programs if last else 0),
+            names | self._sum_tensors | self._lengths(every_query=self.settings.include),
+            {
+                **side.strides(unit, ""),
+                **self._extents(chunk),
+                **self._sum_scalars,
+                "scale": side.scale * (self.request.reduce or 1.0),
+                "heads": side.heads,
+                "group": side.group,
+                "size_units": side.size // unit,
+                "row_blocks": row_blocks,
+                "column_blocks": column_blocks,
+                "size_blocks": size_blocks,
+                "query_programs": query_programs,
+                "key_programs": key_programs,
+                "first_chunk": int(chunk.first),
+                "last_chunk": int(chunk.last),
+            },
+            {
+                "CAUSAL": self.settings.causal,
+                "CONTIGUOUS": side.contiguous,
+                "UNIT": unit,
+                "OPERAND": self.precision.operand,
+                "PRECISION": self.precision.dot,
+                "BLOCK_Q": tile.rows,
+                "BLOCK_K": tile.keys,
+                "BLOCK_D": tile.size,
+                "FAR": side.far,
+            },
+            tile.launch.options,
         )
+
+    @property
+    def _sum_tensors(self) -> dict[str, str | None]:
+        weight = self.settings.weight_gradient
+        return {
+            "loss": "loss",
+            "total": "total",
+            "weight_slots": "weight_slots" if weight else None,
+            "weight_gradient": "weight_gradient" if weight else None,
+        }
+
+    @property
+    def _sum_programs(self) -> int:
+        totals = 1 if self.request.reduce else self.batch
+        weights = self.student.heads * self.teacher.heads if self.settings.weight_gradient else 0
+        return totals + ceil_div(weights, COLUMNS.value)
+
+    @property
+    def _sum_scalars(self) -> dict[str, int | float]:
+        teachers = self.teacher.heads
+        parts = 1 if self.settings.normalization == "map" else self.parts
+        reduced = bool(self.request.reduce)
+        return {
+            "loss_parts": self.batch * parts * teachers if reduced else parts,
+            "loss_maps": 1 if reduced else teachers,
+            "loss_factor": self.request.reduce or 1.0,
+            "totals": 1 if reduced else self.batch,
+            "slots": self.slots,
+            "weight_size": self.student.heads * teachers,
+        }
+
+
+@lru_cache(maxsize=256)
+def planned(request: Request) -> QueryKeyAlignment:
+    return QueryKeyAlignment(request)
+
+
+def align(
+    tensors: dict[str, Tensor | None],
+    settings: Settings,
+    reduce: float,
+    gradient_dtype: torch.dtype,
+) -> tuple[Tensor | None, ...]:
+    """(loss, query, key and weight gradient); tensors: by the names of the operator's arguments."""
+    query, key = tensors["student_query"], tensors["student_key"]
+    request = Request(
+        (Layout.of(query), Layout.of(key)),
+        (Layout.of(tensors["teacher_query"]), Layout.of(tensors["teacher_key"])),
+        (tensors["query_lengths"] is not None, tensors["key_lengths"] is not None),
+        tensors["upstream"] is not None,
+        settings,
+        reduce,
+        gradient_dtype,
+        query.device,
+        scratch_bytes(query.device),
+    )
+    return planned(request).run(tensors)
