@@ -2,7 +2,7 @@
 
     python -m benchmarks.readme [--check | --pictures]
 
-Of README.md and benchmarks/README.md what stands between markers, and the tables beside the CSVs of
+Of docs/figures.md and benchmarks/README.md what stands between markers, and the tables of
 translation. `--check` writes nothing and names the pages that are stale, `--pictures` also draws
 anew the pictures beside the results.
 """
@@ -19,7 +19,8 @@ from fastkd.bench.section import Results, full, short
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 BEGIN, END = "<!-- {}:begin -->", "<!-- {}:end -->"
-DETAILS = "All providers, shapes and machines: [`benchmarks/`](benchmarks/README.md)."
+FIGURES = HERE.parent / "docs" / "figures.md"
+DETAILS = "All providers, shapes and machines stand at the end of this page."
 GAP = ("teacher", "A2D mixture, dropout 0.1", "A2D mixture", "A2D mixture, 18000 updates")
 
 
@@ -43,9 +44,9 @@ def put(file: Path, bodies: Mapping[str, str]) -> str:
 
 def pages() -> dict[Path, str]:
     """Every page as it should be; ValueError where a marker is missing."""
-    losses, root = results(), HERE.parent
+    losses = results()
     memory = RESULTS / "a2d_memory" / "memory.png"
-    picture = memory.relative_to(root) if memory.exists() else None
+    picture = Path("..") / memory.relative_to(HERE.parent) if memory.exists() else None
     pictures = {
         device: [file.relative_to(HERE) for file in sorted(RESULTS.glob(f"*-{device}.png"))]
         for device in losses
@@ -61,7 +62,7 @@ def pages() -> dict[Path, str]:
         "benchmarks": short(losses, picture, DETAILS),
     }
     return {
-        root / "README.md": put(root / "README.md", bodies),
+        FIGURES: put(FIGURES, bodies),
         HERE / "README.md": put(HERE / "README.md", {"benchmarks": full(losses, pictures)}),
         **tables(),
     }

@@ -18,7 +18,7 @@ def test_example_runs(example):
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) == 4
+    assert len(EXAMPLES) == 3
 
 
 def test_links_lead_somewhere():
