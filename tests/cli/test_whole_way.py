@@ -35,6 +35,7 @@ def test_run_folder_holds_what_it_promises(taught):
         "log.jsonl",
         "checkpoints",
         "tokenizer",
+        "run.json",
         ".lock",
     }
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]

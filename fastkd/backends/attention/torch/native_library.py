@@ -63,8 +63,16 @@ def _checked(path: Path) -> ctypes.CDLL:
             content = _digest(file.read())
         if not path.stem.endswith(f"-{content}"):
             raise OSError(f"{path} is not what was built")
-        # Through the open file where the system has a name for it: it is the one that was checked.
-        return ctypes.CDLL(f"/proc/self/fd/{descriptor}" if sys.platform == "linux" else str(path))
+        if sys.platform != "linux":
+            return ctypes.CDLL(str(path))
+        # Through the open file: it is the one that was checked. The file stays open, since the
+        # loader takes a name that it has seen for the library that had it.
+        held = os.dup(descriptor)
+        try:
+            return ctypes.CDLL(f"/proc/self/fd/{held}")
+        except OSError:
+            os.close(held)
+            raise
 
 
 @contextlib.contextmanager
