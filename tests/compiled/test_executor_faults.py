@@ -63,6 +63,56 @@ def test_copy_read_before_it_was_waited_for(late: bool) -> None:
     assert torch.equal(out, source)
 
 
+# Ones at 0 and 2048, threes at 4096: the product of the ones, whose descriptor's register is used
+# again while it is on its way.
+PRODUCT = """
+mov.u32 %r20, 0x3f803f80;
+mov.u32 %r21, 0x40404040;
+shl.b32 %r3, %r1, 4;
+st.shared.v4.b32 [%r3], {{%r20, %r20, %r20, %r20}};
+setp.lt.u32 %p1, %r1, 16;
+@%p1 st.shared.v4.b32 [%r3+2048], {{%r20, %r20, %r20, %r20}};
+@%p1 st.shared.v4.b32 [%r3+4096], {{%r21, %r21, %r21, %r21}};
+fence.proxy.async.shared::cta;
+bar.sync 0;
+mov.b64 %rd10, {a};
+mov.b64 %rd11, {b};
+setp.ne.u32 %p2, 0, 0;
+wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {{%r4,%r5,%r6,%r7}},%rd10,%rd11,%p2,1,1,0,0;
+wgmma.commit_group.sync.aligned;
+mov.b64 %rd11, {other};
+{between}
+bar.sync 0;
+@%p1 st.shared.b32 [%r3+{stored}], %r21;
+wgmma.wait_group.sync.aligned 0;
+add.s64 %rd12, %rd1, %rd9;
+st.global.b32 [%rd12], %r4;
+"""
+
+
+def descriptor(start: int) -> int:
+    """A matrix of 16-bit numbers in cores of 128 bytes, two along the depth, then the next rows."""
+    return start >> 4 | 128 >> 4 << 16 | 256 >> 4 << 32
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_product_keeps_the_descriptors_it_was_issued_with(late: bool) -> None:
+    matrices = {"a": descriptor(0), "b": descriptor(2048), "other": descriptor(4096)}
+    out = torch.zeros(128)
+
+    def found(stored: int, between: str = "") -> set[str]:
+        body = PRODUCT.format(**matrices, stored=stored, between=between)
+        ptx = kernel(body, pointers=1, threads=128)
+        outcome = run(ptx, [out], shared=8192, schedule=Schedule(late=late))
+        return {finding.kind for finding in outcome.findings if not finding.harmless}
+
+    assert not found(2048, "wgmma.wait_group.sync.aligned 0;")
+    assert out.tolist() == [16.0] * 128
+    assert not found(4096)
+    assert out.tolist() == [16.0] * 128
+    assert "still pending" in found(2048)
+
+
 def test_programs_write_the_same_place() -> None:
     body = "add.s64 %rd10, %rd1, %rd9; st.global.b32 [%rd10], %r2;"
     assert faults(body, programs=2) == {"race of programs"}

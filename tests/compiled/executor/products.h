@@ -42,25 +42,27 @@ struct Products : Transfers {
       }
   }
 
-  void mark_operands(int w, s32 pc, int change) {
-    const s32 *i = at(pc), *o = run.operands + i[FIRST_OPERAND], *q = i + MODIFIER;
-    const u8* f = warps[w].file;
-    const int sums = q[1] / 2, size = q[0] == TF32 ? 4 : 2;
+  void mark_operands(int w, const Product& product, int change) {
+    const s32* q = at(product.pc) + MODIFIER;
+    const int size = q[0] == TF32 ? 4 : 2;
     auto mark = [&](u64 word, bool across, int first, int rows) {
       const Descriptor matrix(word, across);
       for (int r = 0; r < rows; ++r)
         for (int k = 0; k < 32 / size; ++k) {
           const u32 address = matrix.at(first + r, k, size);
           if ((u64)address + size <= (u64)run.shared_bytes)
-            each_shadow(address, std::max<u32>(size, run.small_shared), [=](Shadow& s) { s.pending_reads += change; });
+            each_shadow(address, std::max<u32>(size, run.small_shared), [&](Shadow& s) {
+              s.pending_reads += change;
+              if (change > 0) s.read_pc = product.pc;
+            });
         }
     };
-    if (!q[2]) mark(((const u64*)(f + o[sums]))[0], q[3], 16 * (w & 3), 16);
-    mark(((const u64*)(f + o[sums + (q[2] ? 4 : 1)]))[0], q[4], 0, q[1]);
+    if (!q[2]) mark(product.a, q[3], 16 * (w & 3), 16);
+    mark(product.b, q[4], 0, q[1]);
   }
 
-  void group_product(int w, s32 pc) {
-    const s32 *i = at(pc), *o = run.operands + i[FIRST_OPERAND], *q = i + MODIFIER;
+  void group_product(int w, const Product& product) {
+    const s32 pc = product.pc, *i = at(pc), *o = run.operands + i[FIRST_OPERAND], *q = i + MODIFIER;
     u8* f = warps[w].file;
     const int type = q[0], sums = q[1] / 2, depth = type == TF32 ? 8 : 16;
     f64 a[16][16];
@@ -69,14 +71,12 @@ struct Products : Transfers {
       for (int r = 0; r < 4; ++r) registers[r] = (u32*)(f + o[sums + r]);
       rows_of(a, registers, 4, type);
     } else {
-      operand_rows(w, pc, ((u64*)(f + o[sums]))[0], q[3], 16 * (w & 3), 16, type, [&](int r, int k, u32 x, u32) {
+      operand_rows(w, pc, product.a, q[3], 16 * (w & 3), 16, type, [&](int r, int k, u32 x, u32) {
         if (r >= 0) a[r][k] = element(x, 0, type);
       });
     }
-    const int b_at = sums + (q[2] ? 4 : 1);
-    const bool adds = *(u32*)(f + o[b_at + 1]) & 1;
     std::vector<f64> columns(q[1] * depth);
-    operand_rows(w, pc, ((u64*)(f + o[b_at]))[0], q[4], 0, q[1], type, [&](int n, int k, u32 x, u32) {
+    operand_rows(w, pc, product.b, q[4], 0, q[1], type, [&](int n, int k, u32 x, u32) {
       if (n >= 0) columns[n * depth + k] = element(x, 0, type);
     });
     for (int block = 0; block < q[1] / 8; ++block) {
@@ -85,7 +85,7 @@ struct Products : Transfers {
         for (int n = 0; n < 8; ++n) b[k][n] = columns[(8 * block + n) * depth + k];
       f32* sum[4];
       for (int r = 0; r < 4; ++r) sum[r] = (f32*)(f + o[4 * block + r]);
-      multiply(a, b, depth, adds ? sum : nullptr, sum, run.perturb);
+      multiply(a, b, depth, product.adds ? sum : nullptr, sum, run.perturb);
     }
   }
 
@@ -95,14 +95,24 @@ struct Products : Transfers {
       for (int l = 0; l < 32; ++l) std::swap(product.sums[32 * r + l], ((f32*)(warps[w].file + o[r]))[l]);
   }
 
+  // What the instruction takes when it is issued; the matrices themselves it reads until it is waited for.
+  Product issued(int w, s32 pc) const {
+    const s32 *i = at(pc), *o = run.operands + i[FIRST_OPERAND] + i[MODIFIER + 1] / 2;
+    const u8* f = warps[w].file;
+    const bool registers = i[MODIFIER + 2];
+    const s32* rest = o + (registers ? 4 : 1);
+    return {pc, warps[w].products_committed, registers ? 0 : *(const u64*)(f + o[0]), *(const u64*)(f + rest[0]),
+            (bool)(*(const u32*)(f + rest[1]) & 1), {}};
+  }
+
   // Early: done at once. Late: when it is waited for; until then the accumulator reads as NaN.
   void start_product(int w, s32 pc) {
     Warp& warp = warps[w];
     const s32 *i = at(pc), first = run.operands[i[FIRST_OPERAND]];
-    Product product{pc, warp.products_committed, {}};
-    mark_operands(w, pc, 1);
+    Product product = issued(w, pc);
+    mark_operands(w, product, 1);
     if (!run.late) {
-      group_product(w, pc);
+      group_product(w, product);
     } else {
       bool away = false;
       for (const Product& other : warp.products)
@@ -120,10 +130,10 @@ struct Products : Transfers {
     while (!warp.products.empty() && warp.products[0].group + left < warp.products_committed) {
       Product product = std::move(warp.products[0]);
       warp.products.erase(warp.products.begin());
-      mark_operands(w, product.pc, -1);
+      mark_operands(w, product, -1);
       if (!run.late) continue;
       if (!product.sums.empty()) swap_sums(w, product);
-      group_product(w, product.pc);
+      group_product(w, product);
       const s32 first = run.operands[at(product.pc)[FIRST_OPERAND]];
       for (Product& next : warp.products)
         if (run.operands[at(next.pc)[FIRST_OPERAND]] == first) {

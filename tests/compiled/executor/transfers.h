@@ -7,7 +7,8 @@ enum { WORDS = 12, OPCODE = 0, GUARD = 1, NEGATED = 2, TARGET = 3, FIRST_OPERAND
 enum { BRA = 1000, RET, BAR, WARPBAR, LD, ST, CP_ASYNC, CP_COMMIT, CP_WAIT, SHFL, LDMATRIX, STMATRIX, MMA, TRAP,
        NOP, REDUX, LD_PARAM, WGMMA, WGMMA_COMMIT, WGMMA_WAIT, PROXY_FENCE };
 struct Copy { u32 to; u64 from; u32 size, amount, group, lane; s32 pc; };
-struct Product { s32 pc; u32 group; std::vector<f32> sums; };  // sums: the accumulator while it is away
+// a, b: descriptors; sums: the accumulator while it is away.
+struct Product { s32 pc; u32 group; u64 a, b; bool adds; std::vector<f32> sums; };
 struct Fragment { s32 pc; u32 mask; };
 
 struct Warp {
