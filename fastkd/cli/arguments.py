@@ -46,7 +46,7 @@ _ENGINE = (
         type=click.Choice(["pytorch", "ctranslate2"]),
         default="pytorch",
         show_default=True,
-        help="What searches; CTranslate2 gives the same translations in float32, and faster.",
+        help="What searches; CTranslate2 is faster, in float32 with almost always the same result.",
     ),
     click.option(
         "--compute-type",
