@@ -145,26 +145,30 @@ def mixing() -> Iterator:
                     narrow = not chosen.exact and scratch == "*bf16" and teachers == 16
                     holds = (True,) if narrow else (True, False)
                     holds = holds if one or not chosen.exact else (False,)
+                    lengths = {False: holds}
+                    if keys == config.EDGES[-1]:  # rows of more blocks than one
+                        lengths[True] = (False,) if not one and tile.teachers > 16 else holds
 
                     def chosen_tile(long, of_scratch, keys=keys, teachers=teachers, chosen=chosen):
                         length = config.EDGES[-1] + 1 if long else keys
                         return config.mix_tile(length, teachers, chosen, of_scratch)
 
-                    yield from _mixing(label, scratch, chosen_tile, holds, constants)
+                    yield from _mixing(label, scratch, chosen_tile, lengths, constants)
 
 
-def _mixing(label, scratch, tile, holds: tuple[bool, ...], constants) -> Iterator:
+def _mixing(label, scratch, tile, lengths: dict[bool, tuple[bool, ...]], constants) -> Iterator:
+    """lengths: of rows of one block and of more, whether the weight may be held."""
     maps = {"student": scratch, "teacher": scratch, "weight": "*fp32"}
     sums = maps | {"partials": "*fp32"}
     for to_maps in (False, True):
         constants = constants | {"SCRATCH": not to_maps}
         ending = f"{label}{' maps' * to_maps}"
-        for long in (False, True):
+        for long in lengths:
             launch = tile(long, not to_maps).launch
             name = f"{ending}{' long' * long}"
             yield _case(mix_statistics_fwd, name, sums, launch, **constants)
         for kind in ("map", "row", "mixture"):
-            for long in (False,) if to_maps else (False, True):
+            for long in (False,) if to_maps else lengths:
                 known = kind == "map" or (kind == "row" and (long or to_maps))
                 pointers = maps | {
                     "statistics": "*fp32" if known else None,
@@ -173,7 +177,7 @@ def _mixing(label, scratch, tile, holds: tuple[bool, ...], constants) -> Iterato
                     "out": scratch,
                     "weight_slots": "*fp32",
                 }
-                for one in holds:
+                for one in lengths[long]:
                     yield _case(
                         mix_gradient_bwd,
                         f"{ending} {kind}{' long' * long}{' many' * (not one)}",
