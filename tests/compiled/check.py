@@ -15,6 +15,7 @@ from tests.compiled.executor.session import Session, installed
 IN_TIME, LATE = Schedule(1), Schedule(2, late=True)
 ERRING = Schedule(99, late=True, perturb=1)  # approximate instructions err as documented
 QUICK = (Schedule(1, late=True), ERRING)
+MOST_FAULTS = 5  # that are written out
 SCHEDULES = (IN_TIME, LATE, Schedule(3), ERRING)
 
 
@@ -27,7 +28,9 @@ class Verdict:
     faults: list[str] = field(default_factory=list)
 
     def complaints(self) -> list[str]:
-        found = list(self.faults[:5])
+        found = list(self.faults[:MOST_FAULTS])
+        if len(self.faults) > MOST_FAULTS:
+            found.append(f"and {len(self.faults) - MOST_FAULTS} more")
         if not self.ratio <= 1:
             found.append(f"errors up to {self.ratio:.3g} times the bound")
         if not self.same:
@@ -53,7 +56,7 @@ def check(case: Case, session: Session, schedules: Sequence[Schedule]) -> Verdic
         session.clear()
         with prepared.around(), installed(session):
             ours = prepared.run("triton")
-        verdict.faults += [*map(str, session.faults), *sorted(session.resources)]
+        verdict.faults += [*sorted(session.resources), *map(str, session.faults)]
         verdict.ratio = max(verdict.ratio, prepared.ratio(ours, plain, truth))
         if schedule.perturb:
             continue

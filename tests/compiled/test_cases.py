@@ -9,20 +9,8 @@ from tests.compiled.process import Machine
 CASES = list(all_cases())
 
 
-def params(cases: list[Case], *marks: pytest.MarkDecorator) -> list:
-    return [
-        pytest.param(
-            case,
-            id=case.label,
-            marks=[*marks, *known(case)],
-        )
-        for case in cases
-    ]
-
-
-def known(case: Case) -> list[pytest.MarkDecorator]:
-    """A fault that is known is expected until it is mended."""
-    return [pytest.mark.xfail(strict=True, reason=case.fault)] if case.fault else []
+def params(cases: list[Case]) -> list:
+    return [pytest.param(case, id=case.label) for case in cases]
 
 
 def test_labels_tell_cases_apart():

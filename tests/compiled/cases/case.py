@@ -30,14 +30,12 @@ class Case:
     """One call of a loss, with its gradients.
 
     quick: whether it belongs to the list of every test run
-    fault: why the kernels cannot pass it as they are
     """
 
     name: str
     dtype: str
     prepare: Callable[[], Prepared]
     quick: bool = False
-    fault: str | None = None
 
     @property
     def label(self) -> str:

@@ -101,8 +101,7 @@ def _alignment(point: Point) -> Case:
         around = (lambda: scratch_of(1)) if point["scratch"] else contextlib.nullcontext
         return alignment.prepared(inputs, dtype, options, around)
 
-    fault = alignment.TF32 if weighted and dtype == torch.float16 else None
-    return Case(_label(point), point["dtype"], prepare, fault=fault)
+    return Case(_label(point), point["dtype"], prepare)
 
 
 def _tokens(point: Point) -> Case | None:
