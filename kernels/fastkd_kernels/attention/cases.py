@@ -69,7 +69,10 @@ def probabilities() -> Iterator:
         for edge, keys in ((32, 32), (32, 64), (64, 32), (64, 64), (64, 65)):
             for size in _sizes(dtype == torch.float32):
                 tile = config.probability_tile(edge, keys, size, dtype)
-                for one in (True, False):
+                # The larger size alone is a part of something.
+                for one in (
+                    (True, False) if size == max(_sizes(dtype == torch.float32)) else (True,)
+                ):
                     long = keys > tile.keys
                     yield _case(
                         probabilities_fwd,
@@ -153,14 +156,17 @@ def mixing() -> Iterator:
                         length = config.EDGES[-1] + 1 if long else keys
                         return config.mix_tile(length, teachers, chosen, of_scratch)
 
-                    yield from _mixing(label, scratch, chosen_tile, lengths, constants)
+                    yield from _mixing(
+                        label, (scratch, f"*{name}"), chosen_tile, lengths, constants
+                    )
 
 
-def _mixing(label, scratch, tile, lengths: dict[bool, tuple[bool, ...]], constants) -> Iterator:
-    """lengths: of rows of one block and of more, whether the weight may be held."""
-    maps = {"student": scratch, "teacher": scratch, "weight": "*fp32"}
-    sums = maps | {"partials": "*fp32"}
-    for to_maps in (False, True):
+def _mixing(label, pointers_of, tile, lengths: dict[bool, tuple[bool, ...]], constants) -> Iterator:
+    """pointers_of: the scratch and the caller's maps; lengths: of rows of one block and of more,
+    whether the weight may be held."""
+    for to_maps, kind_of_maps in zip((False, True), pointers_of, strict=True):
+        maps = {"student": kind_of_maps, "teacher": kind_of_maps, "weight": "*fp32"}
+        sums = maps | {"partials": "*fp32"}
         constants = constants | {"SCRATCH": not to_maps}
         ending = f"{label}{' maps' * to_maps}"
         for long in lengths:
@@ -174,7 +180,7 @@ def _mixing(label, scratch, tile, lengths: dict[bool, tuple[bool, ...]], constan
                     "statistics": "*fp32" if known else None,
                     "upstream": "*fp32",
                     "loss": None if kind == "map" else "*fp32",
-                    "out": scratch,
+                    "out": kind_of_maps,
                     "weight_slots": "*fp32",
                 }
                 for one in lengths[long]:
@@ -240,12 +246,13 @@ def reductions() -> Iterator:
             BLOCK_J=16,
             representative=True,
         )
-    gradients = ("query", "key", "weight", "query_out", "key_out", "weight_out")
     sums = ("loss", "total", "weight_slots", "weight_gradient")
     yield _case(sums_fwd, "", dict.fromkeys(sums, "*fp32"), config.Launch(4))
     for name in DTYPES:
-        scaled = dict.fromkeys(gradients, f"*{name}") | {"upstream": "*fp32"}
-        for in_place in (True, False):
+        kept = "*fp32" if name == "fp16" else f"*{name}"
+        scaled = {"query": kept, "key": kept, "query_out": f"*{name}", "key_out": f"*{name}"}
+        scaled |= dict.fromkeys(("weight", "weight_out", "upstream"), "*fp32")
+        for in_place in (False,) if name == "fp16" else (True, False):
             label = f"{name}{' in place' * in_place}"
             yield _case(scale_gradients_bwd, label, scaled, config.Launch(4), IN_PLACE=in_place)
 
