@@ -72,15 +72,18 @@ def compile_case(case: Case, target: str) -> Resources:
     else:
         chip = GPUTarget("hip", target, 64)
     kernel = case.kernel
-    constants, signature, attributes = {}, {}, {}
+    constants: dict[str, object] = {}
+    signature: dict[str, str] = {}
+    attributes: dict[tuple[int, ...], list[list[object]]] = {}
     for index, parameter in enumerate(kernel.params):
         value = case.arguments[parameter.name]
-        runtime = isinstance(value, str) and not parameter.is_constexpr
-        signature[parameter.name] = value if runtime else "constexpr"
-        if not runtime:
+        if parameter.is_constexpr or not isinstance(value, str):
+            signature[parameter.name] = "constexpr"
             constants[parameter.name] = value
             attributes[(index,)] = []  # as the JIT has it, whose compilations are found again
-        elif value.startswith("*"):
+            continue
+        signature[parameter.name] = value
+        if value.startswith("*"):
             attributes[(index,)] = [["tt.divisibility", 16]]
     unknown = case.arguments.keys() - signature.keys()
     if unknown:
@@ -120,7 +123,10 @@ def _hip_resources(compiled) -> Resources:
     text = compiled.asm["amdgcn"]
 
     def read(name: str) -> int:
-        return int(re.search(rf"\.{name}:\s*(\d+)", text).group(1))
+        found = re.search(rf"\.{name}:\s*(\d+)", text)
+        if found is None:
+            raise ValueError(f"the assembly of a compiled kernel does not give its {name}")
+        return int(found.group(1))
 
     stack = read("private_segment_fixed_size") + 4 * read("vgpr_spill_count")
     return Resources(read("vgpr_count"), stack, compiled.metadata.shared)
@@ -138,7 +144,7 @@ def all_cases(prefix: str = "") -> Iterator[Case]:
                 yield from loaded.offline_cases()
 
 
-def table(rows: Mapping[str, Mapping[str, Resources | None]], targets: Iterable[str]) -> str:
+def table(rows: Mapping[str, Mapping[str, Resources]], targets: Iterable[str]) -> str:
     targets = list(targets)
     lines = [
         f"Triton {triton.__version__}; registers a thread / KiB of shared memory a program.",
@@ -169,7 +175,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("TRITON_INTERPRET is set, and interpreted kernels cannot be compiled")
 
     targets = options.targets.split(",")
-    rows: dict[str, dict[str, Resources | None]] = {}
+    rows: dict[str, dict[str, Resources]] = {}
     complaints = []
     cases = [
         case

@@ -1,6 +1,6 @@
 """Every attention kernel in every configuration that the table can choose."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -20,7 +20,7 @@ FLOATS = ("scale", "inverse_temperature", "student_scale", "teacher_scale", "los
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def _case(kernel, label: str, pointers: dict[str, object], launch: config.Launch, **constants):
+def _case(kernel, label: str, pointers: Mapping[str, object], launch: config.Launch, **constants):
     """Arguments that are not named are sizes and strides."""
     from fastkd_kernels.offline import Case
 
@@ -148,7 +148,7 @@ def mixing() -> Iterator:
                     narrow = not chosen.exact and scratch == "*bf16" and teachers == 16
                     holds = (True,) if narrow else (True, False)
                     holds = holds if one or not chosen.exact else (False,)
-                    lengths = {False: holds}
+                    lengths: dict[bool, tuple[bool, ...]] = {False: holds}
                     if keys == config.EDGES[-1]:  # rows of more blocks than one
                         lengths[True] = (False,) if not one and tile.teachers > 16 else holds
 
@@ -236,11 +236,11 @@ def _pairs(name, dtype, tensor, chosen, tile, mixture: bool) -> Iterator:
 
 def reductions() -> Iterator:
     for block_p in (64,):
-        sums = dict.fromkeys(("partials", "statistics", "loss"), "*fp32")
+        parts = dict.fromkeys(("partials", "statistics", "loss"), "*fp32")
         yield _case(
             merge_statistics_fwd,
             f"{block_p} parts",
-            sums,
+            parts,
             config.Launch(4, fp_fusion=False),
             BLOCK_P=block_p,
             BLOCK_J=16,

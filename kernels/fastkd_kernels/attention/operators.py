@@ -5,7 +5,7 @@ with `reduce`, their sum times it. From queries and keys a reduced loss takes it
 forward walk, while the maps are at hand, and backward only scales them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -55,15 +55,16 @@ SECOND_ORDER = (
 
 # From queries and keys, with a weight.
 
-NAMES = (
-    "student_query student_key teacher_query teacher_key weight query_lengths key_lengths"
-).split()
+NAMES = ("student_query", "student_key", "teacher_query", "teacher_key", "weight")
+# What `AlignQueries` takes: by NAMES, then the lengths of queries and of keys.
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
 
 
-def _aligned(tensors, options, reduce, wanted, upstream, dtype) -> tuple[Tensor | None, ...]:
-    named = dict(zip(NAMES, tensors, strict=True))
-    named["weight"] = named["weight"].contiguous()
-    return align(named | {"upstream": upstream}, Settings(*options, *wanted), reduce, dtype)
+def _aligned(inputs, options, reduce, wanted, upstream, dtype) -> tuple[Tensor | None, ...]:
+    *queries, weight, query_lengths, key_lengths = inputs
+    tensors = dict(zip(NAMES, (*queries, weight.contiguous()), strict=True))
+    optional = {"query_lengths": query_lengths, "key_lengths": key_lengths, "upstream": upstream}
+    return align(tensors, optional, Settings(*options, *wanted), reduce, dtype)
 
 
 def _align_queries(*inputs):
@@ -101,11 +102,11 @@ def _align_queries_backward(ctx, upstream, *_):
                 upstream.contiguous(), *inputs, *ctx.options, *ctx.wanted
             )
         wanted = ctx.wanted[0], ctx.wanted[0], ctx.wanted[1]
-        found = tuple(
+        changes = tuple(
             gradient.to(tensor.dtype) if asked else None
             for gradient, tensor, asked in zip(found, learned, wanted, strict=True)
         )
-    query, key, change = only_first_order(found, learned, SECOND_ORDER)
+    query, key, change = only_first_order(changes, learned, SECOND_ORDER)
     return query, key, None, None, change, *(None for _ in range(11))
 
 
@@ -156,10 +157,10 @@ class AlignQueries(torch.autograd.Function):
         return None, None, query, key, None, None, change, None, None
 
 
-def align_queries(tensors: Sequence[Tensor | None], options: tuple, reduce: float) -> Tensor:
+def align_queries(tensors: Inputs, options: tuple, reduce: float) -> Tensor:
     """Losses by sentence and teacher map, (B, Nt), or where `reduce` is not 0 their sum times it.
 
-    tensors: by NAMES; options: the first six of `Settings`.
+    tensors: queries and keys, weight, lengths; options: the first six of `Settings`.
     """
     if runs_at_once(*tensors):
         return AlignQueries.apply(options, reduce, *tensors)
@@ -179,12 +180,13 @@ def align_queries(tensors: Sequence[Tensor | None], options: tuple, reduce: floa
 def _pairs(
     student_query, student_key, teacher_query, teacher_key, query_lengths, key_lengths, *options
 ) -> PairAlignment:
+    wanted: tuple[bool, ...] = True, False
     return PairAlignment(
         (student_query, student_key),
         (teacher_query, teacher_key),
         query_lengths,
         key_lengths,
-        Settings(*options, True, False),
+        Settings(*options, *wanted),
     )
 
 
@@ -230,7 +232,8 @@ def _align_pairs_bwd_fake(upstream, logs, statistics, student_query, student_key
 
 def _align_maps(student, teacher, weight, query_lengths, key_lengths, *options):
     weight = None if weight is None else weight.contiguous()
-    settings = Settings(*options, False, False)
+    wanted: tuple[bool, ...] = False, False
+    settings = Settings(*options, *wanted)
     call = MapAlignment(student, teacher, weight, query_lengths, key_lengths, settings)
     loss, statistics = call.forward()
     return loss.sum(1), _nothing(loss) if statistics is None else statistics
@@ -284,7 +287,7 @@ def _align_maps_bwd_fake(upstream, statistics, student, teacher, weight, *option
     )
 
 
-KERNELS = {
+KERNELS: dict[str, tuple[Callable[..., object], Callable[..., object]]] = {
     "align_queries": (_align_queries, _align_queries_fake),
     "align_queries_bwd": (_align_queries_bwd, _align_queries_bwd_fake),
     "align_pairs": (_align_pairs, _align_pairs_fake),

@@ -66,6 +66,7 @@ def make_plan(
 ) -> Plan:
     pitch = row_pitch(keys)
     fitting = max(budget // (maps * pitch * cell_bytes), 1)
+    groups: tuple[tuple[Chunk, ...], ...]
     if fitting >= queries:
         together = ceil_div(batch, ceil_div(batch, fitting // queries))  # all about as many
         groups = tuple(

@@ -30,7 +30,8 @@ class Rows:
             logits = logits.unsqueeze(0)
         if logits.dim() > 3:
             logits = logits.reshape(-1, *logits.shape[-2:])
-        return Rows(logits, logits.stride(), logits.shape[1])
+        outer, inner, step = logits.stride()
+        return Rows(logits, (outer, inner, step), logits.shape[1])
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,13 @@ class RowLosses:
 
     @staticmethod
     def empty(rows: int, predict: bool, device: torch.device) -> "RowLosses":
-        columns = torch.empty((4, rows), dtype=torch.float32, device=device)
+        loss, ce, kd, rank = torch.empty((4, rows), dtype=torch.float32, device=device).unbind(0)
         prediction = torch.empty(rows if predict else 0, dtype=torch.int64, device=device)
-        return RowLosses(tuple(columns.unbind(0)), prediction)
+        return RowLosses((loss, ce, kd, rank), prediction)
 
     def rows(self, first: int, last: int) -> "RowLosses":
-        columns = tuple(column[first:last] for column in self.columns)
-        return RowLosses(columns, self.prediction[first:last])
+        loss, ce, kd, rank = (column[first:last] for column in self.columns)
+        return RowLosses((loss, ce, kd, rank), self.prediction[first:last])
 
 
 def launch_rows(

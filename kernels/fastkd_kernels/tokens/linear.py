@@ -109,13 +109,16 @@ def linear_token_losses_op(
         if reduction == "mean" and counted is not None:
             divisor = inverse_count(counted)
         if reduction == "none":
-            results = tuple(column.clone() for column in losses.columns)
+            loss, ce, kd, rank = (column.clone() for column in losses.columns)
         else:
             fraction = 1 / max(rows, 1) if reduction == "mean" and divisor is None else 1.0
-            results = sum_rows(losses.columns, fraction, divisor)
+            loss, ce, kd, rank = sum_rows(losses.columns, fraction, divisor)
         nothing = torch.empty(0, device=hidden.device)
-        outputs = (nothing.clone() if gradient is None else gradient for gradient in gradients)
-        return *results, losses.prediction, *outputs, nothing if divisor is None else divisor
+        to_hidden, to_weight, to_bias = (
+            nothing.clone() if gradient is None else gradient for gradient in gradients
+        )
+        inverse = nothing if divisor is None else divisor
+        return loss, ce, kd, rank, losses.prediction, to_hidden, to_weight, to_bias, inverse
 
 
 def _accumulators(hidden: Tensor, weight: Tensor, wanted: list[bool]) -> list[Tensor | None]:
@@ -231,7 +234,7 @@ class LinearTokenLosses(torch.autograd.Function):
             if reduction == "mean":
                 rows = max(student[0].shape[0], 1)
                 factor = factor * inverse[0] if inverse.numel() else factor / rows
-        results = []
+        results: list[Tensor | None] = []
         for wanted, gradient, x in zip(ctx.wanted, gradients, student, strict=True):
             if not wanted:
                 results.append(None)
@@ -256,9 +259,10 @@ def linear_token_losses(
     student: (..., Ds), (V, Ds), (V,) or None; dense_teacher likewise, or three times None.
     Under autocast the products take its type.
     """
-    if not torch.is_grad_enabled():
-        student = tuple(None if x is None else x.detach() for x in student)
     hidden, weight, bias = student
+    if not torch.is_grad_enabled():
+        hidden, weight = hidden.detach(), weight.detach()
+        bias = None if bias is None else bias.detach()
     device = hidden.device.type
     dtype, teacher_dtype = hidden.dtype, None
     if dense_teacher[0] is not None:
@@ -268,9 +272,9 @@ def linear_token_losses(
     if settings.kd_weight == 0 and settings.rank_weight == 0:
         dense_teacher, listed_teacher = (None, None, None), Teacher()
     teacher_hidden, *teacher_projection = dense_teacher
+    teacher = (flat(teacher_hidden, 1), *teacher_projection)
     constants = (
-        None if teacher_hidden is None else flat(teacher_hidden, 1).to(teacher_dtype),
-        *(None if x is None else x.to(teacher_dtype) for x in teacher_projection),
+        *(None if x is None else x.to(teacher_dtype) for x in teacher),
         flat(listed_teacher.ids, 1),
         flat(listed_teacher.log_probs, 1),
         flat(target),

@@ -51,12 +51,13 @@ def dense_token_losses_op(
         divisor if early else None,
     )
     if reduction == "none":
-        results = tuple(column.clone() for column in losses.columns)
+        loss, ce, kd, rank = (column.clone() for column in losses.columns)
     else:
-        results = sum_rows(losses.columns, fraction, divisor)
+        loss, ce, kd, rank = sum_rows(losses.columns, fraction, divisor)
     nothing = student.new_empty(0)
     inverse = torch.empty(0, device=student.device) if divisor is None else divisor
-    return *results, losses.prediction, nothing if gradient is None else gradient, inverse
+    stored = nothing if gradient is None else gradient
+    return loss, ce, kd, rank, losses.prediction, stored, inverse
 
 
 @dense_token_losses_op.register_fake

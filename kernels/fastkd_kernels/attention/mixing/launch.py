@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from fastkd_kernels.attention.config import Launch, MixTile, Precision
 from fastkd_kernels.attention.mixing.gradient import mix_gradient_bwd
 from fastkd_kernels.attention.mixing.merge import merge_statistics_fwd
@@ -35,6 +37,11 @@ class MapView:
     name: str
     strides: tuple[int, int, int, int]
     width: int  # keys that a row has in memory
+
+    @staticmethod
+    def of(name: str, maps: Tensor) -> "MapView":
+        sentence, head, row, key = maps.stride()
+        return MapView(name, (sentence, head, row, key), maps.shape[3])
 
     def in_units(self, side: str, unit: int) -> dict[str, int]:
         sentence, head, row, key = self.strides

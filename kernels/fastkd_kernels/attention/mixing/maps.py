@@ -34,8 +34,8 @@ class MapAlignment:
             "key_lengths": key_lengths,
         }
         self.views = (
-            MapView("student_maps", student.stride(), keys),
-            MapView("teacher_maps", teacher.stride(), keys),
+            MapView.of("student_maps", student),
+            MapView.of("teacher_maps", teacher),
         )
         self.chunk = Chunk(0, batch, 0, queries, True, True)
         chosen = precision(student.dtype)
@@ -91,14 +91,14 @@ class MapAlignment:
     ) -> tuple[Tensor | None, Tensor | None]:
         """(gradient of the student's maps, of the weight), where the settings want them."""
         mixing = self.mixing
-        memory = {"statistics": statistics, "upstream": upstream}
-        out = None
+        memory: dict[str, Tensor | None] = {"statistics": statistics, "upstream": upstream}
+        gradient, out = None, None
         if self.settings.gradient:
             # Cells that no query attends to are written by no program.
-            memory["out"] = torch.zeros(
+            gradient = torch.zeros(
                 self.student.shape, dtype=self.student.dtype, device=self.student.device
             )
-            out = MapView("out", memory["out"].stride(), mixing.keys)
+            memory["out"], out = gradient, MapView.of("out", gradient)
         if self.settings.weight_gradient:
             programs = mixing.programs(self.chunk)
             memory["weight_slots"] = self._empty(programs, mixing.teacher_maps, mixing.student_maps)
@@ -108,4 +108,4 @@ class MapAlignment:
         )  # fmt: skip
         play([each], {**self.tensors, **memory})
         slots = memory.get("weight_slots")
-        return memory.get("out"), None if slots is None else slots.sum(0)
+        return gradient, None if slots is None else slots.sum(0)

@@ -1,6 +1,6 @@
 """Plans the query-key form: the loss and, in the same walk over the chunks, its gradients."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -404,22 +404,27 @@ def planned(request: Request) -> QueryKeyAlignment:
 
 
 def align(
-    tensors: dict[str, Tensor | None],
+    tensors: Mapping[str, Tensor],
+    optional: Mapping[str, Tensor | None],
     settings: Settings,
     reduce: float,
     gradient_dtype: torch.dtype,
 ) -> tuple[Tensor | None, ...]:
-    """(loss, query, key and weight gradient); tensors: by the names of the operator's arguments."""
+    """(loss, query, key and weight gradient).
+
+    tensors: queries, keys and weight, optional: lengths and upstream, by the names of the
+    operator's arguments.
+    """
     query, key = tensors["student_query"], tensors["student_key"]
     request = Request(
         (Layout.of(query), Layout.of(key)),
         (Layout.of(tensors["teacher_query"]), Layout.of(tensors["teacher_key"])),
-        (tensors["query_lengths"] is not None, tensors["key_lengths"] is not None),
-        tensors["upstream"] is not None,
+        (optional["query_lengths"] is not None, optional["key_lengths"] is not None),
+        optional["upstream"] is not None,
         settings,
         reduce,
         gradient_dtype,
         query.device,
         scratch_bytes(query.device),
     )
-    return planned(request).run(tensors)
+    return planned(request).run({**tensors, **optional})
