@@ -71,6 +71,8 @@ class StepGuard:
         """The largest weight and gradient that there are, of those whose averages are kept."""
         norms: dict[bool, list[Tensor]] = {False: [], True: []}  # of weights; of squares
         for name, tensor in self._tensors():
+            if not tensor.numel():
+                continue  # of a parameter with fewer rows than processes
             norm = torch.linalg.vector_norm(tensor, math.inf)
             if norm.isinf():  # of an output bias, −inf bars an id
                 norm = torch.linalg.vector_norm(
