@@ -189,7 +189,7 @@ def _temporary_name(target: Path) -> Path:
 def _delete(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
-    else:
+    elif os.path.lexists(path):
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
 
