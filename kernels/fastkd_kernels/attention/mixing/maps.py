@@ -38,7 +38,8 @@ class MapAlignment:
             MapView.of("teacher_maps", teacher),
         )
         self.chunk = Chunk(0, batch, 0, queries, True, True)
-        chosen = precision(student.dtype)
+        # Maps that no weight multiplies are taken as they are: nothing of them is rounded.
+        chosen = precision(torch.float32 if weight is None else student.dtype)
         self.mixing = Mixing(
             settings=settings,
             precision=chosen,
