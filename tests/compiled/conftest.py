@@ -1,8 +1,7 @@
 """The process that compiles and executes kernels, started when a test first asks for it.
 
-The slow cases have a time, FASTKD_COMPILED_MINUTES of each worker (10; 0: no end, and every call
-drawn from the tables too), and are tried in an order that changes from day to day
-(FASTKD_COMPILED_SEED), so that all have their turn.
+The slow cases have a time, FASTKD_COMPILED_MINUTES of each worker (10; 0: no end), and are tried in
+an order that changes from day to day (FASTKD_COMPILED_SEED), so that all have their turn.
 """
 
 import datetime

@@ -2,10 +2,8 @@
 
 import pytest
 
-from tests.compiled.conftest import MINUTES
 from tests.compiled.process import Machine
 
-WHOLE = pytest.mark.skipif(MINUTES > 0, reason="takes an hour: FASTKD_COMPILED_MINUTES=0")
 PARTS = {"tokens": 3, "attention": 6}
 # Entries of the tables that no call launches, and why.
 KEPT = "gradients of a graph that is kept; the calls drawn free theirs"
@@ -26,7 +24,6 @@ def test_every_configuration_is_reached_by_some_call(machine: Machine, family: s
     assert set(lost) == set(UNREACHED[family])
 
 
-@WHOLE
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "part"), [(family, part) for family, parts in PARTS.items() for part in range(parts)]
