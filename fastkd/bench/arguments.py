@@ -1,6 +1,7 @@
 """The command line of `fastkd bench`, by the standard library alone."""
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,7 +92,7 @@ def _seconds(text: str) -> float:
 def _served() -> tuple[str, ...]:
     """All operations but those for which a package is missing, which is said."""
     try:
-        import fastkd.bench.training  # noqa: F401
+        importlib.import_module("fastkd.bench.training")
     except ModuleNotFoundError as error:
         print(f"fastkd: {TRAINING}: absent: needs the package {error.name}", file=sys.stderr)
         return tuple(name for name in NAMES if name != TRAINING)

@@ -1,5 +1,6 @@
 """The verbs of the command line and the exit statuses they end with."""
 
+import difflib
 import importlib
 import logging
 
@@ -33,6 +34,14 @@ class Verbs(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        nearest = difflib.get_close_matches(args[0], VERBS, 1)
+        if args[0] not in VERBS and nearest:
+            ctx.fail(f"no such verb: {args[0]!r}; did you mean {nearest[0]}?")
+        return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in VERBS:

@@ -41,7 +41,7 @@ def command(
     from fastkd.compare.page import page
     from fastkd.compare.samples import samples_of
     from fastkd.compare.table import show, show_verdicts
-    from fastkd.compare.verdicts import Verdict, verdicts
+    from fastkd.compare.verdicts import Verdict, sentences, verdicts
     from fastkd.errors import InputError
     from fastkd.files import write_file
 
@@ -52,7 +52,7 @@ def command(
     show(methods, console)
     found: list[Verdict] = []
     if split:
-        with counting(f"translating {split}") as done:
+        with counting(f"translating {split}", sentences(methods, split)) as done:
             found = verdicts(methods, split, device, done)
         show_verdicts(found, split, console)
     if output:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fastkd.compare.methods import Method
+from fastkd.data.text import read_pairs, text_file
 from fastkd.decode.score import compare, score
 from fastkd.errors import InputError
 from fastkd.runs.scores import bleu_tokenizer_of
@@ -25,6 +26,22 @@ class Verdict:
     p: float | None = None
 
 
+def sentences(methods: Sequence[Method], split: str) -> int:
+    """How many `verdicts` translates."""
+    data = methods[0].first.config.data
+    prefix = getattr(data, split)
+    if prefix is None:
+        raise InputError(f"{methods[0].first.folder.config_file}: data.{split}: names no corpus")
+    lines = sum(
+        1 for _ in read_pairs(text_file(prefix, data.source), text_file(prefix, data.target))
+    )
+    return lines * len(methods) * _runs_each(methods)
+
+
+def _runs_each(methods: Sequence[Method]) -> int:
+    return min(len(method.runs) for method in methods)
+
+
 def verdicts(
     methods: Sequence[Method],
     split: str,
@@ -37,7 +54,7 @@ def verdicts(
 
     Raises InputError where the methods' references are not the same.
     """
-    runs = min(len(method.runs) for method in methods)
+    runs = _runs_each(methods)
     tokenizer = bleu_tokenizer_of(methods[0].first.folder)
     found: list[Verdict] = []
     first: list[str] = []

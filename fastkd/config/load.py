@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from fastkd.config.recipes import recipes
 from fastkd.config.tree import Config
 from fastkd.errors import InputError
 from fastkd.reading import read_text
@@ -100,7 +101,9 @@ def find_config(path: str | Path) -> Path:
     recipe = _recipe(path)
     if recipe.is_file():
         return recipe
-    raise InputError(f"{path}: no such config file, nor a recipe of that name")
+    nearest = difflib.get_close_matches(str(path), (each.name for each in recipes()), 1)
+    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    raise InputError(f"{path}: no such config file, nor a recipe of that name{hint}")
 
 
 def _recipe(name: str | Path) -> Path:
@@ -176,8 +179,13 @@ def _child(node: Any, part: str, override: str) -> Any:
 
 
 def _index(node: list[Any], part: str, override: str) -> int:
+    """Of an item of a list: its number, or, of losses, its name."""
+    names = [item.get("name") if isinstance(item, dict) else None for item in node]
+    if part in names:
+        return names.index(part)
     if not part.isdecimal() or int(part) >= len(node):
-        raise InputError(f"{override!r}: expected an index below {len(node)}, not {part!r}")
+        known = "".join(f" or {name}" for name in names if name)
+        raise InputError(f"{override!r}: expected an index below {len(node)}{known}, not {part!r}")
     return int(part)
 
 

@@ -5,6 +5,7 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 
 from fastkd.errors import InputError
@@ -24,7 +25,7 @@ def read_model(path: Path) -> Any:
         model.ParseFromString(read_bytes(path, 1 << 28))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except Exception:
+    except DecodeError:
         raise InputError(f"{path}: not a sentencepiece model") from None
     return model
 

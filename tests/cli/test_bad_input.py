@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from fastkd.__main__ import main
 from fastkd.train.trainer import Trainer
 
 
@@ -169,3 +170,8 @@ def test_losses_import_without_the_trainer_packages():
         " & set(sys.modules); assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_misspelt_verb(capsys):
+    assert main(["trian", "x"]) == 2
+    assert "no such verb: 'trian'; did you mean train?" in capsys.readouterr().err

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from fastkd.__main__ import main
+from fastkd.compare.facts import Facts
+from fastkd.compare.methods import methods_of
 from fastkd.compare.samples import marked
+from fastkd.compare.verdicts import sentences
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +27,11 @@ def test_table_in_the_terminal(runs, capsys):
     assert "compared-a2d" in shown
     assert "1, 2" in shown
     assert re.search(r"p, against", shown)
+
+
+def test_the_bar_knows_how_many_sentences_there_are(runs):
+    methods = methods_of([Facts.read(run) for run in runs])
+    assert sentences(methods, "dev") == 6 * 2  # of each method one run, as `a2d` has but one
 
 
 def test_runs_are_listed(runs, capsys):

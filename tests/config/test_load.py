@@ -27,6 +27,20 @@ def test_overrides_reach_every_level(tmp_path):
     assert config.model.norm == "post"
 
 
+def test_a_loss_is_overridden_by_its_name(tmp_path):
+    tree = {**BASE, "losses": [{"name": "cross_entropy"}, {"name": "word_kd"}]}
+    path = written(tmp_path, tree)
+    assert load_config(path, ["losses.word_kd.weight=0.25"]).losses[1].weight == 0.25
+    with pytest.raises(InputError, match="below 2 or cross_entropy or word_kd, not 'tie_kd'"):
+        load_config(path, ["losses.tie_kd.weight=0.25"])
+
+
+def test_a_misspelt_recipe():
+    told = "wmt22-de-dsb/teachr: no such .*; did you mean wmt22-de-dsb/teacher"
+    with pytest.raises(InputError, match=told):
+        load_config("wmt22-de-dsb/teachr")
+
+
 def test_resolved_config_reads_back_equal(tmp_path):
     config = load_config(written(tmp_path, {**BASE, "losses": [{"name": "tie_kd"}]}))
     assert load_config(written(tmp_path, dump_config(config))) == config
