@@ -53,7 +53,7 @@ class Model(nn.Module):
 
 
 def train(student: Model, teacher: Model | None, steps: int, seed: int) -> None:
-    align = fastkd.AttentionAlignment(4 * len(student.layers), 8, normalization="mixture")
+    align = fastkd.AttentionAlignment(4 * len(student.layers), 8)
     optimizer = torch.optim.AdamW([*student.parameters(), *align.parameters()], lr=5e-3)
     data = sentences(64 * steps, seed)
     for step in range(steps):
@@ -85,14 +85,14 @@ def train(student: Model, teacher: Model | None, steps: int, seed: int) -> None:
             lengths = batch["attention_mask"].sum(1)
             call = {"query_lengths": lengths, "key_lengths": lengths}
             aligned = align(queries, keys, teacher_queries, teacher_keys, **call)
-            loss = loss + aligned / (8 * lengths.sum())
+            loss = loss + aligned
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if teacher and step % 30 == 0:
             print(
                 f"{step}: ce {tokens.ce:.3f} kd {tokens.kd:.3f} rank {tokens.rank:.3f} "
-                f"alignment {aligned / (8 * lengths.sum()):.3f}"
+                f"alignment {aligned:.3f}"
             )
 
 

@@ -43,7 +43,7 @@ def teacher_taps():
 
 def test_kinds_are_weighted_as_published():
     student, teacher = student_taps(), teacher_taps()
-    method = AlignToDistill(student, teacher, normalization="row")
+    method = AlignToDistill(student, teacher, normalization="row", reduction="sum")
     losses = method(student, teacher)
     torch.testing.assert_close(losses.loss, losses.encoder + losses.decoder / 2 + losses.cross / 2)
     for kind in ("encoder", "decoder", "cross"):
@@ -69,7 +69,7 @@ def test_kinds_are_weighted_as_published():
 
 def test_kinds_carry_their_own_gradients():
     student, teacher = student_taps(), teacher_taps()
-    method = AlignToDistill(student, teacher)
+    method = AlignToDistill(student, teacher, normalization="map", reduction="sum")
     method(student, teacher).cross.backward()
     assert method.kinds["cross"].weight.grad is not None
     assert method.kinds["encoder"].weight.grad is None
@@ -77,7 +77,9 @@ def test_kinds_carry_their_own_gradients():
 
 def test_built_from_numbers_of_maps():
     counts = {"encoder": 4, "cross": 4}, {"encoder": 6, "decoder": 6, "cross": 6}
-    method = AlignToDistill(*counts, weights={"cross": 0.0, "encoder": 2.0}, padding="include")
+    method = AlignToDistill(
+        *counts, weights={"cross": 0.0, "encoder": 2.0}, padding="include", normalization="map"
+    )
     assert set(method.kinds) == {"encoder"}
     assert method.kinds["encoder"].options["padding"] == "include"
     losses = method(student_taps(), teacher_taps())
@@ -88,7 +90,7 @@ def test_built_from_numbers_of_maps():
 
 def test_missing_taps_are_skipped():
     student, teacher = student_taps(), teacher_taps()
-    method = AlignToDistill(student, teacher)
+    method = AlignToDistill(student, teacher, normalization="map", reduction="sum")
     losses = method(AttentionTaps(encoder=student.encoder), teacher)
     torch.testing.assert_close(losses.loss, losses.encoder)
     assert losses.decoder == 0
@@ -98,7 +100,7 @@ def test_missing_taps_are_skipped():
 
 def test_unreduced_losses():
     student, teacher = student_taps(), teacher_taps()
-    method = AlignToDistill(student, teacher, reduction="none")
+    method = AlignToDistill(student, teacher, normalization="map", reduction="none")
     losses = method(student, teacher)
     assert losses.encoder.shape == (2, 6)
     expected = losses.encoder.sum(1) + losses.decoder.sum(1) / 2 + losses.cross.sum(1) / 2
@@ -108,7 +110,7 @@ def test_unreduced_losses():
 def test_lengths_may_come_with_either_model():
     student, teacher = student_taps(), teacher_taps()
     bare = AttentionTaps(AttentionTap(student.encoder.query, student.encoder.key))
-    method = AlignToDistill(student, teacher)
+    method = AlignToDistill(student, teacher, normalization="map", reduction="sum")
     assert method(bare, teacher).encoder == method(student, teacher).encoder
 
 
@@ -121,7 +123,7 @@ def test_taps_must_agree_in_causality():
 
 def test_initial_weight_is_that_of_a_1x1_convolution():
     torch.manual_seed(3)
-    ours = AttentionAlignment(4, 6, bias=True)
+    ours = AttentionAlignment(4, 6, "map", bias=True)
     torch.manual_seed(3)
     theirs = torch.nn.Conv2d(4, 6, 1)
     torch.testing.assert_close(ours.weight, theirs.weight[:, :, 0, 0])
@@ -131,7 +133,7 @@ def test_initial_weight_is_that_of_a_1x1_convolution():
 @pytest.mark.parametrize("normalization", ["map", "row", "mixture"])
 def test_training_the_weight_alone_lowers_the_loss(normalization):
     student, teacher = student_taps(), teacher_taps()
-    alignment = AttentionAlignment(4, 6, normalization)
+    alignment = AttentionAlignment(4, 6, normalization, reduction="sum")
     optimizer = torch.optim.Adam(alignment.parameters(), lr=0.05)
     losses = []
     for _ in range(20):
@@ -181,3 +183,21 @@ def test_tensors_maps_and_no_mixing():
 def test_refused(build, words):
     with pytest.raises(InputError, match=words):
         build()
+
+
+def test_defaults_are_the_mixture_by_rows():
+    student, teacher = student_taps().encoder, teacher_taps().encoder
+    align = AttentionAlignment(4, 6)
+    given = AttentionAlignment(4, 6, "mixture", reduction="sum")
+    given.load_state_dict(align.state_dict())
+    lengths = student.query_lengths
+    rows = int(lengths.sum()) if lengths is not None else student.query[0].shape[0] * 5
+    expected = given(student, teacher) / (rows * 6)
+    torch.testing.assert_close(align(student, teacher), expected)
+
+
+@pytest.mark.parametrize("option", [{"bias": True}, {"temperature": 0.5}])
+def test_what_the_mixture_has_no_use_for_takes_rows_and_warns(option):
+    with pytest.warns(FutureWarning, match="belongs to normalization 'row' or 'map'; 'row' is"):
+        align = AttentionAlignment(4, 6, **option)
+    assert align.options["normalization"] == "row"
