@@ -18,7 +18,7 @@ RECIPES = {
     "student alone": "student",
     "word KD": "word_kd",
     "A2D": "a2d",
-    "TIE-KD": "tie_kd",
+    "TIE-KD after word KD": "tie_kd",
 }
 
 
