@@ -33,28 +33,27 @@ def command(
     Runs that differ in their seed alone are one method. With --output a page that needs no other
     file has curves, losses by component, head alignments and translations too.
     """
-    from rich.console import Console
-
     from fastkd.cli.progress import counting
     from fastkd.compare.facts import Facts
     from fastkd.compare.methods import methods_of
     from fastkd.compare.page import page
     from fastkd.compare.samples import samples_of
-    from fastkd.compare.table import show, show_verdicts
+    from fastkd.compare.table import of_methods, of_settings, of_verdicts
     from fastkd.compare.verdicts import Verdict, sentences, verdicts
     from fastkd.errors import InputError
     from fastkd.files import write_file
+    from fastkd.tables import show
 
     if output and Path(output).suffix != ".html":
         raise InputError(f"--output: expected a name that ends in .html, not {output!r}")
     methods = methods_of([Facts.read(run) for run in runs])
-    console = Console()
-    show(methods, console)
+    settings = of_settings(methods)
+    show([of_methods(methods), *([settings] if settings.lines else [])])
     found: list[Verdict] = []
     if split:
         with counting(f"translating {split}", sentences(methods, split)) as done:
             found = verdicts(methods, split, device, done)
-        show_verdicts(found, split, console)
+        show([of_verdicts(found, split)])
     if output:
         trained = all(method.first.meta for method in methods)
         with counting("translating samples", len(methods)) as done:

@@ -9,13 +9,12 @@ import click
 @click.argument("folder", type=click.Path(), default="runs")
 def command(folder: str) -> None:
     """List the runs in FOLDER and in the folders within it."""
-    from rich.console import Console
-
     from fastkd.compare.facts import Facts, find_runs
-    from fastkd.compare.table import show_runs
+    from fastkd.compare.table import of_runs
     from fastkd.errors import InputError
+    from fastkd.tables import show
 
     found = [Facts.read(path) for path in find_runs(Path(folder))]
     if not found:
         raise InputError(f"{folder}: holds no run (a folder with config.yaml and log.jsonl)")
-    show_runs(found, Console())
+    show([of_runs(found)])

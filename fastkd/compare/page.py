@@ -6,10 +6,10 @@ from importlib import resources
 import matplotlib
 from jinja2 import Environment
 
-from fastkd.compare.methods import Method, differing
+from fastkd.compare.methods import Method
 from fastkd.compare.pictures import colour, components, curve, heads
 from fastkd.compare.samples import Sample
-from fastkd.compare.table import HEADS, cells, verdict_cells, verdict_heads
+from fastkd.compare.table import of_methods, of_settings, of_verdicts
 from fastkd.compare.verdicts import Verdict
 
 _CURVES = {
@@ -40,16 +40,13 @@ def page(
         .from_string(template)
         .render(
             title=" · ".join(method.title for method in methods),
-            heads=HEADS,
-            rows=[cells(method) for method in methods],
+            methods=of_methods(methods),
+            settings=of_settings(methods),
+            verdicts=of_verdicts(verdicts, split) if verdicts else None,
             colours=[matplotlib.colors.to_hex(colour(i)) for i in range(len(methods))],
-            settings=differing(methods) if len(methods) > 1 else {},
             curves={name: picture for name, picture in curves.items() if picture},
             components=components(methods),
             head_pictures={name: picture for name, picture in pictures.items() if picture},
             samples=samples,
-            split=split,
-            verdicts=[verdict_cells(verdict) for verdict in verdicts],
-            verdict_heads=verdict_heads(split, methods[0].title),
         )
     )

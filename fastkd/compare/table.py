@@ -1,26 +1,27 @@
-"""Runs beside each other, in a terminal."""
+"""Runs beside each other as tables."""
 
 from collections.abc import Sequence
-
-from rich.console import Console
-from rich.table import Table
 
 from fastkd.compare.facts import Facts
 from fastkd.compare.methods import Mean, Method, differing
 from fastkd.compare.verdicts import Verdict
+from fastkd.tables import Table
 
-HEADS = ("method", "seeds", "parameters", "updates", "time", "dev loss", "dev BLEU")
+
+def of_methods(methods: Sequence[Method]) -> Table:
+    header = ("method", "seeds", "parameters", "updates", "time", "dev loss", "dev BLEU")
+    remark = "best checkpoints; ±: half of the 95 % interval over seeds (Student's t)"
+    return Table("methods", header, [_method(method) for method in methods], [remark])
 
 
-def cells(method: Method) -> list[str]:
-    """As strings, one for each of `HEADS`."""
+def _method(method: Method) -> list[str]:
     loss, bleu = (method.mean(key) for key in ("dev_loss", "dev_bleu"))
     time = Mean.of(run.seconds for run in method.runs)
     updates = {run.updates for run in method.runs}
     return [
         method.title,
         method.seeds,
-        "-" if method.first.parameters is None else f"{method.first.parameters:,}",
+        _number(method.first.parameters),
         " to ".join(f"{each:,}" for each in sorted({min(updates), max(updates)})),
         "-" if time is None else duration(time.value),
         "-" if loss is None else loss.shown(3),
@@ -28,58 +29,48 @@ def cells(method: Method) -> list[str]:
     ]
 
 
-def show(methods: Sequence[Method], console: Console) -> None:
-    table = Table(caption="± is half of the 95 % interval over seeds")
-    for position, head in enumerate(HEADS):
-        table.add_column(head, justify="left" if position < 2 else "right")
-    for method in methods:
-        table.add_row(*cells(method))
-    console.print(table)
-    settings = differing(methods)
-    if settings:
-        table = Table(title="what differs")
-        for head in ("setting", *(method.title for method in methods)):
-            table.add_column(head, overflow="fold")
-        for key, values in settings.items():
-            table.add_row(key, *values)
-        console.print(table)
+def of_settings(methods: Sequence[Method]) -> Table:
+    """Those that are not the same in all methods."""
+    lines = [[key, *values] for key, values in differing(methods).items()]
+    return Table("settings that differ", ["setting", *(m.title for m in methods)], lines)
 
 
-def verdict_cells(verdict: Verdict) -> list[str]:
-    """As strings, one for each of `verdict_heads`."""
+def of_verdicts(verdicts: Sequence[Verdict], split: str) -> Table:
+    against = f"p, against {verdicts[0].title}"
+    remark = (
+        "±: half of the 95 % interval; p: how likely so large a difference is by chance; paired "
+        "bootstrap over sentences, 1,000 draws"
+    )
+    lines = [_verdict(verdict) for verdict in verdicts]
+    header = ["method", f"{split} BLEU", f"{split} chrF", against]
+    return Table(f"by translating {split}", header, lines, [remark])
+
+
+def _verdict(verdict: Verdict) -> list[str]:
     half = "" if verdict.interval is None else f" ± {verdict.interval:.2f}"
     p = "-" if verdict.p is None else f"{verdict.p:.3f}"
     return [verdict.title, f"{verdict.bleu:.2f}{half}", f"{verdict.chrf:.2f}", p]
 
 
-def verdict_heads(split: str, baseline: str) -> list[str]:
-    return ["method", f"{split} BLEU", f"{split} chrF", f"p, against {baseline}"]
+def of_runs(runs: Sequence[Facts]) -> Table:
+    header = ("run", "losses", "parameters", "updates", "time", "dev BLEU")
+    return Table("runs", header, [_run(run) for run in runs])
 
 
-def show_verdicts(verdicts: Sequence[Verdict], split: str, console: Console) -> None:
-    table = Table(caption="± and p by the paired bootstrap over sentences")
-    for position, head in enumerate(verdict_heads(split, verdicts[0].title)):
-        table.add_column(head, justify="left" if position < 1 else "right")
-    for verdict in verdicts:
-        table.add_row(*verdict_cells(verdict))
-    console.print(table)
+def _run(run: Facts) -> list[str]:
+    bleu = run.best("dev_bleu")
+    return [
+        run.name,
+        ", ".join(loss.name for loss in run.config.losses),
+        _number(run.parameters),
+        f"{run.updates:,} of {run.config.training.updates:,}",
+        duration(run.seconds),
+        "-" if bleu is None else f"{bleu:.2f}",
+    ]
 
 
-def show_runs(runs: Sequence[Facts], console: Console) -> None:
-    table = Table()
-    for position, head in enumerate(("run", "losses", "parameters", "updates", "time", "dev BLEU")):
-        table.add_column(head, justify="left" if position < 2 else "right", overflow="fold")
-    for run in runs:
-        bleu = run.best("dev_bleu")
-        table.add_row(
-            run.name,
-            ", ".join(loss.name for loss in run.config.losses),
-            "-" if run.parameters is None else f"{run.parameters:,}",
-            f"{run.updates:,} of {run.config.training.updates:,}",
-            duration(run.seconds),
-            "-" if bleu is None else f"{bleu:.2f}",
-        )
-    console.print(table)
+def _number(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
 
 
 def duration(seconds: float) -> str:
