@@ -52,11 +52,21 @@ class Tried:
 
     seed: int
     cases: collections.Counter = field(default_factory=collections.Counter)
+    found: collections.Counter = field(default_factory=collections.Counter)
     findings: list[str] = field(default_factory=list)
 
+    def add(self, number: int, verb: str, fault: str, trouble: str) -> None:
+        self.cases[verb, fault] += 1
+        if trouble:
+            self.found[verb, fault] += 1
+            finding = f"seed {self.seed} case {number}: {verb}, {fault}: {trouble}"
+            self.findings.append(finding)
+            print(finding, file=sys.stderr, flush=True)
+
     def table(self) -> str:
-        lines = ["| verb | fault | cases |", "| --- | --- | ---: |"]
-        lines += [f"| {v} | {f} | {n} |" for (v, f), n in sorted(self.cases.items())]
+        lines = ["| verb | fault | cases | findings |", "| --- | --- | ---: | ---: |"]
+        lines += [f"| {v} | {f} | {n} | {self.found[v, f]} |"
+                  for (v, f), n in sorted(self.cases.items())]  # fmt: skip
         total = f"{sum(self.cases.values())} cases, seed {self.seed}"
         return "\n".join([*lines, "", f"{total}; findings: {len(self.findings)}", *self.findings])
 
@@ -169,11 +179,7 @@ class Suite:
         verb = draw.choice(list(self.verbs()))
         fault = draw.choice((self.damaged, self.killed, self.full, self.hostile, self.twice))
         trouble = fault(verb, self.verbs()[verb], draw)
-        self.tried.cases[verb, fault.__name__] += 1
-        if trouble:
-            self.tried.findings.append(
-                f"seed {self.tried.seed} case {number}: {verb}, {fault.__name__}: {trouble}"
-            )
+        self.tried.add(number, verb, fault.__name__, trouble)
 
     def judged(
         self, verb: str, status: int | None, said: str, same: bool = True, silent: bool = False
