@@ -40,5 +40,5 @@ gpu:
 
 $(READY): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[train,transformers,lightning,ctranslate2,dev]'
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[train,transformers,lightning,trl,ctranslate2,dev]'
 	touch $@

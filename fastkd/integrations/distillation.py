@@ -28,6 +28,7 @@ from fastkd.integrations.models import (
     is_encoder_decoder,
 )
 from fastkd.integrations.passes import Call, ModelPass
+from fastkd.integrations.routers import RouterLoss, router_losses
 from fastkd.integrations.transformers import ModelTaps
 from fastkd.modules import AlignToDistill
 from fastkd.terms.alignment import AlignmentTerm
@@ -57,8 +58,8 @@ class Distillation(nn.Module):
         each new kind of batch (its keys and their ranks)
 
     The student's own loss says which label a state predicts, and which losses of routers are added
-    to it: mixtures of experts keep theirs, as the component `router`, its mean over an update's
-    batches. Decoders read what their own model makes of the labels.
+    to it: mixtures of experts keep theirs, as the components `router` and `router_z`, means over
+    an update's batches. Decoders read what their own model makes of the labels.
 
     Token losses are sums over the predicted labels; A2D is one over sentences (normalization
     "map") or query tokens, and teacher maps; hidden states are compared at the encoder's tokens
@@ -88,7 +89,7 @@ class Distillation(nn.Module):
         self._met: set[Kind] = set()
         self._own_start: dict[Kind, bool] = {}
         # A tuple keeps the models' parameters out of this module's own.
-        other = None if teacher is None else LanguageModel(teacher)
+        other = None if teacher is None else LanguageModel(teacher, frozen=True)
         self._models = (LanguageModel(student), other)
         if teacher is not None:
             _refuse_shared(student, teacher)
@@ -168,8 +169,9 @@ class Distillation(nn.Module):
             def losses(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Distilled:
                 passes = Passes(call.passed(output), taught, target, IGNORED)
                 terms = self._terms(passes, divisors)
-                if student.router:
-                    terms.append(_routed(student.router, output.aux_loss, sizes[0]))
+                if student.routed:
+                    routers = router_losses(student.model, output)
+                    terms += [_routed(loss, sizes[0]) for loss in routers]
                 return Distilled(*summed(terms))
 
             # In the forward pass, as wrappers see from its output which parameters were used.
@@ -257,10 +259,10 @@ def _without_columns(inputs: Inputs) -> dict[str, Any]:
     return {name: value for name, value in inputs.items() if name not in COLUMNS}
 
 
-def _routed(coefficient: float, loss: Tensor, batches: Tensor) -> Weighted:
+def _routed(loss: RouterLoss, batches: Tensor) -> Weighted:
     """A batch's share of the mean of the routers' losses, as the model itself weights them."""
-    share = loss / batches.clamp(min=1)
-    return coefficient * share, {"router": share.detach()}
+    share = loss.value / batches.clamp(min=1)
+    return loss.coefficient * share, {loss.name: share.detach()}
 
 
 def _refuse_shared(student: nn.Module, teacher: nn.Module) -> None:

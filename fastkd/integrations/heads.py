@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastkd.errors import InputError
+from fastkd.integrations.projections import Weights, asked, is_plain, size_of, weights_of
 from fastkd.integrations.undisturbed import undisturbed
 from fastkd.terms.passes import Projection
 
@@ -32,35 +33,61 @@ class _Affine:
 class Head:
     """The output projection of `model`, and the hidden states that went into it.
 
+    frozen: whether it never trains, so that a weight can be kept of one that shows none
+
     Raises InputError for a model whose logits are no linear function of hidden states.
     """
 
     model: nn.Module
+    frozen: bool = False
     hidden: Tensor | None = field(default=None, init=False)  # (B, T, D) of the last pass
     _affine: _Affine | None = field(default=None, init=False)
     _learned_of: Any = field(default=None, init=False)
+    _asked: tuple[nn.Module, Weights] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.name = type(self.model).__name__
-        self._check(self.linear)
+        self._check(self.module)
 
     @property
-    def linear(self) -> nn.Linear:
+    def module(self) -> nn.Module:
         """As the model has it now: resizing embeddings makes another."""
-        linear: nn.Linear = self.model.get_output_embeddings()  # type: ignore[operator]
-        return linear
+        module: nn.Module = self.model.get_output_embeddings()  # type: ignore[operator]
+        return module
 
-    def _check(self, linear: Any) -> None:
-        # Parametrized ones are subclasses, whose weight is computed when it is read.
-        if not isinstance(linear, nn.Linear) or type(linear).forward is not nn.Linear.forward:
+    def _check(self, module: Any) -> None:
+        if self.frozen and not is_plain(module) and hasattr(module, "out_features"):
+            return
+        if weights_of(module) is None:
             raise InputError(
-                f"{self.name}: expected a model whose output embeddings are nn.Linear, "
-                f"not {type(linear).__name__}"
+                f"{self.name}: expected a model whose output embeddings are nn.Linear, which "
+                f"LoRA or modules_to_save may adapt, not {type(module).__module__}."
+                f"{type(module).__qualname__}"
             )
 
     @property
+    def vocabulary(self) -> int:
+        return size_of(self.module)[0]
+
+    @property
     def width(self) -> int:
-        return int(self.linear.in_features)
+        return size_of(self.module)[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weight lies; weights that are offloaded take batches from anywhere."""
+        tensors = (*self.module.parameters(), *self.model.parameters())
+        present = (tensor.device for tensor in tensors if not tensor.is_meta)
+        return next(present, torch.device("cpu"))
+
+    @property
+    def _weights(self) -> Weights:
+        module = self.module
+        if (found := weights_of(module)) is not None:
+            return found
+        if self._asked is None or self._asked[0] is not module:
+            self._asked = module, asked(module, self.taken, self.name)
+        return self._asked[1]
 
     @property
     def taken(self) -> Tensor:
@@ -74,12 +101,12 @@ class Head:
         """Within, passes leave their last states in `hidden`, and logits of so many positions."""
         self.hidden = None
 
-        def take(linear: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
+        def take(module: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
             self.hidden = arguments[0]
             return (arguments[0][..., :logits, :],)
 
         # After the hooks that others have on it, so that it takes what they make of the states.
-        hook = self.linear.register_forward_pre_hook(take)
+        hook = self.module.register_forward_pre_hook(take)
         try:
             yield
         finally:
@@ -94,15 +121,15 @@ class Head:
     @property
     def projection(self) -> Projection:
         assert self._affine is not None
-        linear = self.linear
-        bias: Tensor | None = linear.bias
+        weights = self._weights
+        weight, bias = weights.weight, weights.bias
         scale, offset = self._affine.scale, self._affine.offset
         if scale != 1:
             bias = None if bias is None else bias * scale
         if offset is not None:
-            offset = offset.to(linear.weight)
+            offset = offset.to(weight)
             bias = offset if bias is None else bias + offset
-        return Projection(linear.weight, bias, self._affine.cap)
+        return Projection(weight, bias, self._affine.cap, weights.extended)
 
     def learn(self, inputs: dict[str, Any]) -> None:
         """Finds out, once, what the model does to the output of its projection.
@@ -110,13 +137,12 @@ class Head:
         inputs: of one pass of the model, which is run twice, on a projection that gives known
             values at one position
         """
-        linear = self.linear
-        kind = (linear, linear.weight.shape, tuple(linear._forward_hooks))
+        module = self.module
+        kind = (module, size_of(module), tuple(module._forward_hooks))
         if self._affine is not None and self._learned_of == kind:
             return
-        self._check(linear)
-        size, device = linear.weight.shape[0], linear.weight.device
-        ramp = torch.linspace(-_PROBE, _PROBE, size, device=device)
+        self._check(module)
+        ramp = torch.linspace(-_PROBE, _PROBE, self.vocabulary)
         with undisturbed(self.model), self.taking(logits=1):
             offset = self._logits_for(torch.zeros_like(ramp), inputs)
             bent = self._logits_for(ramp, inputs)
@@ -142,16 +168,16 @@ class Head:
     def _logits_for(self, values: Tensor, inputs: dict[str, Any]) -> Tensor:
         """(V,): the model's logits where its projection gives `values` (V,)."""
 
-        def give(linear: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
-            return values.expand_as(output)
+        def give(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+            return values.to(output.device).expand_as(output)
 
         # Before the hooks that others have on it, whose work belongs to what is learned.
-        hook = self.linear.register_forward_hook(give, prepend=True)
+        hook = self.module.register_forward_hook(give, prepend=True)
         try:
             logits = self.model(**inputs).logits
         finally:
             hook.remove()
-        last: Tensor = logits.flatten(0, -2)[-1].float()
+        last: Tensor = logits.flatten(0, -2)[-1].float().cpu()
         return last
 
     def _complaint(self) -> str:

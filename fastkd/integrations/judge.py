@@ -10,11 +10,10 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from fastkd.errors import InputError
 from fastkd.functional import linear_token_distillation_loss
 from fastkd.integrations.models import COLUMNS, IGNORED, Inputs, LanguageModel
+from fastkd.integrations.routers import RouterLoss, router_losses
 from fastkd.integrations.undisturbed import undisturbed
 
 Kind = frozenset[tuple[str, int]]
-
-_COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef")
 
 
 def judge(model: LanguageModel, inputs: Inputs, verify: bool) -> None:
@@ -27,7 +26,7 @@ def judge(model: LanguageModel, inputs: Inputs, verify: bool) -> None:
 
     Raises InputError where nothing is as near as the precision of the logits explains, if `verify`.
     """
-    inputs = _on(model.head.linear.weight.device, inputs)
+    inputs = _on(model.head.device, inputs)
     labels: Tensor = inputs["labels"]
     with undisturbed(model.model):
         given = {k: v for k, v in inputs.items() if k not in (*COLUMNS, "num_items_in_batch")}
@@ -44,8 +43,9 @@ def judge(model: LanguageModel, inputs: Inputs, verify: bool) -> None:
         with model.head.taking(), model.reading(read):
             ours = model.model(**read)
             hidden = model.hidden_of(labels)
-            found = _nearest(model, hidden, labels, getattr(ours, "aux_loss", None), float(own))
-    model.shifts, model.router, value = found
+            routers = router_losses(model.model, ours)
+            found = _nearest(model, hidden, labels, routers, float(own))
+    model.shifts, model.routed, value = found
     tolerance = error + 1e-5 * (1 + abs(float(own)))
     if verify and not abs(value - float(own)) <= tolerance:
         raise InputError(
@@ -56,20 +56,18 @@ def judge(model: LanguageModel, inputs: Inputs, verify: bool) -> None:
 
 
 def _nearest(
-    model: LanguageModel, hidden: Tensor, labels: Tensor, aux: Tensor | None, own: float
-) -> tuple[bool, float, float]:
-    """Whether labels are shifted, what router losses are added with, and the loss of both."""
+    model: LanguageModel, hidden: Tensor, labels: Tensor, routers: list[RouterLoss], own: float
+) -> tuple[bool, bool, float]:
+    """Whether labels are shifted, whether router losses are added, and the loss of both."""
     usual = _is_causal(model)
     shifts = [usual, not usual] if labels.shape[1] > 1 else [usual]  # a tie falls to the first
     if not bool((labels != IGNORED).any()):
-        return usual, _coefficient(model) if aux is not None else 0.0, own
-    added = [(0.0, 0.0)]
-    if aux is not None and (coefficient := _coefficient(model)):
-        added.append((coefficient, coefficient * float(aux)))
+        return usual, bool(routers), own
+    more = sum(loss.coefficient * float(loss.value) for loss in routers)
     candidates = []
-    for shifted, (coefficient, more) in itertools.product(shifts, added):
-        value = _cross_entropy(model, hidden, labels, shifted) + more
-        candidates.append((abs(value - own), shifted, coefficient, value))
+    for shifted, routed in itertools.product(shifts, [False, True] if routers else [False]):
+        value = _cross_entropy(model, hidden, labels, shifted) + more * routed
+        candidates.append((abs(value - own), shifted, routed, value))
     nearest = min(candidates, key=lambda candidate: candidate[0])
     return nearest[1:]
 
@@ -77,12 +75,13 @@ def _nearest(
 def _cross_entropy(model: LanguageModel, hidden: Tensor, labels: Tensor, shifted: bool) -> float:
     head = model.head
     states, target = (hidden[:, :-1], labels[:, 1:]) if shifted else (hidden, labels)
+    projection = head.projection
     losses = linear_token_distillation_loss(
-        head.scaled(states),
-        head.projection.weight,
+        projection.entered(head.scaled(states)),
+        projection.weight,
         target=target,
-        student_bias=head.projection.bias,
-        student_soft_cap=head.projection.soft_cap,
+        student_bias=projection.bias,
+        student_soft_cap=projection.soft_cap,
         ce_weight=1.0,
         kd_weight=0.0,
         ignore_index=IGNORED,
@@ -96,15 +95,6 @@ def _is_causal(model: LanguageModel) -> bool:
     if model.is_encoder_decoder:
         return False
     return getattr(model.model, "loss_function", None) is ForCausalLMLoss
-
-
-def _coefficient(model: LanguageModel) -> float:
-    config: Any = model.model.config
-    for holder in (model.model, config, getattr(config, "text_config", None)):
-        for name in _COEFFICIENTS:
-            if isinstance(found := getattr(holder, name, None), int | float):
-                return float(found)
-    return 0.0
 
 
 def _error(logits: Tensor, labels: Tensor) -> float:

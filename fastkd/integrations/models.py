@@ -28,16 +28,18 @@ def is_encoder_decoder(model: nn.Module) -> bool:
 class LanguageModel:
     """A model with an output projection, and what its own loss tells of it.
 
+    frozen: whether it never trains
     shifts: whether label i + 1 is what state i predicts, as in decoder-only models
-    router: what the model's own loss adds `output.aux_loss` with, as mixtures of experts do
+    routed: whether the model's own loss adds its `router_losses`, as mixtures of experts do
     """
 
     model: nn.Module
+    frozen: bool = False
     shifts: bool | None = field(default=None, init=False)  # None: not judged yet
-    router: float = field(default=0.0, init=False)
+    routed: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        self.head = Head(self.model)
+        self.head = Head(self.model, self.frozen)
         self.name = type(self.model).__name__
         self.is_encoder_decoder = is_encoder_decoder(self.model)
 

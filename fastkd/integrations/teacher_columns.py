@@ -31,7 +31,7 @@ def teacher_columns(teacher: nn.Module, batch: Inputs, top_k: int) -> dict[str, 
     `teacher_ids` and `teacher_log_probs` hold one tensor (labels, top_k) a sentence: the most
     likely ids, the likeliest first, and their log-probabilities, for its predicted labels in order.
     """
-    model = LanguageModel(teacher)
+    model = LanguageModel(teacher, frozen=True)
     judge(model, batch, verify=True)
     with contextlib.ExitStack() as stack:
         stack.enter_context(undisturbed(teacher))
@@ -41,7 +41,8 @@ def teacher_columns(teacher: nn.Module, batch: Inputs, top_k: int) -> dict[str, 
         counted = model.predicted(batch["labels"]) != IGNORED
         columns: dict[str, list[Tensor]] = {TEACHER_IDS: [], TEACHER_LOG_PROBS: []}
         for row, rows in zip(asked.states, counted, strict=True):
-            logits = nn.functional.linear(row[rows], projection.weight, projection.bias).float()
+            given = projection.entered(row[rows])
+            logits = nn.functional.linear(given, projection.weight, projection.bias).float()
             if projection.soft_cap is not None:
                 logits = projection.soft_cap * (logits / projection.soft_cap).tanh()
             if top_k > logits.shape[1]:

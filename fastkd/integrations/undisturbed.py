@@ -18,7 +18,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         (module, name, buffer, buffer.clone())
         for module in model.modules()
         for name, buffer in module._buffers.items()
-        if buffer is not None
+        if buffer is not None and not buffer.is_meta
     ]
     devices = {parameter.device for parameter in model.parameters()}
     model.eval()

@@ -1,6 +1,6 @@
 """What losses are computed of: one pass of the student, one of the teacher, whoever's models."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -43,14 +43,19 @@ def now(value: float | Schedule, counts: Counts) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """logits z = states · weightᵀ + bias; weight (V, width), bias (V,) or None.
+    """logits z = entered(states) · weightᵀ + bias; weight (V, width), bias (V,) or None.
 
     soft_cap: c where they become c · tanh(z / c)
+    extended: what adapters make of states (*, width); None: they enter as they are
     """
 
     weight: Tensor
     bias: Tensor | None = None
     soft_cap: float | None = None
+    extended: Callable[[Tensor], Tensor] | None = None
+
+    def entered(self, states: Tensor) -> Tensor:
+        return states if self.extended is None else self.extended(states)
 
 
 class Taps(Protocol):
@@ -119,7 +124,7 @@ class Passes:
             return {"teacher_hidden": self.taught}
         projection = self.teacher.projection
         return {
-            "teacher_hidden": self.teacher.states,
+            "teacher_hidden": projection.entered(self.teacher.states),
             "teacher_weight": projection.weight,
             "teacher_bias": projection.bias,
             "teacher_soft_cap": projection.soft_cap,

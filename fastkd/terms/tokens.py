@@ -101,7 +101,7 @@ class TokenTerms:
             options = options | passes.teaching()
         projection = passes.student.projection
         return linear_token_distillation_loss(
-            passes.student.states,
+            projection.entered(passes.student.states),
             projection.weight,
             target=passes.target,
             student_bias=projection.bias,

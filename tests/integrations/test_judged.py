@@ -398,3 +398,65 @@ def test_a_teacher_that_predicts_other_labels_is_refused():
     teacher = of(Unshifted, TINY)
     with pytest.raises(fastkd.InputError, match="predicts the labels that the student does"):
         Distillation(student, [WordKD(), A2D()], teacher)(student, causal())
+
+
+SWITCH = {
+    "vocab_size": VOCABULARY,
+    "d_model": 16,
+    "d_kv": 8,
+    "d_ff": 16,
+    "num_layers": 2,
+    "num_sparse_encoder_layers": 1,
+    "num_decoder_layers": 2,
+    "num_sparse_decoder_layers": 1,
+    "num_heads": 2,
+    "num_experts": 4,
+    "expert_capacity": 64,
+    "decoder_start_token_id": 0,
+    "router_z_loss_coef": 0.3,
+    "router_aux_loss_coef": 0.7,
+    "dropout_rate": 0.0,
+    "router_jitter_noise": 0.0,
+}
+
+
+@pytest.mark.parametrize("sparse_decoder", [1, 0])
+def test_router_losses_of_two_coefficients(sparse_decoder):
+    """Switch adds a balancing loss and one of the router's normaliser, of either stack."""
+    settings = {**SWITCH, "num_sparse_decoder_layers": sparse_decoder}
+    model = of("SwitchTransformersForConditionalGeneration", settings).double()
+    if not sparse_decoder:
+        model.decoder.config.decoder_sparse_step = 1  # what its own loss takes for none
+    inputs = {**labelled("marian"), "output_router_logits": True}
+    loss, components = Distillation(model, [PLAIN], backend="reference")(model, inputs)
+    own = model(**inputs)
+    torch.testing.assert_close(loss, own.loss)
+    parts = {
+        "router": own.encoder_aux_loss + own.decoder_aux_loss,
+        "router_z": own.encoder_z_loss + own.decoder_z_loss,
+    }
+    for name, value in parts.items():
+        torch.testing.assert_close(components[name], value.detach())
+    ours = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    theirs = torch.autograd.grad(own.loss, list(model.parameters()), allow_unused=True)
+    for found, expected in zip(ours, theirs, strict=True):
+        if expected is None:
+            assert found is None or not found.any()
+        else:
+            torch.testing.assert_close(found, expected)
+
+
+def test_router_losses_that_are_told_only_with_labels_are_refused():
+    settings = {
+        **SEQ2SEQ,
+        "num_experts": 4,
+        "expert_capacity": 64,
+        "router_aux_loss_coef": 0.7,
+        "encoder_sparse_step": 1,
+        "decoder_sparse_step": 1,
+    }
+    model = of("NllbMoeForConditionalGeneration", settings)
+    inputs = {**labelled("marian"), "output_router_logits": True}
+    inputs["decoder_attention_mask"] = (inputs["labels"] != -100).long()
+    with pytest.raises(fastkd.InputError, match="its own loss of a batch"):
+        Distillation(model, [PLAIN])(model, inputs)
