@@ -16,6 +16,9 @@ What a gradient needs of a group are five numbers,
 because logits less a base near the largest of them are exact, while log Σexp of exponents up to E
 is off by eps·E: alike for all cells of a group, so that softmaxes taken with it do not sum to 1.
 For the same reason ratio is infinite, and no softmax taken with it, where max |d| > STEEP.
+
+The divergence alone, log1p(Σw·(expm1(d) − d)/Σw) where c is the mean of m − a under w, may be small
+while some |d| is not: up to LEVEL it is taken so wherever the terms of that sum are small.
 """
 
 import triton
@@ -25,6 +28,7 @@ FIELDS = tl.constexpr(8)  # of the state above
 STATISTICS = tl.constexpr(5)  # that a gradient needs of a group
 SMALLEST = tl.constexpr(2.0**-126)
 STEEP = tl.constexpr(2.0)  # max |d| above which the plain logarithms of sums are used
+LEVEL = tl.constexpr(16.0)  # the same of the divergence of merged states
 
 
 @triton.jit
@@ -60,7 +64,10 @@ def log1p_excess(x):
 
 @triton.jit
 def grown_excess(d, SHORT: tl.constexpr = False):
-    """expm1(d) − d for |d| <= STEEP, finite above; SHORT: to 1e-5 of itself, for rounded maps."""
+    """expm1(d) − d for |d| <= LEVEL, finite above.
+
+    SHORT: for |d| <= STEEP, to 1e-5 of itself, for rounded maps.
+    """
     if SHORT:
         series = 2.5420370133231224e-05 * d + 0.00021800534315776564
         series = series * d + 0.0013929668413416503
@@ -70,7 +77,7 @@ def grown_excess(d, SHORT: tl.constexpr = False):
         series = series * d + 0.5000024290637408
         return series * (d * d)
     small = tl.minimum(tl.maximum(d, -1.0), 1.0)
-    far = tl.exp(tl.minimum(d, 2 * STEEP)) - 1 - d
+    far = tl.exp(tl.minimum(d, LEVEL)) - 1 - d
     return tl.where(tl.abs(d) <= 1, expm1_excess(small), far)
 
 
@@ -121,10 +128,11 @@ def moved_sum(base, shift, a_sum, d_sum, e_sum):
 
 
 @triton.jit
-def finish(a_max, a_sum, d_sum, e_sum, m_max, m_sum, d_most, shift):
+def finish(a_max, a_sum, d_sum, e_sum, m_max, m_sum, d_most, shift, level=False):
     """(a_base, a_scale, m_base, m_scale, ratio, KL), all 0 where nothing counted.
 
     m_max and m_sum are looked at only where max |d| > STEEP.
+    level: where KL comes from the sums of d all the same
     """
     empty = a_sum == 0
     total = tl.where(empty, 1.0, a_sum)
@@ -132,12 +140,13 @@ def finish(a_max, a_sum, d_sum, e_sum, m_max, m_sum, d_most, shift):
     excess = e_sum / total
     a_base = tl.where(empty, 0.0, a_max)
     near = d_most <= STEEP
+    level = near | level
     m_base, moved, lost = moved_sum(a_base, shift, total, d_sum, e_sum)
-    bent = log1p_excess(tl.where(near, mean + excess, 0.0))
+    bent = log1p_excess(tl.where(level, mean + excess, 0.0))
     m_sum = tl.where(near, moved, m_sum)
     m_sum = tl.where(m_sum > 0, m_sum, 1.0)
     steep = tl.log(m_sum) - tl.log(total)
-    loss = tl.where(near, excess + bent, m_max - a_base - shift + steep - mean)
+    loss = tl.where(level, excess + bent, m_max - a_base - shift + steep - mean)
     ratio = tl.where(near, mean + excess + bent + lost, float("inf"))
     m_base = tl.where(near, m_base, m_max)
     return (

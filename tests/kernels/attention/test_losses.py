@@ -158,6 +158,19 @@ def test_sharp_exponents(form, temperature, seed):
     assert_as_exact_as_reference(inputs, normalization=form[:3], temperature=temperature)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_few_cells_that_differ_much(causal):
+    """Some m − a are above 2, in one row at most, and the loss of the map is small all the same."""
+    sizes = {"queries": 40, "keys": 40} if causal else {"batch": 3, "queries": 12, "keys": 33}
+    lengths = {} if causal else {"key_lengths": torch.tensor([0, 4, 0]), "padding": "include"}
+    inputs = attention(**{"batch": 1, "students": 2, "teachers": 2, "teacher_size": 16} | sizes)
+    if causal:  # the one cell of the first row has m = 3 and a = 1
+        inputs[4] = torch.tensor([[1.0, 2.2], [-1.2, 0.1]])
+    assert_as_exact_as_reference(
+        inputs, normalization="map", causal=causal, reduction="none", **lengths
+    )
+
+
 @pytest.mark.parametrize("temperature", [0.1, 0.01])
 @pytest.mark.parametrize("normalization", ["map", "row"])
 @pytest.mark.parametrize("seed", [0, 50])

@@ -5,13 +5,16 @@ import triton.language as tl
 
 from fastkd_kernels.attention.numerics import (
     FIELDS,
+    LEVEL,
     STATISTICS,
-    STEEP,
     expm1_excess,
     finish,
     store_statistics,
 )
 
+# Mean size of the terms of Σw·(expm1(d) − d) up to which their rounding is no more than that of
+# the plain logarithms of sums.
+MOST_TERMS = tl.constexpr(8.0)
 RUNTIME = "parts teacher_maps first_sentence".split()
 
 
@@ -63,6 +66,7 @@ def merge_statistics_fwd(
 
     d_sum = tl.zeros((BLOCK_J,), tl.float32)
     e_sum = tl.zeros((BLOCK_J,), tl.float32)
+    e_gross = tl.zeros((BLOCK_J,), tl.float32)  # of the sizes of the terms of e_sum
     d_most = tl.zeros((BLOCK_J,), tl.float32)
     base = tl.where(a_max == float("-inf"), 0.0, a_max)
     for start in range(0, parts, BLOCK_P):
@@ -77,15 +81,18 @@ def merge_statistics_fwd(
         d_most = tl.maximum(d_most, tl.max(tile_most + tl.abs(move), 0))
         weight = tl.where(tile_sum > 0, tl.exp(tile_max - base[None, :]), 0.0)
         d_sum += tl.sum((tile_d + move * tile_sum) * weight, 0)
-        # Beyond STEEP the last sum is not used, and must not overflow.
-        move = tl.minimum(tl.maximum(move, -STEEP), STEEP)
+        # Beyond LEVEL the last sum is not used, and must not overflow.
+        move = tl.minimum(tl.maximum(move, -LEVEL), LEVEL)
         small = tl.minimum(tl.maximum(move, -1.0), 1.0)
         bent = tl.where(tl.abs(move) <= 1, expm1_excess(small), tl.exp(move) - 1 - move)
-        moved = tile_e * (1 + move + bent) + tile_d * (move + bent) + tile_sum * bent
-        e_sum += tl.sum(moved * weight, 0)
+        tile_e = tile_e * (1 + move + bent)
+        tile_d = tile_d * (move + bent)
+        e_sum += tl.sum((tile_e + tile_d + tile_sum * bent) * weight, 0)
+        e_gross += tl.sum((tile_e + tl.abs(tile_d) + tile_sum * bent) * weight, 0)
     a_base, a_scale, m_base, m_scale, ratio, divergence = finish(
-        a_max, a_sum, d_sum, e_sum, m_max, m_sum, d_most, shift
-    )
+        a_max, a_sum, d_sum, e_sum, m_max, m_sum, d_most, shift,
+        (d_most <= LEVEL) & (e_gross <= MOST_TERMS * a_sum),
+    )  # fmt: skip
     mask = rival < teacher_maps
     statistics += slot.to(tl.int64) * STATISTICS * teacher_maps + rival
     store_statistics(statistics, teacher_maps, a_base, a_scale, m_base, m_scale, ratio, mask)

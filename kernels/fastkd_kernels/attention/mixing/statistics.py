@@ -34,12 +34,11 @@ def gather_short(goal, mixed, counted, shift, base, inverse_temperature):
     d = (mixed - goal) * inverse_temperature - shift[None, :]
     weight = tl.exp2(goal * (inverse_temperature * LOG2E) - (base * LOG2E)[None, :])
     weight = tl.where(counted, weight, 0.0)
-    return (
-        tl.sum(weight, 0),
-        tl.sum(weight * d, 0),
-        tl.sum(weight * grown_excess(d, True), 0),
-        tl.max(tl.abs(d), 0),
-    )
+    most = tl.max(tl.abs(d), 0)
+    excess = tl.sum(weight * grown_excess(d, True), 0)
+    # Infinite where the series does not hold.
+    excess = tl.where(most <= STEEP, excess, float("inf"))
+    return tl.sum(weight, 0), tl.sum(weight * d, 0), excess, most
 
 
 @triton.jit
