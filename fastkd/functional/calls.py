@@ -118,6 +118,8 @@ class AlignmentBackend(Protocol):
 
 # Token losses.
 
+BETAS = {"jsd": 0.5, "skew_kl": 0.1, "skew_reverse_kl": 0.1}  # by default
+
 
 @dataclass(frozen=True)
 class TokenOptions:
@@ -138,11 +140,25 @@ class TokenOptions:
     student_logit_scale: float = 1.0
     teacher_logit_scale: float = 1.0
     vocabulary: int | None = None
+    divergence: str = "kl"
+    beta: float | None = None
+    entropy_weight: float = 0.0
 
     @property
     def teaches(self) -> bool:
         """Whether a teacher is needed."""
         return self.kd_weight != 0 or self.rank_weight != 0
+
+    @property
+    def skew(self) -> float:
+        """β of the divergence; 0 where it has none."""
+        return BETAS.get(self.divergence, 0.0) if self.beta is None else self.beta
+
+    @property
+    def form(self) -> str:
+        """The divergence, where β = 0 takes the skew away."""
+        skewed = self.divergence.startswith("skew_")
+        return self.divergence[len("skew_") :] if skewed and self.skew == 0 else self.divergence
 
 
 class TokenKeywords(TypedDict, total=False):
@@ -163,6 +179,9 @@ class TokenKeywords(TypedDict, total=False):
     student_logit_scale: float
     teacher_logit_scale: float
     vocabulary: int | None
+    divergence: str
+    beta: float | None
+    entropy_weight: float
 
 
 class Projected(NamedTuple):
@@ -186,7 +205,9 @@ class TokenCall(Generic[Logits]):
 
 
 class TokenLosses(NamedTuple):
-    """`loss` = ce_weight·ce + kd_weight·kd + rank_weight·rank; the components are detached.
+    """`loss` = ce_weight·ce + kd_weight·kd + rank_weight·rank + entropy_weight·entropy.
+
+    The components are detached.
 
     Scalars, or (...) with `reduction="none"`; `prediction` is (...) int64, or None.
     """
@@ -196,6 +217,7 @@ class TokenLosses(NamedTuple):
     kd: Tensor
     rank: Tensor
     prediction: Tensor | None
+    entropy: Tensor
 
 
 class TokenBackend(Protocol):

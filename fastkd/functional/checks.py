@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastkd.errors import InputError
 from fastkd.functional.calls import (
+    BETAS,
     AlignmentCall,
     AlignmentOptions,
     Maps,
@@ -25,6 +26,15 @@ REDUCTIONS = ("sum", "mean", "none")
 ALIGNMENT_REDUCTIONS = (*REDUCTIONS, "rows")
 NORMALIZATIONS = ("map", "row", "mixture")
 PADDINGS = ("exclude", "include")
+DIVERGENCES = ("kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "tvd")
+# What a list of the teacher's likely ids can serve: elsewhere the loss has no finite value, or
+# compares masses that do not add up to 1.
+SERVED = {
+    "drop": ("kl",),
+    "spread": DIVERGENCES,
+    "renormalize": ("kl", "jsd", "skew_kl", "skew_reverse_kl", "tvd"),
+    "tail": DIVERGENCES,
+}
 
 
 def floating(name: str, value: object) -> None:
@@ -255,7 +265,7 @@ def projected(side: str, given: Projected) -> None:
 
 
 def token_options(options: TokenOptions) -> None:
-    for name in ("ce_weight", "kd_weight", "rank_weight"):
+    for name in ("ce_weight", "kd_weight", "rank_weight", "entropy_weight"):
         finite(name, getattr(options, name))
     for name in (
         "student_temperature",
@@ -274,6 +284,23 @@ def token_options(options: TokenOptions) -> None:
         raise InputError(f"label_smoothing must be in 0..1, not {smoothing!r}")
     one_of("reduction", options.reduction, REDUCTIONS)
     whole("top_k", options.top_k)
+    divergence(options.divergence, options.beta)
+
+
+def divergence(form: str, beta: float | None) -> None:
+    one_of("divergence", form, DIVERGENCES)
+    if beta is None:
+        return
+    if form not in BETAS:
+        raise InputError(f"beta belongs to {', '.join(BETAS)}; divergence={form!r} has none")
+    finite("beta", beta)
+    if form == "jsd" and not 0 < beta < 1:
+        raise InputError(
+            f"beta of jsd must be between 0 and 1, not {beta}; at its ends take divergence='kl' "
+            "or 'reverse_kl'"
+        )
+    if not 0 <= beta < 1:
+        raise InputError(f"beta of {form} must be at least 0 and below 1, not {beta}")
 
 
 def tokens(call: TokenCall[Tensor] | TokenCall[Projected]) -> None:
@@ -343,6 +370,12 @@ def _listed(
     if options.rank_weight and listed < options.top_k:
         raise InputError(
             f"SparseTeacher: ranking needs at least top_k = {options.top_k} ids, not {listed}"
+        )
+    if options.kd_weight and options.form not in SERVED[teacher.rest]:
+        able = [rest for rest, forms in SERVED.items() if options.form in forms]
+        raise InputError(
+            f"SparseTeacher: divergence={options.form!r} needs rest={' or '.join(map(repr, able))},"
+            f" not {teacher.rest!r}"
         )
     _in_range("SparseTeacher: ids", teacher.ids, vocabulary, counted)
 

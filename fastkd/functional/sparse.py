@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastkd.errors import InputError
 
-RESTS = ("drop", "spread", "renormalize")
+RESTS = ("drop", "spread", "renormalize", "tail")
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,10 +20,12 @@ class SparseTeacher:
         "drop": it is left out, so that kd = Σ_listed q·(log q − log p), with Σq < 1
         "spread": it goes evenly to the V − K ids that are not listed
         "renormalize": the listed mass is scaled to 1
+        "tail": it is one more outcome, which the student gives the mass of all ids without an
+            entry of mass; the ranking ignores it
 
     A teacher temperature other than 1 moves the mass among the ids that have any and keeps its
-    sum: q_τ ∝ q^(1/τ), Σq_τ = Σq. The ids of one position must differ from one another wherever
-    they have mass; this is not checked.
+    sum: q_τ ∝ q^(1/τ), Σq_τ = Σq; a tail stays as it is. The ids of one position must differ from
+    one another wherever they have mass; this is not checked.
 
     Raises InputError for an unknown `rest`, for shapes or types that do not fit, and for
     `log_probs` that requires grad (a teacher is a constant).

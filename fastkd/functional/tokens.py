@@ -31,21 +31,31 @@ def token_distillation_loss(
     backend: str = "auto",
     **options: Unpack[TokenKeywords],
 ) -> TokenLosses:
-    """ce_weight·ce + kd_weight·kd + rank_weight·rank over the counted positions.
+    """ce_weight·ce + kd_weight·kd + rank_weight·rank + entropy_weight·entropy where counted.
 
     With z the student's logits, p = softmax(z/τ_s), q = softmax(teacher_logits/τ_t):
 
         ce   = cross_entropy(z, target, label_smoothing=label_smoothing)
-        kd   = Σ_v q_v (log q_v − log p_v)
+        kd   = KL(q ‖ p) = Σ_v q_v (log q_v − log p_v), or another `divergence`, below
+        entropy = −Σ_v p_v log p_v
         rank = Σ_i max(0, p(t_i) − p(t_1)) + Σ_ij 1[q(t_i) > q(s_j)] · max(0, p(s_j) − p(t_i))
 
     where t and s are the ids of the `top_k` largest teacher and student logits in falling order,
     equal logits by rising id; they are constants of differentiation (TIE-KD, arXiv 2305.08096,
     section 4). kd has no τ² factor. A component whose weight is 0 is not computed and reads 0.
 
+    divergence, with beta β:
+        "kl"               KL(q ‖ p)
+        "reverse_kl"       KL(p ‖ q)
+        "jsd"              β·KL(q ‖ m) + (1 − β)·KL(p ‖ m), m = βq + (1 − β)p, 0 < β < 1, by
+                           default 0.5 (GKD, arXiv 2306.13649, equation 1)
+        "skew_kl"          KL(q ‖ βq + (1 − β)p), 0 ≤ β < 1, by default 0.1
+        "skew_reverse_kl"  KL(p ‖ βp + (1 − β)q), likewise (DistiLLM, arXiv 2402.03898)
+        "tvd"              ½ Σ_v |p_v − q_v|, whose gradient at p_v = q_v is taken as 0
+
     Before everything else logits are multiplied by `*_logit_scale` and, with a `*_soft_cap` c,
-    become c·tanh(z/c). `vocabulary` n: kd and rank compare the ids below n, each side normalised
-    over them, of vocabularies that may differ beyond; ce stays over the student's whole.
+    become c·tanh(z/c). `vocabulary` n: kd, rank and entropy are of the ids below n, each side
+    normalised over them, of vocabularies that may differ beyond; ce stays over the student's whole.
 
     student_logits: (..., V), any floating type
     teacher_logits: (..., V), or a SparseTeacher; needed where kd_weight or rank_weight is not 0
@@ -56,9 +66,12 @@ def token_distillation_loss(
 
     Logits of −inf ban an id: the smoothing mass is spread over the ids whose student logit is
     finite, a banned target gives ce = inf, a teacher logit above −inf at an id that the student
-    bans gives kd = inf, and the gradient at a logit of −inf is 0. A position that does not count
-    gives exact zeros, whatever its logits and target hold. A sparse teacher's t are taken from
-    its listed ids, which must be at least `top_k`.
+    bans makes kl infinite, a student logit above −inf at an id that the teacher bans reverse_kl
+    (their gradient is that of the other ids), and the gradient at a logit of −inf is 0. A row
+    without any finite student logit has an infinite kl and else 0; one without teacher mass 0. A
+    position that does not count gives exact zeros, whatever its logits and target hold. A sparse
+    teacher's t are taken from its listed ids, which must be at least `top_k`. Of its `rest`, "drop"
+    serves kl alone, and reverse_kl needs "spread" or "tail".
 
     Raises InputError for shapes, types or values that do not fit, and for a teacher that
     requires grad; BackendUnavailable where a backend asked for by name cannot serve the call.

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastkd.backends.tokens.divergences import divergence, entropy
 from fastkd.functional.calls import Projected, TokenCall, TokenLosses, TokenOptions
 from fastkd.functional.sparse import SparseTeacher
 
@@ -34,32 +35,43 @@ def dense_losses(call: TokenCall[Tensor]) -> TokenLosses:
     given = _scores(given, options.student_logit_scale, options.student_soft_cap)
     logits, banned, dead = _allowed(given)
     log_p = F.log_softmax(logits, -1)
-    ce = kd = rank = torch.zeros_like(given.detach()[..., 0])
+    ce = kd = rank = spread = torch.zeros_like(given.detach()[..., 0])
     if options.ce_weight and target is not None:
         ids = _only(counted, target).long()
         ce = _cross_entropy(log_p, banned, ids, options.label_smoothing)
         ce = torch.where(dead & (options.label_smoothing < 1), math.inf, ce)
+    if options.vocabulary is not None:
+        logits, _, dead = _allowed(given[..., : options.vocabulary])
+    if options.student_temperature != 1 or options.vocabulary is not None:
+        log_p = F.log_softmax(logits / options.student_temperature, -1)
+    if options.entropy_weight:
+        spread = torch.where(dead, 0, entropy(log_p).value)
     if options.teaches and teacher is not None:
-        if options.vocabulary is not None:
-            logits, _, dead = _allowed(given[..., : options.vocabulary])
-        if options.student_temperature != 1 or options.vocabulary is not None:
-            log_p = F.log_softmax(logits / options.student_temperature, -1)
         scores, log_q = _teacher(teacher, counted, logits, options)
         has_mass = log_q.amax(-1) > BANNED
         if options.kd_weight:
-            kd = torch.where(dead & has_mass, math.inf, _divergence(log_q, log_p))
+            outcomes = log_q, log_p
+            if isinstance(teacher, SparseTeacher) and teacher.rest == "tail":
+                outcomes = _with_tail(log_q, log_p)
+            kd = divergence(*outcomes, options.form, options.skew).value
+            kd = torch.where(dead, torch.where(has_mass & (options.form == "kl"), math.inf, 0), kd)
+            kd = torch.where(has_mass, kd, 0)
         if options.rank_weight:
             teacher_ids = _teacher_ids(teacher, scores, counted, options.top_k)
             student_ids = stable_topk(logits.detach(), options.top_k)
             rank = _ranking(log_p, scores, teacher_ids, student_ids)
             rank = torch.where(has_mass, rank, 0)
-    ce, kd, rank = (_reduce(part, counted, options.reduction) for part in (ce, kd, rank))
+    ce, kd, rank, spread = (
+        _reduce(part, counted, options.reduction) for part in (ce, kd, rank, spread)
+    )
     loss = _reduce(given[..., :0].sum(-1), counted, options.reduction)  # 0 with a gradient of 0
     loss = loss + options.ce_weight * ce if options.ce_weight else loss
     loss = loss + options.kd_weight * kd if options.kd_weight else loss
     loss = loss + options.rank_weight * rank if options.rank_weight else loss
+    loss = loss + options.entropy_weight * spread if options.entropy_weight else loss
     prediction = _allowed(given)[0].detach().argmax(-1) if options.return_prediction else None
-    return TokenLosses(loss, ce.detach(), kd.detach(), rank.detach(), prediction)
+    ce, kd, rank, spread = ce.detach(), kd.detach(), rank.detach(), spread.detach()
+    return TokenLosses(loss, ce, kd, rank, prediction, spread)
 
 
 def _allowed(given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -97,10 +109,17 @@ def _cross_entropy(log_p: Tensor, banned: Tensor, target: Tensor, smoothing: flo
     return ce
 
 
-def _divergence(log_q: Tensor, log_p: Tensor) -> Tensor:
-    # A mass that underflows is still a mass: it makes a banned id infinite.
-    q = log_q.exp().clamp(min=torch.finfo(log_q.dtype).tiny)
-    return torch.where(log_q > BANNED, q * (log_q - log_p), 0).sum(-1)
+def _with_tail(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
+    """Both (..., V + 1): the ids that have teacher mass, and all others as one outcome."""
+    listed = log_q > BANNED
+    missing = 1 - log_q.exp().sum(-1, keepdim=True)
+    others = torch.where(listed, BANNED, log_p)
+    some = others.detach().amax(-1, keepdim=True) > BANNED  # a gradient of logsumexp needs one
+    rest = torch.where(some, others.where(some, 0).logsumexp(-1, keepdim=True), BANNED)
+    return (
+        torch.cat([log_q, missing.clamp(min=0).log()], -1),
+        torch.cat([torch.where(listed, log_p, BANNED), rest], -1),
+    )
 
 
 def _ranking(log_p: Tensor, scores: Tensor, teacher_ids: Tensor, student_ids: Tensor) -> Tensor:
@@ -145,7 +164,10 @@ def _teacher(
         unlisted = max(student.shape[-1] - ids.shape[-1], 1)
         missing = 1 - listed.exp().sum(-1, keepdim=True)
         rest = (missing.clamp(min=0) / unlisted).log()
-    scores = rest.expand_as(student).scatter(-1, ids, listed)
+    known = torch.zeros_like(student, dtype=torch.bool).scatter(-1, ids, True)
+    # Padding may repeat an id that has mass.
+    scores = torch.full_like(student, BANNED).scatter_reduce(-1, ids, listed, "amax")
+    scores = scores.where(known, rest)
     log_q = _log_softmax(scores, temperature)
     if teacher.rest != "renormalize":
         log_q = log_q + scores.logsumexp(-1, keepdim=True)

@@ -1,5 +1,6 @@
 """The token losses by the fused kernels of `fastkd_kernels`."""
 
+import torch
 from fastkd_kernels.common import unsupported
 from fastkd_kernels.tokens.launch import Teacher
 from fastkd_kernels.tokens.linear import linear_token_losses
@@ -18,6 +19,7 @@ _UNSERVED = (
     "student_logit_scale",
     "teacher_logit_scale",
     "vocabulary",
+    "entropy_weight",
 )
 _PLAIN = TokenOptions(ce_weight=1.0, kd_weight=1.0)
 
@@ -34,6 +36,10 @@ def unavailable(call: TokenCall[Tensor] | TokenCall[Projected]) -> str | None:
     for name in _UNSERVED:
         if getattr(options, name) != getattr(_PLAIN, name):
             return f"the kernels do not take {name}; backend='torch' does"
+    if options.kd_weight and options.form != "kl":
+        return f"the kernels do not take divergence={options.form!r}; backend='torch' does"
+    if isinstance(call.teacher, SparseTeacher) and call.teacher.rest == "tail":
+        return "the kernels do not take rest='tail'; backend='torch' does"
     tensors = [call.student.hidden if isinstance(call.student, Projected) else call.student]
     if isinstance(call.teacher, Projected):
         tensors += [each for each in call.teacher if each is not None]
@@ -54,7 +60,8 @@ def dense_losses(call: TokenCall[Tensor]) -> TokenLosses:
         options.reduction,
         options.return_prediction,
     )
-    return TokenLosses(loss, ce, kd, rank, prediction if options.return_prediction else None)
+    predicted = prediction if options.return_prediction else None
+    return TokenLosses(loss, ce, kd, rank, predicted, torch.zeros_like(kd))
 
 
 def linear_losses(call: TokenCall[Projected]) -> TokenLosses:
@@ -69,7 +76,8 @@ def linear_losses(call: TokenCall[Projected]) -> TokenLosses:
         options.reduction,
         options.return_prediction,
     )
-    return TokenLosses(loss, ce, kd, rank, prediction if options.return_prediction else None)
+    predicted = prediction if options.return_prediction else None
+    return TokenLosses(loss, ce, kd, rank, predicted, torch.zeros_like(kd))
 
 
 def _teacher(teacher: Tensor | SparseTeacher | None) -> Teacher:

@@ -2,12 +2,19 @@
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
+from fastkd.backends.tokens.torch.compared import compared
+from fastkd.backends.tokens.torch.listed_teacher import ListedRows
 from fastkd.backends.tokens.torch.rows import RowLosses, StudentRows, TeacherRows
 from fastkd.backends.tokens.torch.scores import Scores
 from fastkd.backends.tokens.torch.scratch import Scratch
 from fastkd.functional.calls import TokenOptions
+
+# Logits of the rows that a divergence is computed of at a time: a dozen temporaries of them.
+BLOCK = 2**16
+DEVICE_BLOCK = 2**22
 
 
 def chunk_losses(
@@ -22,7 +29,9 @@ def chunk_losses(
     scores = Scores.of_student(options)
     capped = differentiate and scores.cap is not None
     slope = scores.take(logits, scratch.take("slope", *logits.shape) if capped else None)
-    if options.vocabulary is None:
+    if blockwise(options, teacher):
+        rows = _by_blocks(logits, teacher, target, options, scratch, differentiate)
+    elif options.vocabulary is None:
         rows = StudentRows(logits, teacher, target, options).losses(differentiate)
     else:
         rows = _compared(logits, teacher, target, options, scratch, differentiate)
@@ -49,3 +58,71 @@ def _compared(
     if whole.gradient is not None and part.gradient is not None:
         whole.gradient[:, : options.vocabulary] += part.gradient
     return RowLosses(whole.ce, part.kd, part.rank, whole.prediction, whole.gradient)
+
+
+def chunk_share(options: TokenOptions) -> float:
+    """Of the usual chunk; a smaller one costs less where the losses are walked by blocks."""
+    return 0.75 if options.entropy_weight or (options.kd_weight and options.form != "kl") else 1.0
+
+
+def blockwise(options: TokenOptions, teacher: TeacherRows | None) -> bool:
+    """Whether a chunk is walked a few rows at a time."""
+    if options.entropy_weight:
+        return True
+    tail = isinstance(teacher, ListedRows) and teacher.kind == "tail"
+    return options.kd_weight != 0 and (options.form != "kl" or tail)
+
+
+def _by_blocks(
+    logits: Tensor,
+    teacher: TeacherRows | None,
+    target: Tensor | None,
+    options: TokenOptions,
+    scratch: Scratch,
+    differentiate: bool,
+) -> RowLosses:
+    """A few rows at a time, so that what a divergence needs beside the logits stays in a cache."""
+    rows, vocabulary = logits.shape
+    step = max((BLOCK if logits.device.type == "cpu" else DEVICE_BLOCK) // vocabulary, 1)
+    step = max(min(step, rows), 1)
+    small = Scratch(step, vocabulary, scratch.inside, scratch.inside, logits.device)
+    blocks = []
+    for start in range(0, rows, step):
+        part = slice(start, min(start + step, rows))
+        theirs = None if teacher is None else teacher.part(part)
+        goal = None if target is None else target[part]
+        blocks.append(_block(logits[part], theirs, goal, options, small, differentiate))
+    joined = [
+        None if column[0] is None else torch.cat([each for each in column if each is not None])
+        for column in zip(*blocks, strict=True)
+    ]
+    ce, kd, rank, prediction, entropy = joined
+    return RowLosses(ce, kd, rank, prediction, logits if differentiate else None, entropy)
+
+
+def _block(
+    logits: Tensor,
+    teacher: TeacherRows | None,
+    target: Tensor | None,
+    options: TokenOptions,
+    scratch: Scratch,
+    differentiate: bool,
+) -> tuple[Tensor | None, ...]:
+    """The components of a few rows, whose gradient takes the place of `logits`."""
+    found = compared(logits[:, : options.vocabulary], teacher, options, differentiate)
+    others = replace(options, kd_weight=0.0, entropy_weight=0.0)
+    ranked = teacher if options.rank_weight else None
+    rows = RowLosses(None, None, None, None, None)
+    if target is not None or ranked is not None or options.return_prediction:
+        if ranked is None or options.vocabulary is None:
+            rows = StudentRows(logits, ranked, target, others).losses(differentiate)
+        else:
+            rows = _compared(logits, ranked, target, others, scratch, differentiate)
+    if differentiate:
+        if rows.gradient is None:
+            logits.zero_()
+        elif rows.gradient.data_ptr() != logits.data_ptr():
+            logits.copy_(rows.gradient)
+        if found.gradient is not None:
+            logits[:, : options.vocabulary].add_(found.gradient)
+    return rows.ce, found.kd, rows.rank, rows.prediction, found.entropy

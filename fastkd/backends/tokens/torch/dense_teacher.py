@@ -24,6 +24,18 @@ class DenseRows:
         theirs = self.logits.gather(1, student_ids)
         return ids, values.unsqueeze(-1) > theirs.unsqueeze(-2)
 
+    def part(self, rows: slice) -> "DenseRows":
+        return DenseRows(self.logits[rows], None, self.temperature)
+
+    def taught(self) -> Tensor:
+        """Which rows have any mass, (R,)."""
+        return self.logits.amax(-1) > BANNED
+
+    def log_probs(self) -> Tensor:
+        """log q (R, V); −inf throughout a row without mass."""
+        log_q = torch.log_softmax(self.logits / self.temperature, -1)
+        return log_q.where(self.taught().unsqueeze(-1), BANNED)
+
     def compare(
         self, student: Tensor, banned: Tensor | None, total: Tensor, temperature: float
     ) -> None:

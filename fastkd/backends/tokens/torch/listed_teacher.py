@@ -17,7 +17,7 @@ class ListedRows:
     ) -> None:
         self.ids, order = ids.sort(-1)
         self.scores = log_probs.gather(1, order)
-        self.temperature = temperature
+        self.temperature, self.vocabulary = temperature, vocabulary
         self.unlisted = vocabulary - ids.shape[1]
         self.kind = rest
         self.rest_score = torch.full_like(self.scores[:, :1], BANNED)
@@ -34,6 +34,29 @@ class ListedRows:
         theirs = self.scores.unsqueeze(-2).where(same, BANNED).amax(-1)
         theirs = theirs.where(same.any(-1), self.rest_score)
         return ids, values.unsqueeze(-1) > theirs.unsqueeze(-2)
+
+    def part(self, rows: slice) -> "ListedRows":
+        return ListedRows(
+            self.ids[rows], self.scores[rows], self.kind, self.vocabulary, self.temperature
+        )
+
+    def taught(self) -> Tensor:
+        """Which rows have any mass at an id, (R,)."""
+        return ((self.scores > BANNED).any(-1, True) | (self.rest_score > BANNED)).squeeze(-1)
+
+    def log_probs(self) -> Tensor:
+        """log q (R, V) of all ids."""
+        self._temper()
+        log_q = self.rest_log_q.repeat(1, self.vocabulary)
+        # Padding may repeat an id that has mass.
+        log_q.scatter_(1, self.ids, BANNED)
+        return log_q.scatter_reduce_(1, self.ids, self.log_q, "amax")
+
+    def outcomes(self) -> tuple[Tensor, Tensor]:
+        """The ids (R, K), and log q of them and of all that is not listed, (R, K + 1)."""
+        self._temper()
+        missing = 1 - self.log_q.exp().sum(-1, keepdim=True)
+        return self.ids, torch.cat([self.log_q, missing.clamp(min=0).log()], -1)
 
     def compare(
         self, student: Tensor, banned: Tensor | None, total: Tensor, temperature: float

@@ -26,7 +26,7 @@ NAMES = names_of(TokenOptions)
 SCHEMA = (
     f"(Tensor student, {', '.join(f'Tensor? {name}' for name in GIVEN[1:])}, bool[] needed, "
     f"ScalarType product, str rest, {schema_of(TokenOptions)}) -> "
-    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    f"({', '.join(['Tensor'] * 9)})"
 )
 torch.library.define("fastkd::token_walk", SCHEMA)
 
@@ -46,11 +46,12 @@ def traced_losses(call: TokenCall[Tensor] | TokenCall[Projected]) -> TokenLosses
     grad = torch.is_grad_enabled()
     needed = [grad and each is not None and each.requires_grad for each in learned]
     product = product_dtype(student.hidden if isinstance(student, Projected) else student)
-    loss, ce, kd, rank, prediction, *_ = torch.ops.fastkd.token_walk(
+    loss, ce, kd, rank, prediction, entropy, *_ = torch.ops.fastkd.token_walk(
         *learned, *constants, call.target, call.counted, None, needed, product, rest,
         *packed(call.options, NAMES),
     )  # fmt: skip
-    return TokenLosses(loss, ce, kd, rank, prediction if call.options.return_prediction else None)
+    prediction = prediction if call.options.return_prediction else None
+    return TokenLosses(loss, ce, kd, rank, prediction, entropy)
 
 
 def _walk(*arguments: Any) -> tuple[Tensor, ...]:
@@ -80,7 +81,7 @@ def _walk(*arguments: Any) -> tuple[Tensor, ...]:
     found = [_nothing(student) if each is None else each for each in gradients]
     found += [_nothing(student) for _ in range(3 - len(found))]  # outputs share no memory
     prediction = _nothing(student).long() if losses.prediction is None else losses.prediction
-    return (*losses[:4], prediction, *found)
+    return (*losses[:4], prediction, losses.entropy, *found)
 
 
 def _nothing(like: Tensor) -> Tensor:
@@ -94,7 +95,7 @@ def _fake(*arguments: Any) -> tuple[Tensor, ...]:
     positions = student.shape[:-1]
     inside = torch.float64 if student.dtype == torch.float64 else torch.float32
     shape = positions if options.reduction == "none" else ()
-    losses = [student.new_empty(shape, dtype=inside) for _ in range(4)]
+    losses = [student.new_empty(shape, dtype=inside) for _ in range(5)]
     size = positions if options.return_prediction else (0,)
     prediction = student.new_empty(size, dtype=torch.int64)
     later = options.reduction == "none" and upstream is None
@@ -107,14 +108,14 @@ def _fake(*arguments: Any) -> tuple[Tensor, ...]:
         else:
             full = (rows, each.shape[-1]) if each is student else each.shape
             gradients.append(student.new_empty(full, dtype=dtype))
-    return (*losses, prediction, *gradients)
+    return (*losses[:4], prediction, losses[4], *gradients)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.needed, ctx.settings = inputs[11], inputs[12:]
     ctx.later = TokenOptions(*inputs[14:]).reduction == "none"
-    ctx.save_for_backward(*inputs[:10], *([] if ctx.later else output[5:]))
-    ctx.mark_non_differentiable(*output[1:5])
+    ctx.save_for_backward(*inputs[:10], *([] if ctx.later else output[6:]))
+    ctx.mark_non_differentiable(*output[1:6])
     ctx.set_materialize_grads(False)
 
 
@@ -124,7 +125,7 @@ def _backward(ctx: Any, upstream: Tensor | None, *_: None) -> tuple[Tensor | Non
         return (None, None, None, *rest)
     given = ctx.saved_tensors[:10]
     if ctx.later:
-        found = torch.ops.fastkd.token_walk(*given, upstream, ctx.needed, *ctx.settings)[5:]
+        found = torch.ops.fastkd.token_walk(*given, upstream, ctx.needed, *ctx.settings)[6:]
     else:
         found = [gradient * upstream for gradient in ctx.saved_tensors[10:]]
     gradients = [

@@ -31,8 +31,10 @@ class Positions:
     chunk: int
 
     @staticmethod
-    def of(counted: Tensor | None, student: Tensor, vocabulary: int) -> "Positions":
-        """student: (..., size); counted: (...)"""
+    def of(
+        counted: Tensor | None, student: Tensor, vocabulary: int, share: float = 1.0
+    ) -> "Positions":
+        """student: (..., size); counted: (...); share: of the usual chunk"""
         count, device = student.shape[:-1].numel(), student.device
         counted = None if counted is None else counted.reshape(-1)
         chosen = masked = None
@@ -42,7 +44,7 @@ class Positions:
             masked = ~counted
         rows = count if chosen is None else chosen.numel()
         largest = CHUNK if device.type == "cpu" else DEVICE_CHUNK
-        largest = watching.pretended().chunk or largest
+        largest = watching.pretended().chunk or int(largest * share)
         chunks = max(-(-rows * vocabulary // largest), 1)
         return Positions(count, chosen, masked, rounded(-(-rows // chunks), device))
 

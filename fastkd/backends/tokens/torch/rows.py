@@ -23,6 +23,7 @@ class RowLosses(NamedTuple):
     rank: Tensor | None
     prediction: Tensor | None  # (R,)
     gradient: Tensor | None  # (R, V) of the weighted sum of the components
+    entropy: Tensor | None = None
 
 
 class StudentRows:

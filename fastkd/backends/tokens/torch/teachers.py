@@ -84,5 +84,6 @@ def flat(values: Tensor) -> Tensor:
 
 def _dense(logits: Tensor, options: TokenOptions, scratch: Scratch) -> DenseRows:
     Scores.of_teacher(options).take(logits)
-    spare = scratch.take("probabilities", *logits.shape) if options.kd_weight else None
+    whole = options.kd_weight and options.form == "kl" and not options.entropy_weight
+    spare = scratch.take("probabilities", *logits.shape) if whole else None
     return DenseRows(logits, spare, options.teacher_temperature)

@@ -16,7 +16,12 @@ class Totals:
         device: torch.device,
     ) -> None:
         self.positions, self.options = positions, options
-        self.weights = (options.ce_weight, options.kd_weight, options.rank_weight)
+        self.weights = (
+            options.ce_weight,
+            options.kd_weight,
+            options.rank_weight,
+            options.entropy_weight,
+        )
         self.components = [
             torch.zeros(positions.count, dtype=inside, device=device) for _ in self.weights
         ]
@@ -25,7 +30,8 @@ class Totals:
             self.prediction = torch.zeros(positions.count, dtype=torch.int64, device=device)
 
     def store(self, part: Part, rows: RowLosses) -> None:
-        for component, values in zip(self.components, (rows.ce, rows.kd, rows.rank), strict=True):
+        found = (rows.ce, rows.kd, rows.rank, rows.entropy)
+        for component, values in zip(self.components, found, strict=True):
             if values is not None:
                 component[part] = values
         if self.prediction is not None and rows.prediction is not None:
@@ -50,4 +56,5 @@ class Totals:
             if masked is not None:
                 prediction.masked_fill_(masked, 0)
             prediction = prediction.view(shape)
-        return TokenLosses(loss, parts[0], parts[1], parts[2], prediction)
+        ce, kd, rank, entropy = parts
+        return TokenLosses(loss, ce, kd, rank, prediction, entropy)
