@@ -29,6 +29,7 @@ from fastkd.integrations.models import (
 )
 from fastkd.integrations.passes import Call, ModelPass
 from fastkd.integrations.routers import RouterLoss, router_losses
+from fastkd.integrations.sharded import is_sharded
 from fastkd.integrations.transformers import ModelTaps
 from fastkd.modules import AlignToDistill
 from fastkd.terms.alignment import AlignmentTerm
@@ -55,7 +56,10 @@ class Distillation(nn.Module):
         hold `teacher_ids` and `teacher_log_probs` (B, T, K) beside their `labels` (B, T)
     rest: what becomes of the mass that those leave out, as in `SparseTeacher`
     verify: whether the student's own loss is compared with the cross-entropy of its states, for
-        each new kind of batch (its keys and their ranks)
+        each new kind of batch (its keys and their ranks); where FSDP2 divides a model, so that
+        passes need all processes, for the first batch
+
+    With FSDP2 `student` is the module that `fully_shard` was given last.
 
     The student's own loss says which label a state predicts, and which losses of routers are added
     to it: mixtures of experts keep theirs, as the components `router` and `router_z`, means over
@@ -167,15 +171,17 @@ class Distillation(nn.Module):
             target = student.predicted(call.labels)
 
             def losses(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Distilled:
-                passes = Passes(call.passed(output), taught, target, IGNORED)
+                passes = Passes(call.passed(output, within=True), taught, target, IGNORED)
                 terms = self._terms(passes, divisors)
                 if student.routed:
                     routers = router_losses(student.model, output)
                     terms += [_routed(loss, sizes[0]) for loss in routers]
                 return Distilled(*summed(terms))
 
-            # In the forward pass, as wrappers see from its output which parameters were used.
-            stack.callback(student.model.register_forward_hook(losses).remove)
+            # In the forward pass, as wrappers see from its output which parameters were used; and
+            # before the hooks of FSDP2, which may divide the student again.
+            hook = student.model.register_forward_hook(losses, prepend=True)
+            stack.callback(hook.remove)
             distilled: Distilled = model(**_without_columns(inputs))
         return distilled
 
@@ -191,9 +197,9 @@ class Distillation(nn.Module):
         if inputs.get("labels") is None:
             raise InputError("labels: expected in every batch")
         kind = kind_of(inputs)
-        if kind in self._met or (self._met and not self.verify):
-            return
         student, teacher = self._models
+        if kind in self._met or (self._met and not (self.verify and self._judges_alone())):
+            return
         judge(student, inputs, self.verify)
         if teacher is not None:
             if teacher.is_encoder_decoder or type(teacher.model) is type(student.model):
@@ -206,6 +212,10 @@ class Distillation(nn.Module):
                     f"not {teacher.name}"
                 )
         self._met.add(kind)
+
+    def _judges_alone(self) -> bool:
+        """Whether this process may make passes that others, with other batches, do not."""
+        return not any(is_sharded(model.model) for model in self._models if model)
 
     def _asked(self, teacher: LanguageModel, inputs: Inputs) -> Inputs:
         """What the teacher is called with: a decoder input made of labels is its own."""

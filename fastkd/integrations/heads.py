@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastkd.errors import InputError
 from fastkd.integrations.projections import Weights, asked, is_plain, size_of, weights_of
+from fastkd.integrations.sharded import is_divided, needed_again, whole
 from fastkd.integrations.undisturbed import undisturbed
 from fastkd.terms.passes import Projection
 
@@ -44,6 +45,7 @@ class Head:
     _affine: _Affine | None = field(default=None, init=False)
     _learned_of: Any = field(default=None, init=False)
     _asked: tuple[nn.Module, Weights] | None = field(default=None, init=False)
+    _whole: dict[tuple[int, bool], Tensor] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.name = type(self.model).__name__
@@ -83,7 +85,7 @@ class Head:
     @property
     def _weights(self) -> Weights:
         module = self.module
-        if (found := weights_of(module)) is not None:
+        if (found := weights_of(module, self._held)) is not None:
             return found
         if self._asked is None or self._asked[0] is not module:
             self._asked = module, asked(module, self.taken, self.name)
@@ -95,6 +97,11 @@ class Head:
         if self.hidden is None:
             raise InputError(f"{self.name}: its pass did not call its output embeddings")
         return self.hidden
+
+    def hold(self) -> None:
+        """Has the backward of `taken` find what it needs, though no loss uses the logits."""
+        for parameter in self.module.parameters():
+            needed_again(self.model, parameter, self.taken)
 
     @contextlib.contextmanager
     def taking(self, logits: int = 0) -> Iterator[None]:
@@ -112,6 +119,7 @@ class Head:
         finally:
             hook.remove()
             self.hidden = None
+            self._whole.clear()
 
     def scaled(self, hidden: Tensor) -> Tensor:
         """States of which `projection` makes the model's logits."""
@@ -130,6 +138,15 @@ class Head:
             offset = offset.to(weight)
             bias = offset if bias is None else bias + offset
         return Projection(weight, bias, self._affine.cap, weights.extended)
+
+    def _held(self, parameter: Tensor) -> Tensor:
+        """A parameter of the projection, gathered once for all passes within `taking`."""
+        if not is_divided(parameter):
+            return parameter
+        key = id(parameter), torch.is_grad_enabled() and parameter.requires_grad
+        if key not in self._whole:
+            self._whole[key] = whole(self.model, parameter)
+        return self._whole[key]
 
     def learn(self, inputs: dict[str, Any]) -> None:
         """Finds out, once, what the model does to the output of its projection.

@@ -97,15 +97,18 @@ class LanguageModel:
 
     @contextlib.contextmanager
     def reading(self, read: dict[str, Any]) -> Iterator[None]:
-        """Within, calls of the model read this, whatever they are called with."""
+        """Within, calls of the model with labels read this instead."""
 
         def instead(
             model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
-        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+            if "labels" not in keywords:
+                return None
             # With labels the model would compute a loss of its own, of the logits that it lacks.
             return (), read
 
-        hook = self.model.register_forward_pre_hook(instead, with_kwargs=True)
+        # Before the hooks of FSDP2, which casts what is read.
+        hook = self.model.register_forward_pre_hook(instead, prepend=True, with_kwargs=True)
         try:
             yield
         finally:

@@ -29,20 +29,30 @@ class Call:
         if model.is_encoder_decoder:
             encoder: Any = model.model.get_encoder()  # type: ignore[operator]
             stack.callback(encoder.register_forward_hook(self._encoded).remove)
+        stack.enter_context(model.reading(self.inputs))
         self.taps: ModelTaps | None = None
         if taps:
+            # Its hook before the one that withholds the labels, which it reads.
             self.taps = stack.enter_context(attention_taps(model.model))  # type: ignore[arg-type]
         stack.enter_context(model.head.taking())
-        # After the hook of the taps, which reads the labels.
-        stack.enter_context(model.reading(self.inputs))
 
     def _encoded(self, encoder: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
         self.encoder_output = output
 
-    def passed(self, output: Any) -> "ModelPass":
-        """What the call came to, whose output this is."""
+    def passed(self, output: Any, within: bool = False) -> "ModelPass":
+        """What the call came to, whose output this is.
+
+        within: whether the model's own forward goes on, so that its modules need no gathering
+        """
+        if self.taps is not None:
+            self.taps.keep()
         encoded = getattr(output, "encoder_last_hidden_state", None)
-        return ModelPass(self, self.model.hidden_of(self.labels), encoded)
+        return ModelPass(self, self._hidden(), encoded, within)
+
+    def _hidden(self) -> Tensor:
+        hidden = self.model.hidden_of(self.labels)
+        self.model.head.hold()
+        return hidden
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,11 +61,13 @@ class ModelPass:
 
     hidden: (B, T, width), what entered the head
     encoded: (B, Ts, width), last states of the encoder, where there is one
+    within: whether it is within the model's own forward
     """
 
     call: Call
     hidden: Tensor
     encoded: Tensor | None
+    within: bool
 
     @property
     def states(self) -> Tensor:
@@ -98,6 +110,7 @@ class ModelPass:
             # Of the model's own class, which may hold more than states.
             "encoder_outputs": call.encoder_output,
         }
-        # Hooks, which this goes past, are for the first pass.
-        model.model.forward(**inputs)
-        return ModelPass(call, model.hidden_of(call.labels), self.encoded)
+        # Within the first pass its hooks have done their work; of FSDP2's a second turn would end
+        # what they began. After it they gather the model anew.
+        (model.model.forward if self.within else model.model)(**inputs)
+        return ModelPass(call, call._hidden(), self.encoded, self.within)

@@ -10,8 +10,16 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from fastkd.errors import InputError
+from fastkd.integrations.sharded import own_class
 
 _ROWS = 256  # of the identity that a layer is asked at once
+
+
+Held = Callable[[Tensor], Tensor]
+
+
+def _itself(parameter: Tensor) -> Tensor:
+    return parameter
 
 
 @dataclass(frozen=True)
@@ -27,23 +35,26 @@ class Weights:
     extended: Callable[[Tensor], Tensor] | None = None
 
 
-def weights_of(module: Any) -> Weights | None:
-    """Of a layer that trains, as it stands now; None where its form is not known."""
+def weights_of(module: Any, held: Held = _itself) -> Weights | None:
+    """Of a layer that trains, as it stands now; None where its form is not known.
+
+    held: makes of a parameter what the losses take
+    """
     if is_plain(module):
-        return Weights(module.weight, module.bias)
+        return Weights(held(module.weight), None if module.bias is None else held(module.bias))
     if _is_peft(module, "utils.other", "ModulesToSaveWrapper"):
         chosen = module.original_module
         # One adapter at most is active, as PEFT itself expects of them.
         if not module.disable_adapters and module.active_adapters[0] in module.modules_to_save:
             chosen = module.modules_to_save[module.active_adapters[0]]
-        return weights_of(chosen)
+        return weights_of(chosen, held)
     if _is_peft(module, "utils.other", "TrainableTokensWrapper"):
         base = module.original_module
         if not is_plain(base):
             return None
         return Weights(base.weight if module.disable_adapters else module.weight, base.bias)
     if _is_peft(module, "tuners.lora.layer", "Linear"):
-        return _adapted(module)
+        return _adapted(module, held)
     return None
 
 
@@ -70,12 +81,12 @@ def size_of(module: Any) -> tuple[int, int]:
 
 def _is_peft(module: Any, where: str, name: str) -> bool:
     defined = sys.modules.get(f"peft.{where}")
-    return defined is not None and type(module) is getattr(defined, name, None)
+    return defined is not None and own_class(module) is getattr(defined, name, None)
 
 
-def _adapted(module: Any) -> Weights | None:
+def _adapted(module: Any, held: Held) -> Weights | None:
     """LoRA: x Wᵀ + s · dropout(x) Aᵀ Bᵀ is [x, s · dropout(x) Aᵀ] · [W, B]ᵀ."""
-    base = weights_of(module.base_layer)
+    base = weights_of(module.base_layer, held)
     if base is None or base.extended is not None or module.fan_in_fan_out:
         return None
     if module.disable_adapters and module.merged:  # its pass would unmerge it
@@ -88,18 +99,18 @@ def _adapted(module: Any) -> Weights | None:
     weight, bias = base.weight, base.bias
     for name in active:
         if (more := module.lora_B[name].bias) is not None:
-            more = module.scaling[name] * more.to(weight.dtype)
+            more = module.scaling[name] * held(more).to(weight.dtype)
             bias = more if bias is None else bias + more
 
     def extended(states: Tensor) -> Tensor:
         ranks = []
         for name in active:
-            low: Any = module.lora_A[name]
-            given = module.lora_dropout[name](states.to(low.weight.dtype))
-            ranks.append((module.scaling[name] * low(given)).to(states.dtype))
+            low = held(module.lora_A[name].weight)
+            given = module.lora_dropout[name](states.to(low.dtype))
+            ranks.append((module.scaling[name] * linear(given, low)).to(states.dtype))
         return torch.cat([states, *ranks], dim=-1)
 
-    columns = [module.lora_B[name].weight.to(weight.dtype) for name in active]
+    columns = [held(module.lora_B[name].weight).to(weight.dtype) for name in active]
     return Weights(torch.cat([weight, *columns], dim=1), bias, extended)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from fastkd.errors import InputError
 from fastkd.integrations.attention_calls import AttentionCall, refusal, shared_refusal
+from fastkd.integrations.sharded import own_class
 from fastkd.taps import AttentionTap, AttentionTaps
 
 SUPPORTED = "5.1 to 5.x"  # before, eager attention goes past the interface
@@ -63,7 +64,7 @@ def attention_taps(model: PreTrainedModel) -> Iterator["ModelTaps"]:
     if any(hasattr(module, _TAP) for module in taps._order):
         raise InputError(f"{type(model).__name__}: is tapped already")
     hooks = [
-        model.register_forward_pre_hook(taps._begin, with_kwargs=True),
+        model.register_forward_pre_hook(taps._begin, prepend=True, with_kwargs=True),
         model.register_forward_hook(taps._end),
     ]
     with _wrapped_functions():
@@ -94,6 +95,7 @@ class ModelTaps:
                 f"{type(model).__name__}: no attention layers of a known form in it; {_INSTEAD}"
             )
         self._calls: dict[nn.Module, AttentionCall] = {}
+        self._kept = False
         self._state = "new"  # "running" within a forward pass, "done" after it
         self._inputs: dict[str, Any] = {}
         self._with_grad = True
@@ -123,9 +125,15 @@ class ModelTaps:
         """The three kinds as they stand now, to be kept."""
         return AttentionTaps(self.encoder, self.decoder, self.cross)
 
+    def keep(self) -> None:
+        """Ends a pass in its own hooks; passes after it leave the taps as they are."""
+        self._state, self._kept = "done", True
+
     def _begin(
         self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
     ) -> None:
+        if self._kept:
+            return
         bound = self._signature.bind_partial(*arguments, **keywords).arguments
         self._inputs = {**bound, **bound.get("kwargs", {})}
         self._calls = {}
@@ -297,6 +305,5 @@ def _tapped(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _own_eager(module: nn.Module, *arguments: Any, **options: Any) -> Any:
-    return sys.modules[type(module).__module__].eager_attention_forward(
-        module, *arguments, **options
-    )
+    own = sys.modules[own_class(module).__module__]
+    return own.eager_attention_forward(module, *arguments, **options)

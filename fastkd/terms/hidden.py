@@ -36,6 +36,8 @@ class HiddenTerm(nn.Module):
             else:
                 absent, tokens = passes.target == passes.ignored, counts.predicted
                 ours, theirs = student.states, teacher.states
+            if not torch.is_autocast_enabled(ours.device.type):
+                ours = ours.to(next(linear.parameters()).dtype)  # a bfloat16 model
             distance = (linear(ours).float() - theirs.float()).square().mean(-1)  # (*,)
             loss = distance.masked_fill(absent, 0.0).sum() / tokens
             losses.append(weight * loss)
