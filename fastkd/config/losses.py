@@ -33,12 +33,29 @@ class CrossEntropy:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class WordKD:
-    """Word-level distillation: KL(teacher ‖ student) at each target position."""
+    """Word-level distillation: a divergence of teacher q and student p at each target position.
+
+    divergence: KL(q ‖ p), or another as in `fastkd.token_distillation_loss`
+    beta: of jsd and the skewed ones; None: 0.5 and 0.1
+    t_squared: the divergence is multiplied with student_temperature², which keeps its gradient's
+        size (Hinton et al., 2015, section 2)
+    """
 
     name: Literal["word_kd"] = "word_kd"
     weight: Weight = 0.8
     student_temperature: Temperature = 1.0
     teacher_temperature: Temperature = 1.0
+    divergence: Literal["kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "tvd"] = "kl"
+    beta: Probability | None = None
+    t_squared: Flag = False
+
+    def __post_init__(self) -> None:
+        if self.beta is None:
+            return
+        if self.divergence not in ("jsd", "skew_kl", "skew_reverse_kl"):
+            raise ValueError(f"no beta, which {self.divergence} does not have")
+        if self.beta == 1 or (self.divergence == "jsd" and self.beta == 0):
+            raise ValueError("a beta below 1, and above 0 for jsd, whose ends are kl, reverse_kl")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -194,7 +194,9 @@ class TeacherConfig:
     run: PathText | None = None
     checkpoint: Literal["best", "last", "average"] = "best"  # of the run
     cache: PathText | None = None  # folder; for word_kd, and tie_kd with 1 iteration
-    rest: Literal["drop", "spread", "renormalize"] = "renormalize"  # the mass a cache leaves out
+    rest: Literal["drop", "spread", "renormalize", "tail"] = (
+        "renormalize"  # what a cache leaves out
+    )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

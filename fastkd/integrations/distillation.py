@@ -103,7 +103,7 @@ class Distillation(nn.Module):
                     "teacher: expected an encoder-decoder exactly where the student is one"
                 )
         else:
-            check_listed(self.losses, "a list of ids in each batch", "a teacher model")
+            check_listed(self.losses, "a list of ids in each batch", "a teacher model", rest)
         self._listing = teacher is None and bool(self.losses.keys() & {"word_kd", "tie_kd"})
         self._tokens = TokenTerms.of(self.losses, backend)
         self._check_iterations(self.losses.get("tie_kd"))

@@ -19,7 +19,8 @@ class CachedTeacher:
 
     def check(self, losses: dict[str, Any]) -> None:
         """Raises InputError for losses that need the teacher itself."""
-        check_listed(losses, f"the cache {self.cache.folder}", "teacher.run", self.cache.top_k)
+        what = f"the cache {self.cache.folder}"
+        check_listed(losses, what, "teacher.run", self.rest, self.cache.top_k)
 
     def listed(self, batch: Batch, layout: Layout) -> SparseTeacher:
         """What it says of the batch's target positions, one row each as `layout` has them."""

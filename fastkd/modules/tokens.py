@@ -19,12 +19,20 @@ class TokenDistillation(nn.Module):
 
     The arguments are those of `token_distillation_loss`, which says what they mean.
 
+    t_squared: kd_weight is multiplied with student_temperature², which keeps the size of the
+        gradient (Hinton et al., 2015, section 2)
+
     Raises InputError for a value that does not fit.
     """
 
-    def __init__(self, *, backend: str = "auto", **options: Unpack[TokenKeywords]) -> None:
+    def __init__(
+        self, *, backend: str = "auto", t_squared: bool = False, **options: Unpack[TokenKeywords]
+    ) -> None:
         super().__init__()
-        checks.token_options(TokenOptions(**options))
+        given = TokenOptions(**options)
+        checks.token_options(given)
+        if t_squared:
+            options["kd_weight"] = given.kd_weight * given.student_temperature**2
         self.options = options
         self.backend = backend
 

@@ -7,6 +7,8 @@ from typing import Any
 from fastkd.config.losses import CrossEntropy, TieKD, WordKD
 from fastkd.config.schedule import RepeatsSchedule, Schedule
 from fastkd.errors import InputError
+from fastkd.functional.calls import TokenOptions
+from fastkd.functional.checks import SERVED
 
 
 def by_name(
@@ -36,10 +38,13 @@ def by_name(
     return found
 
 
-def check_listed(losses: dict[str, Any], what: str, instead: str, top_k: int | None = None) -> None:
+def check_listed(
+    losses: dict[str, Any], what: str, instead: str, rest: str, top_k: int | None = None
+) -> None:
     """Raises InputError for losses that need the teacher itself, not its most likely ids.
 
     what: names the list, for messages; instead: what would serve all losses
+    rest: `SparseTeacher.rest`
     top_k: how many ids are listed at each position, where that is known
     """
     for name, loss in losses.items():
@@ -53,6 +58,14 @@ def check_listed(losses: dict[str, Any], what: str, instead: str, top_k: int | N
                 f"losses: tie_kd.top_k: expected at most the {top_k} ids of {what}, "
                 f"not {loss.top_k}"
             )
+        if isinstance(loss, WordKD):
+            form = TokenOptions(0.0, 1.0, divergence=loss.divergence, beta=loss.beta).form
+            if form not in SERVED[rest]:
+                able = " or ".join(name for name, forms in SERVED.items() if form in forms)
+                raise InputError(
+                    f"losses: word_kd.divergence: {form} needs rest: {able}, not {rest}, with "
+                    f"{what}; {instead} serves it too"
+                )
         if not isinstance(loss, CrossEntropy | TieKD | WordKD):
             raise InputError(f"losses: {name} needs {instead}; {what} holds no more than ids")
 

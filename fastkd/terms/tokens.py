@@ -65,7 +65,8 @@ class TokenTerms:
         if cross_entropy:
             sums["cross_entropy"] = gold.ce
         if term:
-            sums[term.name] = torch.stack([result.kd for result in results]).mean()
+            mean = torch.stack([result.kd for result in results]).mean()
+            sums[term.name] = mean * _scale(term)
         if options.get("rank_weight"):
             sums["ranking"] = torch.stack([result.rank for result in results]).mean()
         loss = torch.stack([result.loss for result in results]).sum()
@@ -85,9 +86,11 @@ class TokenTerms:
             options["ce_weight"] = now(cross_entropy.weight, counts)
             options["label_smoothing"] = cross_entropy.label_smoothing
         if term:
-            options["kd_weight"] = now(term.weight, counts) * (1 / iterations)
+            options["kd_weight"] = now(term.weight, counts) * (1 / iterations) * _scale(term)
             options["student_temperature"] = term.student_temperature
             options["teacher_temperature"] = term.teacher_temperature
+        if isinstance(term, WordKD):
+            options["divergence"], options["beta"] = term.divergence, term.beta
         if isinstance(term, TieKD):
             options["rank_weight"] = options["kd_weight"] * now(term.rank_weight, counts)
             options["top_k"] = term.top_k
@@ -112,6 +115,12 @@ class TokenTerms:
             backend=self.backend,
             **options,
         )
+
+
+def _scale(term: WordKD | TieKD) -> float:
+    """What the divergence is multiplied with beside the weight."""
+    squared = isinstance(term, WordKD) and term.t_squared
+    return term.student_temperature**2 if squared else 1.0
 
 
 def passes_of(term: TieKD, counts: Counts) -> int:

@@ -3,8 +3,12 @@
 import subprocess
 import sys
 
+import pytest
+
 import fastkd.losses
 from fastkd.config import tree
+from fastkd.errors import InputError
+from fastkd.functional import checks
 
 
 def test_the_tree_hands_them_on():
@@ -20,3 +24,15 @@ def test_they_need_no_more_than_pydantic():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     for heavy in ("torch", "numpy", "triton", "sentencepiece", "transformers", "omegaconf"):
         assert repr(heavy) not in done.stdout
+
+
+@pytest.mark.parametrize("form", checks.DIVERGENCES)
+@pytest.mark.parametrize("beta", [None, 0.0, 0.5, 1.0])
+def test_word_kd_takes_the_betas_that_the_losses_take(form, beta):
+    try:
+        checks.divergence(form, beta)
+    except InputError:
+        with pytest.raises(ValueError, match="beta"):
+            fastkd.losses.WordKD(divergence=form, beta=beta)
+    else:
+        fastkd.losses.WordKD(divergence=form, beta=beta)

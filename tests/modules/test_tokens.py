@@ -51,6 +51,15 @@ def test_linear():
     )
 
 
+def test_temperature_squared():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 4, 6)
+    options = {"ce_weight": 0.0, "student_temperature": 3.0, "divergence": "jsd"}
+    found = TokenDistillation(kd_weight=0.5, t_squared=True, **options)(student, teacher)
+    plain = token_distillation_loss(student, teacher, kd_weight=0.5, **options)
+    torch.testing.assert_close(found.loss, 9 * plain.loss)
+
+
 def test_holds_no_parameters_and_shows_its_options():
     module = TokenDistillation(ce_weight=0.5, kd_weight=1)
     assert not list(module.parameters()) and not module.state_dict()

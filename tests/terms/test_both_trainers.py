@@ -49,6 +49,11 @@ LOSSES = {
     "no smoothing": [CrossEntropy(label_smoothing=0.0)],
     "word_kd": [WordKD(student_temperature=2.0)],
     "word_kd with cross_entropy": [CrossEntropy(weight=0.5), WordKD()],
+    "word_kd by jsd": [
+        CrossEntropy(weight=0.5),
+        WordKD(divergence="jsd", beta=0.3, student_temperature=2.0, t_squared=True),
+    ],
+    "word_kd by reverse_kl": [WordKD(divergence="reverse_kl")],
     "tie_kd, one pass": [CrossEntropy(weight=0.5), TieKD(iterations=1, rank_weight=1.0, top_k=3)],
     "tie_kd, three passes": [CrossEntropy(weight=0.5), TieKD(teacher_temperature=0.5)],
     "tie_kd without ranking": [TieKD(rank_weight=0.0, iterations=2)],
