@@ -63,8 +63,12 @@ def app(arguments: list[str]) -> int:
     130 or 143 after an interrupt or SIGTERM where an unfinished run was saved.
     """
     logging.basicConfig(format="fastkd: %(levelname)s: %(message)s", level=logging.WARNING)
-    with cleaning_up():
-        return ended(lambda: _run(arguments))
+
+    def work() -> int:
+        with cleaning_up():
+            return _run(arguments)
+
+    return ended(work)
 
 
 def _run(arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""SIGTERM as a reason to clean up first."""
+"""SIGTERM and Ctrl-C as reasons to clean up first."""
 
 import contextlib
 import os
@@ -16,21 +16,33 @@ class _Terminated(BaseException):
 def cleaning_up() -> Iterator[None]:
     """On SIGTERM deletes what is temporary and then ends the process by that signal.
 
-    Has no effect outside of the main thread, which alone hears of signals.
+    What is raised in the middle of an extension may come out as an error of its own: an error after
+    a signal is that signal, SIGTERM or a KeyboardInterrupt. Has no effect outside of the main
+    thread, which alone hears of signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _terminate)
+    came: list[int] = []
+    raised: dict[int, type[BaseException]] = {signal.SIGTERM: _Terminated}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
+        raised[signal.SIGINT] = KeyboardInterrupt
+
+    def take(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        raise raised[number]
+
+    before = {number: signal.signal(number, take) for number in raised}
     try:
         yield
-    except _Terminated:
+    except (_Terminated, Exception) as error:
+        if not came:
+            raise
+        if signal.SIGTERM not in came:
+            raise KeyboardInterrupt from error
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)
         raise
     finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise _Terminated
+        for number, handler in before.items():
+            signal.signal(number, handler)

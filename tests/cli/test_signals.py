@@ -31,6 +31,32 @@ def test_a_terminated_verb_leaves_nothing(taught, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+SWALLOWED = """
+import contextlib, os, signal, sys
+from fastkd.__main__ import main
+from fastkd.decode.translate import Translator
+
+def translate(*arguments):
+    with contextlib.suppress(BaseException):  # as an extension does that raises its own
+        os.kill(os.getpid(), int(sys.argv[1]))
+    raise ValueError("could not determine the shape of an object")
+
+Translator.translate = translate
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 1)]
+)
+def test_an_error_in_place_of_a_signal_is_the_signal(taught, tmp_path, number, status):
+    run, text = str(taught.folder / "teacher"), str(taught.folder / "test.de")
+    command = [sys.executable, "-c", SWALLOWED, str(int(number)), "translate", run, "-i", text]
+    done = subprocess.run([*command, "-o", str(tmp_path / "out")], capture_output=True, text=True)
+    assert done.returncode == status and not list(tmp_path.iterdir())
+    assert done.stderr.strip() == ("" if number == signal.SIGTERM else "fastkd: interrupted")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_during_validation(taught, tmp_path, number, monkeypatch, capsys):
     """Is obeyed at the next batch, after a checkpoint; what follows is as without it."""
