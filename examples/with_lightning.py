@@ -5,8 +5,8 @@ import torch
 from cipher import collate, sentences
 from models import accuracy, marian, trained_teacher
 
-from fastkd.config.tree import A2D, CrossEntropy, WordKD
 from fastkd.integrations.lightning import CountedLoader, DistillationModule
+from fastkd.losses import A2D, CrossEntropy, WordKD
 
 torch.manual_seed(1)
 teacher, student = trained_teacher(), marian(layers=1, width=32).train()

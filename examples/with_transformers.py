@@ -7,8 +7,8 @@ from cipher import collate, sentences
 from models import accuracy, marian, trained_teacher
 from transformers import Seq2SeqTrainingArguments
 
-from fastkd.config.tree import A2D, CrossEntropy, TieKD
 from fastkd.integrations.trainer import DistillationSeq2SeqTrainer
+from fastkd.losses import A2D, CrossEntropy, TieKD
 
 torch.manual_seed(1)
 teacher, student = trained_teacher(), marian(layers=1, width=32)

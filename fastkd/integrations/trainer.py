@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import DynamoBackend
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Trainer
 
 from fastkd.errors import InputError
+from fastkd.integrations.compiled import compile_layers
 from fastkd.integrations.distillation import Distillation
 from fastkd.integrations.models import COLUMNS
 
@@ -58,11 +60,14 @@ class DistillationMixin(_Trainer):
     ) -> None:
         super().__init__(*arguments, **keywords)
         self._refuse_what_would_be_ignored()
+        self._compiles_by: dict[str, Any] = {}
         self._distilled_by: dict[str, Any] = {"rest": rest, "backend": backend, "verify": verify}
         assert self.model is not None
         self.distillation = self._distilling(self.model, losses, teacher)
         if teacher is not None and not _is_placed(teacher):
             teacher.to(self.args.device)
+        if teacher is not None and self.args.torch_compile:
+            self._compile(teacher)
         self._update_counts: Tensor | None = None
         self._components: dict[str, Tensor] = {}
         self._updates = 0  # since components were logged
@@ -71,7 +76,20 @@ class DistillationMixin(_Trainer):
         self, student: nn.Module, losses: Sequence[Any], teacher: nn.Module | None
     ) -> Distillation:
         made = Distillation(student, losses, teacher, **self._distilled_by)
+        if self.args.torch_compile:
+            self._compile(student)
         return made.to(self.args.device)
+
+    def _compile(self, model: nn.Module) -> None:
+        """Layer by layer, in place of the whole, within which the losses could not be computed."""
+        plugin = self.accelerator.state.dynamo_plugin
+        self._compiles_by = self._compiles_by or plugin.to_kwargs()
+        plugin.backend = DynamoBackend.NO
+        if not compile_layers(model, **self._compiles_by):
+            raise InputError(
+                f"torch_compile: found no stack of layers in {type(model).__name__}; expected one, "
+                "or a student that was compiled in part"
+            )
 
     def call_model_init(self, trial: Any = None) -> Any:
         """A new student, as `model_init` makes it for each training and trial, and its losses."""
@@ -90,8 +108,6 @@ class DistillationMixin(_Trainer):
         refused = {
             "label_smoothing_factor": self.args.label_smoothing_factor,
             "compute_loss_func": self.compute_loss_func,
-            "use_liger_kernel": self.args.use_liger_kernel,
-            "torch_compile": self.args.torch_compile,
             "fsdp": self.is_fsdp_enabled,
             "deepspeed": self.is_deepspeed_enabled,
         }

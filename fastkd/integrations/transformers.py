@@ -11,6 +11,7 @@ the function that Transformers' `AttentionInterface` has under the name, and han
 """
 
 import contextlib
+import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator
@@ -286,6 +287,7 @@ def _wrapped_functions() -> Iterator[None]:
             _originals.clear()
 
 
+@functools.cache  # compiled layers know it by identity
 def _tapped(function: Callable[..., Any]) -> Callable[..., Any]:
     def tapped(
         module: nn.Module,
@@ -301,7 +303,9 @@ def _tapped(function: Callable[..., Any]) -> Callable[..., Any]:
             taps._record(module, query, key, attention_mask, options)
         return function(module, query, key, value, attention_mask, *arguments, **options)
 
-    return tapped
+    # What is recorded is for those outside of the compiled layer.
+    outside: Callable[..., Any] = torch.compiler.disable(tapped, recursive=False)
+    return outside
 
 
 def _own_eager(module: nn.Module, *arguments: Any, **options: Any) -> Any:

@@ -9,13 +9,18 @@ pytest.importorskip("transformers", minversion="5.1")
 ROOMS = ("fastkd.data", "fastkd.nn", "fastkd.methods", "fastkd.train", "sentencepiece")
 
 
-@pytest.mark.parametrize("module", ["distillation", "trainer", "lightning", "teacher_columns"])
+MODULES = ("distillation", "trainer", "lightning", "teacher_columns", "trl")
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_nothing_of_the_lean_trainer(module):
-    if module == "lightning":
-        pytest.importorskip("lightning")
+    if module in ("lightning", "trl"):
+        pytest.importorskip(module)
     # What the other libraries load of themselves does not count.
     others = ["import sys, transformers, transformers.trainer", "import torch"]
-    others += ["import lightning"] if module == "lightning" else []
+    others += {"lightning": ["import lightning"], "trl": ["from trl import SFTTrainer"]}.get(
+        module, []
+    )
     own = f"import fastkd.integrations.{module}; print(*sorted({{*sys.modules}} - before))"
     code = "; ".join([*others, "before = {*sys.modules}", own])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
