@@ -83,12 +83,11 @@ def beam_search(
     while True:
         logits = model.logits(model.step(search.last_tokens, state))
         inside = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        logits = logits.to(inside)  # (A, beam, V)
-        total = logits.logsumexp(2, keepdim=True)
-        end = logits[:, :, eos] - total[:, :, 0]
-        logits.index_fill_(2, barred, -torch.inf)
-        values, ids = largest(logits, min(beam, logits.shape[2]))
-        parents = search.advance(values - total, ids, end)
+        log_p = logits.log_softmax(2, inside)  # (A, beam, V)
+        end = log_p[:, :, eos].clone()
+        log_p.index_fill_(2, barred, -torch.inf)
+        values, ids = largest(log_p, min(beam, log_p.shape[2]))
+        parents = search.advance(values, ids, end)
         if search.complete:
             return search.result()
         state.reorder(parents)
@@ -166,7 +165,8 @@ class _Search:
         accepted &= ended > -torch.inf
         score = (ended / self.length**self.penalty).masked_fill(~accepted, -torch.inf)
         improved = score.amax(1) > self.best_scores[self.sentences, -1]
-        self._keep_best(score[improved], self.tokens[improved, :, 1:], self.sentences[improved])
+        if bool(improved.any()):
+            self._keep_best(score[improved], self.tokens[improved, :, 1:], self.sentences[improved])
         self.finished += accepted.sum(1)
         # The length at which what goes on would score highest: log p is negative.
         reach = self.limits if self.penalty >= 0 else torch.full_like(self.limits, self.length + 1)

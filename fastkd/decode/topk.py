@@ -20,7 +20,8 @@ def largest(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
     chosen = stacked.amax(-2).topk(count).indices  # (..., count)
     layers = torch.arange(0, stacks * _DEPTH, stacks, device=x.device)
     candidates = (chosen[..., None] + layers).flatten(-2)
-    rest = torch.arange(stacks * _DEPTH, size, device=x.device)
-    candidates = torch.cat([candidates, rest.expand(*x.shape[:-1], -1)], dim=-1)
+    if size % _DEPTH:
+        rest = torch.arange(stacks * _DEPTH, size, device=x.device)
+        candidates = torch.cat([candidates, rest.expand(*x.shape[:-1], -1)], dim=-1)
     values, places = x.gather(-1, candidates).topk(count)
     return values, candidates.gather(-1, places)

@@ -65,11 +65,12 @@ class SelfAttention(nn.Module):
         """One more token for each of `beam` hypotheses of S sentences, (S, beam, width).
 
         cache: the keys and values of the steps before, to which this one's are added
-        visible: (S, 1, beam, stored) True where a hypothesis sees what is stored; None: all of it
+        visible: (S, 1, beam, stored) added to scores, 0 where a hypothesis sees what is stored and
+            −∞ elsewhere; None: it sees all of it
         """
         projected = self.qkv(hidden)
-        query, key, value = _split(_exact(projected), 3, self.heads)
-        mixed = _attend(query, *cache.append(key, value), visible)
+        parts = _exact(projected).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = _attend(parts[0], *cache.append(parts[1:]), visible)
         result: Tensor = self.output(mixed.to(projected.dtype))
         return result
 

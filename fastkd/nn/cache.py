@@ -5,48 +5,52 @@ from torch import Tensor
 
 
 class KeyValues:
-    """Keys and values of one attention layer, (S, heads, stored, head size) each.
+    """Keys and values of one attention layer, one buffer (2, S, heads, stored, head size).
 
     S sentences; each step stores one key and one value for every hypothesis of a sentence, next to
     each other, and nothing is ever moved: which of them are a hypothesis' own past is said by a
     mask, so hypotheses change places without a copy.
     """
 
-    def __init__(self, key: Tensor | None = None, value: Tensor | None = None) -> None:
-        self._key = key
-        self._value = value
-        self._stored = 0 if key is None else key.shape[2]
+    def __init__(self, both: Tensor | None = None) -> None:
+        self._both = both
+        self._stored = 0 if both is None else both.shape[3]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        assert self._both is not None, "nothing is stored yet"
+        return self._both.dtype
 
     @property
     def stored(self) -> tuple[Tensor, Tensor]:
-        assert self._key is not None and self._value is not None, "nothing is stored yet"
-        return self._key[:, :, : self._stored], self._value[:, :, : self._stored]
+        """Keys and values, (S, heads, stored, head size) each."""
+        assert self._both is not None, "nothing is stored yet"
+        key, value = self._both.narrow(3, 0, self._stored).unbind(0)
+        return key, value
 
-    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds (S, heads, new, head size); returns all that is stored."""
-        end = self._stored + key.shape[2]
-        self._key = _room(self._key, key, self._stored, end)
-        self._value = _room(self._value, value, self._stored, end)
-        self._key[:, :, self._stored : end] = key
-        self._value[:, :, self._stored : end] = value
-        self._stored = end
+    def append(self, both: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds keys and values, (2, S, heads, new, head size); returns all that is stored."""
+        count = both.shape[3]
+        self._both = _room(self._both, both, self._stored, self._stored + count)
+        self._both.narrow(3, self._stored, count).copy_(both)
+        self._stored += count
         return self.stored
 
     def keep(self, sentences: Tensor) -> None:
         """Drops all sentences but those with these indices."""
-        key, value = self.stored
-        self._key = key.index_select(0, sentences)
-        self._value = value.index_select(0, sentences)
+        assert self._both is not None, "nothing is stored yet"
+        self._both = self._both.narrow(3, 0, self._stored).index_select(1, sentences)
 
 
 def _room(buffer: Tensor | None, new: Tensor, stored: int, needed: int) -> Tensor:
     """A buffer of at least `needed` places, with what was stored; doubled when it is full."""
-    if buffer is not None and buffer.shape[2] >= needed:
+    if buffer is not None and buffer.shape[3] >= needed:
         return buffer
-    sentences, heads, _, size = new.shape
-    grown = new.new_empty(sentences, heads, max(2 * needed, 8 * new.shape[2]), size)
+    shape = list(new.shape)
+    shape[3] = max(2 * needed, 8 * new.shape[3])
+    grown = new.new_empty(shape)
     if buffer is not None:
-        grown[:, :, :stored] = buffer[:, :, :stored]
+        grown[:, :, :, :stored] = buffer[:, :, :, :stored]
     return grown
 
 
@@ -55,7 +59,8 @@ class DecoderState:
 
     layers: (self-attention, cross-attention) of each layer; cross-attention is stored once a
         sentence, not once a hypothesis
-    source_mask: (S, 1, 1, Ts) True where there is a source token, or None
+    source_mask: (S, 1, 1, Ts) True where there is a source token, or None; kept as what is added to
+        scores, 0 or −∞, as every layer of every step would make it anew
     length: tokens decoded so far
     """
 
@@ -63,16 +68,26 @@ class DecoderState:
         self, layers: list[tuple[KeyValues, KeyValues]], source_mask: Tensor | None
     ) -> None:
         self.layers = layers
-        self.source_mask = source_mask
+        self.source_mask = None if source_mask is None else self._added(source_mask)
         self.length = 0
-        self._past: Tensor | None = None  # (S, beam, stored) True where it is the hypothesis' own
+        self._past: Tensor | None = None  # (S, beam, stored) added: 0 where the hypothesis' own
+        self._own: Tensor | None = None  # (beam, beam) of one step
+
+    def _added(self, mask: Tensor) -> Tensor:
+        zero = torch.zeros((), dtype=self.layers[0][1].dtype, device=mask.device)
+        return torch.where(mask, zero, -torch.inf)
 
     def extend(self, sentences: int, beam: int, device: torch.device) -> Tensor | None:
-        """Takes note of one more token a hypothesis; returns what each sees, None for beam 1."""
+        """Takes note of one more token a hypothesis; returns what is added to scores, or None.
+
+        (S, 1, beam, stored), 0 for what a hypothesis sees; with beam 1 it sees all.
+        """
         self.length += 1
         if beam == 1:
             return None
-        own = torch.eye(beam, dtype=torch.bool, device=device).expand(sentences, -1, -1)
+        if self._own is None:
+            self._own = self._added(torch.eye(beam, dtype=torch.bool, device=device))
+        own = self._own.expand(sentences, -1, -1)
         self._past = own if self._past is None else torch.cat([self._past, own], dim=2)
         return self._past[:, None]
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, cast
 
+import torch
 from torch import Tensor, nn
 
 from fastkd.nn.attention import Taps
@@ -59,7 +60,7 @@ class Decoder(_Stack):
         layers = []
         for layer in cast(Iterable[DecoderLayer], self.layers):
             source = layer.cross_attention.project(source_rows, source_layout)
-            layers.append((KeyValues(), KeyValues(*source)))
+            layers.append((KeyValues(), KeyValues(torch.stack(source))))
         return DecoderState(layers, source_layout.key_mask)
 
     def step(self, hidden: Tensor, state: DecoderState) -> Tensor:
