@@ -1,13 +1,16 @@
 """`fastkd memory`."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import click
 
 from fastkd.cli.arguments import CONFIG, DEVICE, OVERRIDES
 from fastkd.errors import InputError
 
+_PICTURES = (".png", ".svg", ".pdf")
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
@@ -46,29 +49,59 @@ def command(
     """Show where the memory of a training step of CONFIG goes, and the largest batch that fits.
 
     The step is that of the heaviest update of the first epoch, on random weights.
+
+    CONFIG may also be a Transformers student, as a folder with config.json, or a YAML file with
+    the keys student, teacher, losses, batch, length, target_length, accumulation, precision, optim,
+    gradient_checkpointing, lora: a step of somebody else's trainer.
     """
     from fastkd.cli.progress import counting
     from fastkd.config.load import load_config
+    from fastkd.memory.pair.command import PairQuestion
+    from fastkd.memory.pair.command import answer as answer_pair
+    from fastkd.memory.pair.config import pair_config
     from fastkd.memory.step.command import Question, answer
     from fastkd.runs.device import pick_device
-    from fastkd.tables import Table, show
 
     if predict is not None and device != "auto":
         raise InputError("--device: has no meaning with --predict, which is for a CUDA device")
     where = pick_device(device) if predict is None else None
     if snapshot and (where is None or where.type != "cuda"):
         raise InputError("--snapshot: needs a CUDA device, and no --predict")
+    picture, recording = (Path(file) if file else None for file in (plot, snapshot))
+    if picture is not None:
+        check_picture("--plot", picture)
+    capacity = memory_size(predict) if predict else None
+    if pair := pair_config(config, overrides):
+        if batch_tokens or teacher:
+            raise InputError("--batch-tokens, --teacher: expected batch=… and teacher=… of a pair")
+        asked = PairQuestion(pair, where, capacity, largest, picture, recording)
+        _tell(answer_pair(asked, counting))
+        return
     question = Question(
         config=load_config(config, overrides),
         teacher=load_config(teacher).model if teacher else None,
         device=where,
-        capacity=memory_size(predict) if predict else None,
+        capacity=capacity,
         batch_tokens=batch_tokens,
         largest=largest,
-        plot=Path(plot) if plot else None,
-        snapshot=Path(snapshot) if snapshot else None,
+        plot=picture,
+        snapshot=recording,
     )
-    for part in answer(question, counting):
+    _tell(answer(question, counting))
+
+
+def check_picture(option: str, file: Path) -> None:
+    """Before the work whose picture it is begins."""
+    if file.suffix not in _PICTURES:
+        known = ", ".join(_PICTURES)
+        raise InputError(f"{option}: expected a file that ends in one of {known}, not {file}")
+
+
+def _tell(parts: Iterable[Any]) -> None:
+    """Prints lines and tables as they come."""
+    from fastkd.tables import Table, show
+
+    for part in parts:
         if isinstance(part, Table):
             show([part])
         else:

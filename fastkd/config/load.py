@@ -57,18 +57,27 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     A file may name another file or recipe that it `extends`, which is read first and overlaid.
     """
     path = find_config(path)
-    tree = _read(path)
+    return validate(overridden(read_tree(path), overrides), str(path))
+
+
+def overridden(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The tree with `key.path=value` overrides applied to it."""
     for override in overrides:
         _override(tree, override)
-    return validate(tree, str(path))
+    return tree
 
 
 def validate(tree: dict[str, Any], name: str) -> Config:
     """Checks a plain tree; `name` is what a complaint calls it."""
+    return validate_as(Config, tree, name)
+
+
+def validate_as(kind: type[Part], tree: dict[str, Any], name: str) -> Part:
+    """A plain tree as a dataclass of this kind; `name` is what a complaint calls it."""
     try:
-        return TypeAdapter(Config).validate_python(tree)
+        return TypeAdapter(kind).validate_python(tree)
     except ValidationError as error:
-        raise InputError(f"{name}: {_complaint(error, tree)}") from None
+        raise InputError(f"{name}: {_complaint(error, tree, kind)}") from None
 
 
 def revised(part: Part, name: str, **changes: Any) -> Part:
@@ -110,7 +119,8 @@ def _recipe(name: str | Path) -> Path:
     return Path(str(resources.files("fastkd") / "recipes" / f"{name}.yaml"))
 
 
-def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The keys of a YAML file and of those that it extends."""
     if path.resolve() in seen:
         raise InputError(f"{path}: extends: files extend each other in a circle")
     try:
@@ -137,7 +147,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise InputError(
             f"{path}: extends: expected a file beside it or the name of a recipe, not {base!r}"
         )
-    return _overlay(_read(found, (*seen, path.resolve())), tree)
+    return _overlay(read_tree(found, (*seen, path.resolve())), tree)
 
 
 def _overlay(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
@@ -189,7 +199,7 @@ def _index(node: list[Any], part: str, override: str) -> int:
     return int(part)
 
 
-def _complaint(error: ValidationError, tree: Any) -> str:
+def _complaint(error: ValidationError, tree: Any, kind: type = Config) -> str:
     """The first complaint, in one line, with the nearest known key for an unknown one."""
     problems = [p for p in error.errors() if not _other_alternative(p, tree)] or error.errors()
     # An unknown key first: it is often the misspelt one that is reported as missing.
@@ -197,7 +207,7 @@ def _complaint(error: ValidationError, tree: Any) -> str:
     location = [str(part) for part in _tree_path(problem["loc"], tree)]
     key = ".".join(location)
     if problem["type"] in UNKNOWN:
-        nearest = difflib.get_close_matches(location[-1], _known_keys(problem["loc"]), 1, 0.5)
+        nearest = difflib.get_close_matches(location[-1], _known_keys(problem["loc"], kind), 1, 0.5)
         hint = f"; did you mean {'.'.join([*location[:-1], nearest[0]])}?" if nearest else ""
         return f"{key}: unknown key{hint}"
     if problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
@@ -241,8 +251,8 @@ def _tree_path(location: Location, tree: Any) -> list[str | int]:
     return path
 
 
-def _known_keys(location: Location) -> list[str]:
-    classes: list[type] = [Config]
+def _known_keys(location: Location, root: type) -> list[str]:
+    classes: list[type] = [root]
     for part in location[:-1]:
         tagged = [c for c in classes if getattr(c, "name", None) == part]
         below = [

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 # Options of Transformers' attention functions that change maps beyond queries and keys.
 _OPTIONS = {
@@ -61,8 +62,9 @@ def shared_refusal(
         return "a pass with a filled cache"
     masks = {id(call.mask): call.mask for call in calls}  # one for all layers, as a rule
     for mask in masks.values():
-        # Others are for functions that are told of windows and packing by options.
-        if isinstance(mask, Tensor) and mask.dim() == 4:
+        # Others are for functions that are told of windows and packing by options; of a mask
+        # without data nothing can be told.
+        if isinstance(mask, Tensor) and mask.dim() == 4 and not isinstance(mask, FakeTensor):
             seen = _seen(first, query_lengths, key_lengths)
             if not _is_mask_of(mask, *seen):
                 return "an attention mask beyond padding at the end and causality"

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from fastkd.errors import InputError
 from fastkd.integrations.projections import Weights, asked, is_plain, size_of, weights_of
@@ -148,6 +149,11 @@ class Head:
             self._whole[key] = whole(self.model, parameter)
         return self._whole[key]
 
+    @property
+    def _kind(self) -> Any:
+        """What of the projection makes something else of its output when it changes."""
+        return (self.module, size_of(self.module), tuple(self.module._forward_hooks))
+
     def learn(self, inputs: dict[str, Any]) -> None:
         """Finds out, once, what the model does to the output of its projection.
 
@@ -155,8 +161,7 @@ class Head:
             values at one position
         """
         module = self.module
-        kind = (module, size_of(module), tuple(module._forward_hooks))
-        if self._affine is not None and self._learned_of == kind:
+        if self._affine is not None and self._learned_of == self._kind:
             return
         self._check(module)
         ramp = torch.linspace(-_PROBE, _PROBE, self.vocabulary)
@@ -165,7 +170,17 @@ class Head:
             bent = self._logits_for(ramp, inputs)
             small = self._logits_for(ramp * _SMALL, inputs)
         self._affine = self._fitted(ramp, offset, bent, small)
-        self._learned_of = kind
+        self._learned_of = self._kind
+
+    def presume(self, inputs: dict[str, Any]) -> None:
+        """In place of `learn`, where parameters have no data: an unknown offset counts as zeros."""
+        self._check(self.module)
+        with torch.no_grad(), self.taking(logits=1):
+            ramp = torch.linspace(-_PROBE, _PROBE, self.vocabulary)
+            found = [self._logits_for(values, inputs) for values in (0 * ramp, ramp, ramp * _SMALL)]
+        known = not any(isinstance(logits, FakeTensor) for logits in found)
+        self._affine = self._fitted(ramp, *found) if known else _Affine(1.0)
+        self._learned_of = self._kind
 
     def _fitted(self, ramp: Tensor, offset: Tensor, bent: Tensor, small: Tensor) -> _Affine:
         """What gives these logits of zeros, of the ramp and of one too small to be bent."""
@@ -186,7 +201,8 @@ class Head:
         """(V,): the model's logits where its projection gives `values` (V,)."""
 
         def give(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
-            return values.to(output.device).expand_as(output)
+            # Of `output` itself nothing is to be known.
+            return values.to(output.device).expand(output.shape)
 
         # Before the hooks that others have on it, whose work belongs to what is learned.
         hook = self.module.register_forward_hook(give, prepend=True)

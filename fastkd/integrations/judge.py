@@ -55,6 +55,19 @@ def judge(model: LanguageModel, inputs: Inputs, verify: bool) -> None:
         )
 
 
+def presume(model: LanguageModel, inputs: Inputs) -> None:
+    """What `judge` finds of most models of this kind, for one whose tensors have no data.
+
+    The offset of its logits counts as zeros, which it is until somebody has trained it.
+    """
+    read = model.read(inputs)
+    model.shifts = _is_causal(model)
+    model.head.presume(read)
+    with torch.no_grad():
+        routed = getattr(model.model(**read), "aux_loss", None) is not None
+    model.router = _coefficient(model) if routed else 0.0
+
+
 def _nearest(
     model: LanguageModel, hidden: Tensor, labels: Tensor, routers: list[RouterLoss], own: float
 ) -> tuple[bool, bool, float]:

@@ -11,6 +11,7 @@ from fastkd.config.tree import Config, ModelConfig
 from fastkd.memory.step import cuda_formulas
 from fastkd.memory.step.fit import (
     Progress,
+    available,
     largest_batch,
     needed,
     predicted_steps,
@@ -24,7 +25,7 @@ from fastkd.memory.step.training_step import teacher_config
 from fastkd.memory.step.workload import Update, Workload, workload
 from fastkd.tables import Table, size
 
-_UNMEASURED = (
+UNMEASURED = (
     "Predicted for CUDA: the tensors as they are seen on a CPU, attention's workspaces and"
     " PyTorch's allocator by formulas that were not compared with a GPU;"
     f" {size(cuda_formulas.CONTEXT)} assumed for the CUDA context."
@@ -73,13 +74,13 @@ def answer(question: Question, watch: Watch = unwatched) -> Iterator[str | Table
             measured = _measured(question, work, teacher, batch_tokens, update)
         known[batch_tokens] = needed(predicted)
         columns.append((f"{batch_tokens:,} tokens", measured or predicted))
-        remark = "Predicted." if measured is None else _error(predicted, measured)
+        remark = "Predicted." if measured is None else compared(predicted, measured)
         yield f"{batch_tokens:,} tokens: {update.describe()}. {remark}"
     yield f"Sentences: {work.source}."
     title = "Memory of a training step"
     yield from step_tables(title, columns)
     if question.device is None:
-        yield _UNMEASURED
+        yield UNMEASURED
     if question.plot is not None:
         from fastkd.memory.step.plots import plot_timeline
 
@@ -109,7 +110,8 @@ def _measured(
     )
 
 
-def _error(predicted: StepMemory, measured: StepMemory) -> str:
+def compared(predicted: StepMemory, measured: StepMemory) -> str:
+    """How near the prediction came."""
     ours, theirs = (m.allocator.get("peak allocated", m.peak) for m in (predicted, measured))
     return (
         f"Measured; the prediction was {size(ours)} of {size(theirs)} ({ours / theirs - 1:+.1%})."
@@ -123,7 +125,7 @@ def _largest(
     known: dict[int, int],
     progress: Progress,
 ) -> str:
-    capacity = question.capacity or _capacity(question.device)
+    capacity = question.capacity or available(question.device)
     found = largest_batch(question.config, work, teacher, question.kind, capacity, known, progress)
     if found is None:
         return f"Not even the smallest batch is predicted to fit into {size(capacity)}."
@@ -132,12 +134,3 @@ def _largest(
     return (
         f"Largest batch predicted to fit into {size(capacity)}: training.batch_tokens = {found:,}."
     )
-
-
-def _capacity(device: torch.device | None) -> int:
-    """Bytes that a step may take: all of a GPU, what is available of the CPU's memory."""
-    if device is not None and device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
-    import psutil
-
-    return int(psutil.virtual_memory().available)

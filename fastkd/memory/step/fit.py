@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 
+import torch
+
 from fastkd.config.tree import Config, ModelConfig
 from fastkd.errors import InputError
 from fastkd.memory.step import cuda_formulas
@@ -48,6 +50,15 @@ def predicted_steps(
 def needed(memory: StepMemory) -> int:
     """What a device must have for the step: what it would show as in use."""
     return memory.allocator.get("device in use", memory.peak)
+
+
+def available(device: torch.device | None) -> int:
+    """Bytes that a step may take: all of a GPU, what is available of the CPU's memory."""
+    if device is not None and device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    import psutil
+
+    return int(psutil.virtual_memory().available)
 
 
 def largest_batch(

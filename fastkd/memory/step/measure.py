@@ -7,14 +7,13 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from fastkd.config.load import validate
 from fastkd.config.tree import Config, ModelConfig
-from fastkd.data.batches import Batch
 from fastkd.memory.resident import child_environment, resident, restart_peak
 from fastkd.memory.step.report import StepMemory, summarise
 from fastkd.memory.step.training_step import TrainingStep
@@ -22,29 +21,29 @@ from fastkd.memory.step.workload import Update, Vocabulary
 from fastkd.memory.tracker import Tracker
 
 
-def record_step(
-    tracker: Tracker, step: TrainingStep, update: Update, pieces: list[Batch]
-) -> StepMemory:
+class Recordable(Protocol):
+    """Something that makes an update each time it is called."""
+
+    def __call__(self) -> object: ...
+
+    def label(self, tracker: Tracker) -> None:
+        """Tells `tracker` what the tensors are that outlive a step."""
+
+
+def record_step(tracker: Tracker, step: Recordable, device: str = "cpu") -> StepMemory:
     """The step after the first one, as `tracker` sees it; the first one makes lasting state."""
     step.label(tracker)
     with tracker:
-        step(update, pieces)
+        step()
     gc.collect()
     step.label(tracker)
-    tracker.hold(batch_tensors(pieces), "batch")
     start = tracker.time
     tracker.forward_ends.clear()
     with tracker:
-        step(update, pieces)
+        step()
     gc.collect()
     step.label(tracker)
-    return summarise(tracker, start, step.device.type)
-
-
-def batch_tensors(pieces: list[Batch]) -> list[Tensor]:
-    return [
-        value for piece in pieces for value in vars(piece).values() if isinstance(value, Tensor)
-    ]
+    return summarise(tracker, start, device)
 
 
 def measure_step(
@@ -59,44 +58,47 @@ def measure_step(
 
     On CUDA also the allocator's figures; `snapshot` is a file for PyTorch's memory viewer.
     """
-    step = TrainingStep(config, vocabulary, teacher, device)
-    pieces = [piece.to(device) for piece in update.pieces(config.training.accumulation, vocabulary)]
+    step = TrainingStep(config, vocabulary, teacher, device).of(update)
+    return measured(step, step.modules(), device, snapshot)
+
+
+def measured(
+    step: Recordable, modules: dict[str, nn.Module], device: torch.device, snapshot: Path | None
+) -> StepMemory:
+    """`step` in earnest, with what the system or the allocator say of it."""
     if device.type == "cuda":
-        independent = _cuda_figures(step, update, pieces, snapshot)
+        independent = _cuda_figures(step, device, snapshot)
     else:
-        independent = {"resident": _resident_rise(step, update, pieces)}
-    memory = record_step(Tracker(step.updater.modules()), step, update, pieces)
-    return dataclasses.replace(memory, **independent)
+        independent = {"resident": _resident_rise(step)}
+    return dataclasses.replace(record_step(Tracker(modules), step, device.type), **independent)
 
 
-def _resident_rise(step: TrainingStep, update: Update, pieces: list[Batch]) -> int:
-    step(update, pieces)
+def _resident_rise(step: Recordable) -> int:
+    step()
     restart_peak()
     before = resident()[0]
-    step(update, pieces)
+    step()
     return resident()[1] - before
 
 
-def _cuda_figures(
-    step: TrainingStep, update: Update, pieces: list[Batch], snapshot: Path | None
-) -> dict[str, Any]:
-    step(update, pieces)
-    torch.cuda.synchronize(step.device)
-    torch.cuda.reset_peak_memory_stats(step.device)
+def _cuda_figures(step: Recordable, device: torch.device, snapshot: Path | None) -> dict[str, Any]:
+    step()
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
     if snapshot is not None:
         torch.cuda.memory._record_memory_history(max_entries=1_000_000)
-    before = torch.cuda.memory_allocated(step.device)
-    step(update, pieces)
-    torch.cuda.synchronize(step.device)
+    before = torch.cuda.memory_allocated(device)
+    step()
+    torch.cuda.synchronize(device)
     if snapshot is not None:
         torch.cuda.memory._dump_snapshot(str(snapshot))
         torch.cuda.memory._record_memory_history(enabled=None)
-    free, total = torch.cuda.mem_get_info(step.device)
+    free, total = torch.cuda.mem_get_info(device)
     return {
         "allocator": {
             "allocated before": before,
-            "peak allocated": torch.cuda.max_memory_allocated(step.device),
-            "peak reserved": torch.cuda.max_memory_reserved(step.device),
+            "peak allocated": torch.cuda.max_memory_allocated(device),
+            "peak reserved": torch.cuda.max_memory_reserved(device),
             "device in use": total - free,
             "device total": total,
         }

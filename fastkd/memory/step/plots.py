@@ -7,19 +7,44 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from fastkd.memory.step.report import StepMemory
 
+_SHADES = {"forward": "#4477aa", "backward": "#ee6677", "optimizer": "#ccbb44"}
+
 
 def plot_timeline(columns: Sequence[tuple[str, StepMemory]], title: str, file: Path) -> None:
-    """Bytes that tensors take over the births and deaths of one step, one curve a batch size."""
-    figure, axis = plt.subplots(figsize=(9, 4), layout="constrained")
-    for name, memory in columns:
-        moments, taken = memory.timeline
-        axis.plot(moments, [count / 2**20 for count in taken], label=name, linewidth=1)
-    axis.set(title=title, xlabel="tensors made and freed", ylabel="MiB", ylim=(0, None))
-    axis.grid(alpha=0.3)
-    axis.legend()
+    """Bytes that tensors take over the births and deaths of one step, one panel a batch size."""
+    figure = timeline(columns, title)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=120)
     plt.close(figure)
+
+
+def timeline(columns: Sequence[tuple[str, StepMemory]], title: str) -> Figure:
+    height = 1 + 3 * len(columns)
+    figure, axes = plt.subplots(
+        len(columns), 1, figsize=(9, height), layout="constrained", squeeze=False, sharey=True
+    )
+    for axis, (name, memory) in zip(axes[:, 0], columns, strict=True):
+        moments, taken = memory.timeline
+        axis.plot(moments, [count / 2**20 for count in taken], color="black", linewidth=1)
+        _mark_phases(axis, memory.phases, moments[-1])
+        axis.set(title=f"{title}, {name}", ylabel="MiB", ylim=(0, None), xlim=(0, moments[-1]))
+        axis.grid(alpha=0.3)
+    axes[-1, 0].set_xlabel("tensors made and freed")
+    handles = {text: patch for axis in figure.axes for patch, text in _named(axis)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
+    return figure
+
+
+def _mark_phases(axis: Axes, phases: Sequence[tuple[int, str]], end: int) -> None:
+    ends = [moment for moment, _ in phases[1:]] + [end]
+    for (begin, phase), stop in zip(phases, ends, strict=True):
+        axis.axvspan(begin, stop, color=_SHADES[phase], alpha=0.2, linewidth=0, label=phase)
+
+
+def _named(axis: Axes) -> list[tuple[object, str]]:
+    return list(zip(*axis.get_legend_handles_labels(), strict=True))

@@ -1,7 +1,9 @@
 """Predicts a training step's memory without the device, and without the memory."""
 
+import contextlib
 import dataclasses
 import warnings
+from collections.abc import Iterator
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -39,8 +41,7 @@ def predict_step(
     most `limit` bytes to reserve; where they are too few, its figures are those without a limit.
     """
     if device == "cpu":
-        with watching.pretending(AS_ON_CPU), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+        with watching.pretending(AS_ON_CPU):
             return _run(config, vocabulary, teacher, update, Predictor)[0]
     with watching.pretending(AS_ON_CUDA):
         config = _as_on_cuda(config)
@@ -65,9 +66,17 @@ def _run(
     update: Update,
     predictor: type[Predictor],
 ) -> tuple[StepMemory, Predictor]:
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with mode:
-        step = TrainingStep(config, vocabulary, teacher, torch.device("cpu"))
-    pieces = update.pieces(config.training.accumulation, vocabulary)
-    tracker = predictor(mode, step.updater.modules())
-    return record_step(tracker, step, update, pieces), tracker
+    with without_data() as mode:
+        with mode:
+            made = TrainingStep(config, vocabulary, teacher, torch.device("cpu"))
+        step = made.of(update)
+        tracker = predictor(mode, step.modules())
+        return record_step(tracker, step), tracker
+
+
+@contextlib.contextmanager
+def without_data() -> Iterator[FakeTensorMode]:
+    """The mode under which modules are made of tensors without data, to run within."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+        yield FakeTensorMode(allow_non_fake_inputs=True)

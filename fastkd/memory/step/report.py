@@ -41,6 +41,7 @@ class StepMemory:
     activations: dict[str, int]  # module -> saved from forward to backward
     losses: dict[str, LossMemory]
     timeline: tuple[list[int], list[int]] = field(repr=False)  # events, bytes
+    phases: list[tuple[int, str]] = field(repr=False)  # event with which each begins
     resident: int | None = None  # rise of the process's resident peak over the step's start
     allocator: dict[str, int] = field(default_factory=dict)  # a caching allocator's own figures
 
@@ -59,6 +60,7 @@ class StepMemory:
                 "at_peak": Peak(**tree["at_peak"]),
                 "losses": {name: LossMemory(**loss) for name, loss in tree["losses"].items()},
                 "timeline": tuple(tree["timeline"]),
+                "phases": [(event, phase) for event, phase in tree["phases"]],
             }
         )
 
@@ -95,7 +97,21 @@ def summarise(tracker: Tracker, start: int, device: str) -> StepMemory:
         ),
         losses=_losses(blocks, forward_end, tracker.time),
         timeline=_thinned(curve[max(start - 1, 0) :]),
+        phases=_phases(blocks, start),
     )
+
+
+def _phases(blocks: Sequence[Block], start: int) -> list[tuple[int, str]]:
+    """The step's forward and backward passes and its optimizer, clipping among it."""
+    phases: list[tuple[int, str]] = []
+    for block in blocks:
+        if block.birth >= start and block.phase in ("forward", "backward", "optimizer"):
+            phase = block.phase
+            if phase == "optimizer" and phases[-2:-1] and phases[-1][1] == "forward":
+                phases[-1] = (phases[-1][0], phase)  # the norm of the gradients
+            if not phases or phases[-1][1] != phase:
+                phases.append((block.birth - max(start - 1, 0), phase))
+    return phases
 
 
 def _sums(blocks: Sequence[Block], time: int, key: Callable[[Block], str | None]) -> dict[str, int]:

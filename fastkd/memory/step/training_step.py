@@ -1,10 +1,11 @@
 """A training step of a configuration, on its own: models, objective, optimizer, no corpus."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastkd.config.tree import Config, ModelConfig
 from fastkd.data.batches import Batch
@@ -32,6 +33,7 @@ class TrainingStep:
     ) -> None:
         torch.manual_seed(config.training.seed)
         self.config = config
+        self.vocabulary = vocabulary
         self.device = device
         with device:
             self.model = build_model(config.model, vocabulary)
@@ -40,6 +42,11 @@ class TrainingStep:
         self.objective.begin(self.model)
         self.teacher = taught[0] if taught and self.objective.teacher else None
         self.updater = Updater(config.training, self.model, self.objective, device)
+
+    def of(self, update: Update) -> "OneUpdate":
+        """What makes `update` each time it is called, of random ids."""
+        pieces = update.pieces(self.config.training.accumulation, self.vocabulary)
+        return OneUpdate(self, update, [piece.to(self.device) for piece in pieces])
 
     def __call__(self, update: Update, pieces: Sequence[Batch]) -> Made:
         """One update, cut into `pieces`."""
@@ -59,6 +66,27 @@ class TrainingStep:
         tracker.hold((t for t in state if isinstance(t, Tensor)), "optimizer")
         if updater.average is not None:
             tracker.hold(updater.average.tensors().values(), "moving average")
+
+
+@dataclass(frozen=True, eq=False)
+class OneUpdate:
+    """A step and what it is called with."""
+
+    step: TrainingStep
+    update: Update
+    pieces: list[Batch]
+
+    def __call__(self) -> Made:
+        return self.step(self.update, self.pieces)
+
+    def modules(self) -> dict[str, nn.Module]:
+        return self.step.updater.modules()
+
+    def label(self, tracker: Tracker) -> None:
+        """Tells `tracker` what the tensors are that outlive a step."""
+        self.step.label(tracker)
+        tensors = (value for piece in self.pieces for value in vars(piece).values())
+        tracker.hold((value for value in tensors if isinstance(value, Tensor)), "batch")
 
 
 def teacher_config(config: Config) -> ModelConfig | None:

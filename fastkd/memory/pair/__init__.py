@@ -1,0 +1,1 @@
+"""The memory of a training step of Transformers models, in whatever trainer."""

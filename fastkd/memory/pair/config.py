@@ -1,0 +1,108 @@
+"""A Transformers pair as `fastkd memory` is told of it: a YAML file, or a model's folder."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from fastkd.config.load import find_config, overridden, read_tree, validate_as
+from fastkd.config.losses import CrossEntropy, LossConfig, WordKD
+from fastkd.config.types import STRICT, AboveZero, Flag, PathText, Positive, Size
+from fastkd.errors import InputError
+from fastkd.memory.pair.pair import MakesModel, Pair
+
+_FILE = "config.json"  # of a Transformers model's folder
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class LoraConfig:
+    """Adapters of the student, as PEFT adds them."""
+
+    rank: Size = 8
+    modules: tuple[str, ...] = ("q_proj", "v_proj")  # names or ends of names of what they adapt
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class PairConfig:
+    """A student, its teacher and a batch; see `fastkd.memory.Pair`."""
+
+    student: PathText  # folder with config.json, or such a file
+    teacher: PathText | None = None
+    losses: tuple[LossConfig, ...] | None = None  # default: cross-entropy, with a teacher word KD
+    batch: Positive = 8
+    length: Positive = 128
+    target_length: Positive | None = None
+    accumulation: Positive = 1
+    precision: Literal["float32", "bfloat16"] = "float32"
+    optim: str = "adamw_torch"
+    clip: AboveZero = 1.0
+    backend: Literal["auto", "reference", "torch", "triton"] = "auto"
+    gradient_checkpointing: Flag = False
+    lora: LoraConfig | None = None
+
+    def pair(self) -> Pair:
+        """Raises InputError for a model that Transformers does not know."""
+        usual = [CrossEntropy(weight=0.5), WordKD(weight=0.5)] if self.teacher else [CrossEntropy()]
+        return Pair(
+            _maker("student", self.student, self.gradient_checkpointing, self.lora),
+            self.losses or usual,
+            _maker("teacher", self.teacher) if self.teacher else None,
+            **{name: getattr(self, name) for name in _SAME},
+            optimizer=self.optim,
+        )
+
+
+_SAME = ["batch", "length", "target_length", "accumulation", "precision", "clip", "backend"]
+
+
+def pair_config(path: str, overrides: Sequence[str]) -> PairConfig | None:
+    """What `path` describes: a student's folder or `config.json`, or YAML with a key `student`.
+
+    None where it is another file, or none.
+    """
+    if Path(path).suffix == ".json" or (Path(path) / _FILE).is_file():
+        tree: dict[str, Any] = {"student": path}
+    elif "student" not in (tree := read_tree(find_config(path))):
+        return None
+    return validate_as(PairConfig, overridden(tree, overrides), path)
+
+
+def _maker(
+    key: str, path: str, checkpointing: bool = False, lora: LoraConfig | None = None
+) -> MakesModel:
+    import transformers
+
+    file = Path(path) / _FILE if Path(path).is_dir() else Path(path)
+    try:
+        settings = json.loads(file.read_text())
+        config = transformers.AutoConfig.for_model(**settings)
+    except OSError as error:
+        raise InputError(f"{key}: {file}: cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{key}: {file}: no configuration of Transformers: {error}") from None
+    seq2seq = config.is_encoder_decoder
+    auto: Any = transformers.AutoModelForSeq2SeqLM if seq2seq else transformers.AutoModelForCausalLM
+
+    def make() -> nn.Module:
+        model = auto.from_config(config)
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        return _adapted(model, lora) if lora else model
+
+    return make
+
+
+def _adapted(model: nn.Module, lora: LoraConfig) -> nn.Module:
+    try:
+        import peft
+    except ImportError:
+        raise InputError("lora: needs PEFT; expected: pip install peft") from None
+    settings = peft.LoraConfig(r=lora.rank, target_modules=list(lora.modules))
+    try:
+        adapted: nn.Module = peft.get_peft_model(model, settings)
+    except ValueError as error:
+        raise InputError(f"lora.modules: {error}") from None
+    return adapted

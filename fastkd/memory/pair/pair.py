@@ -1,0 +1,197 @@
+"""`fastkd.memory.Pair`: a student, its teacher and its losses, and what a step of them takes."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fastkd import watching
+from fastkd.errors import InputError
+from fastkd.memory.step import cuda_formulas
+from fastkd.memory.step.fit import needed
+from fastkd.memory.step.measure import measured, record_step
+from fastkd.memory.step.predict import AS_ON_CPU, AS_ON_CUDA, without_data
+from fastkd.memory.step.predictor import Predictor
+from fastkd.memory.step.report import StepMemory
+from fastkd.memory.step.search import largest
+
+if TYPE_CHECKING:
+    from fastkd.memory.pair.step import MakesOptimizer, PairStep
+
+MakesModel = Callable[[], nn.Module]
+_SEED = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A training step of Transformers models, whoever's trainer makes it.
+
+        pair = fastkd.memory.Pair(make_student, losses, make_teacher, batch=16, length=128)
+        print(pair.predicted("cuda").peak, pair.largest(24 * 2**30))
+
+    student, teacher: functions that make the models, as a Trainer's `model_init`; whatever they
+        set holds: gradient checkpointing, PEFT's adapters, a dtype
+    losses: of `fastkd.losses`, or mappings of their keys, as `Distillation` takes them
+    batch: sentences; `accumulation` such batches make an update
+    length, target_length: pieces of every sentence on both sides; None: as the other
+    precision: "float32", or "bfloat16" for autocast
+    optimizer: makes one of parameters, such as `torch.optim.Adam`; or its name, as Transformers'
+        `TrainingArguments.optim` has it: "adamw_torch", "adamw_8bit", "adafactor"
+
+    Sizes are bytes. A step is forward and backward of each batch, the gradient's norm clipped at
+    `clip`, the optimizer, and gradients set to None; weights are what the functions leave, and ids
+    are random. A prediction runs the step on tensors without data, for which neither the models'
+    memory nor their time is needed.
+    """
+
+    student: MakesModel
+    losses: Sequence[Any]
+    teacher: MakesModel | None = None
+    batch: int = 8
+    length: int = 128
+    target_length: int | None = None
+    accumulation: int = 1
+    precision: str = "float32"
+    optimizer: "MakesOptimizer | str" = "adamw_torch"
+    clip: float = 1.0
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "length", "accumulation"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: expected at least 1, not {getattr(self, name)}")
+        if self.precision not in ("float32", "bfloat16"):
+            raise InputError(f"precision: expected float32 or bfloat16, not {self.precision!r}")
+
+    def measured(
+        self, device: str | torch.device = "cpu", snapshot: Path | None = None
+    ) -> StepMemory:
+        """The step in earnest: its tensors, and what the system or the allocator say of it.
+
+        snapshot: CUDA: a file for PyTorch's memory viewer
+        """
+        device = torch.device(device)
+        torch.manual_seed(_SEED)
+        step = self._step(device)
+        return measured(step, step.modules(), device, snapshot)
+
+    def predicted(self, device: str = "cpu", limit: int | None = None) -> StepMemory:
+        """The step on "cpu" or "cuda", of which CUDA's own figures are by formula.
+
+        limit: bytes that PyTorch's allocator may reserve; where they are too few, its figures are
+            those without a limit
+
+        What the models read is taken to be what models of their kind read as a rule; measuring
+        compares it with their own losses.
+        """
+        if device not in ("cpu", "cuda"):
+            raise InputError(f"device: expected cpu or cuda, not {device!r}")
+        if device == "cpu":
+            with watching.pretending(AS_ON_CPU):
+                return self._run(Predictor)[0]
+        backend = cuda_formulas.best_backend() if self.backend == "auto" else self.backend
+        with watching.pretending(AS_ON_CUDA):
+            asked = dataclasses.replace(self, backend=backend)
+            memory, tracker = asked._run(cuda_formulas.CudaPredictor)
+        figures = cuda_formulas.replay(tracker.blocks, limit)
+        return dataclasses.replace(memory, device="cuda", allocator=figures)
+
+    def largest(
+        self,
+        capacity: int,
+        device: str = "cuda",
+        known: Mapping[int, int] | None = None,
+        progress: Callable[[int], object] = lambda done: None,
+    ) -> int | None:
+        """The largest batch that is predicted to fit into `capacity` bytes; None: not even 1.
+
+        known: what some batches need, as far as it is known
+        progress: called with 1 after each predicted step
+        """
+        limit = capacity - cuda_formulas.CONTEXT if device == "cuda" else None
+
+        def taken(batch: int) -> float:
+            if known and known.get(batch, capacity + 1) <= capacity:
+                return known[batch]
+            memory = dataclasses.replace(self, batch=batch).predicted(device, limit)
+            progress(1)
+            return needed(memory)
+
+        return largest(taken, 1, self.batch, capacity, 0.01)
+
+    def _run(self, predictor: type[Predictor]) -> tuple[StepMemory, Predictor]:
+        torch.manual_seed(_SEED)
+        with without_data() as mode:
+            step = self._step(torch.device("cpu"), mode)
+            tracker = predictor(mode, step.modules())
+            return record_step(tracker, step), tracker
+
+    def _step(self, device: torch.device, mode: FakeTensorMode | None = None) -> "PairStep":
+        """On `device`, or without data, but as if it were there."""
+        from fastkd.integrations.distillation import Distillation
+        from fastkd.memory.pair.step import PairStep
+
+        with device if mode is None else torch.device("meta"):
+            student = self.student()
+            teacher = self.teacher() if self.teacher is not None else None
+            distillation = Distillation(student, self.losses, teacher, backend=self.backend)
+        for module in filter(None, (student, teacher, distillation)):
+            if mode is None:
+                module.to(device)  # functions may make them elsewhere all the same
+            else:
+                _pretend_on(device, module, mode)
+        batches = [self._batch(student, teacher, device) for _ in range(self.accumulation)]
+        return PairStep(distillation, self._optimizer(), batches, self.precision, self.clip)
+
+    def _batch(
+        self, student: nn.Module, teacher: nn.Module | None, device: torch.device
+    ) -> dict[str, Tensor]:
+        models = [student] if teacher is None else [student, teacher]
+        size = min(int(_text(model).vocab_size) for model in models)
+        lengths = (self.length, self.target_length or self.length)
+        source, target = (torch.randint(size, (self.batch, n), device=device) for n in lengths)
+        mask = torch.ones_like(source)
+        if not student.config.is_encoder_decoder:  # type: ignore[union-attr]
+            target = source
+        return {"input_ids": source, "attention_mask": mask, "labels": target}
+
+    def _optimizer(self) -> "MakesOptimizer":
+        if callable(self.optimizer):
+            return self.optimizer
+        from transformers import Trainer, TrainingArguments
+
+        try:
+            arguments = TrainingArguments(optim=self.optimizer, report_to=[], use_cpu=True)
+            made, settings = Trainer.get_optimizer_cls_and_kwargs(arguments)
+        except (ImportError, RuntimeError, ValueError) as error:
+            raise InputError(f"optim: {str(error).splitlines()[0]}") from None
+        return lambda parameters: made(parameters, **settings)
+
+
+def _text(model: nn.Module) -> Any:
+    """The configuration that has the vocabulary."""
+    config: Any = model.config
+    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+
+
+def _pretend_on(device: torch.device, model: nn.Module, mode: FakeTensorMode) -> None:
+    """Puts tensors without data, but on `device`, in place of those of `model`."""
+    made: dict[Tensor, Tensor] = {}  # those that several modules share stay shared
+
+    def shaped(tensor: Tensor) -> Tensor:
+        if tensor not in made:
+            known: Any = mode.fake_tensor_converter
+            fake = known.from_meta_and_device(mode, tensor.detach().to("meta"), device)
+            parameter = isinstance(tensor, nn.Parameter)
+            made[tensor] = nn.Parameter(fake, tensor.requires_grad) if parameter else fake
+        return made[tensor]
+
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            held: dict[str, Any] = tensors
+            held.update({name: shaped(t) for name, t in held.items() if t is not None})
