@@ -9,6 +9,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from fastkd.memory.step.report import StepMemory
 
@@ -35,16 +36,12 @@ def timeline(columns: Sequence[tuple[str, StepMemory]], title: str) -> Figure:
         axis.set(title=f"{title}, {name}", ylabel="MiB", ylim=(0, None), xlim=(0, moments[-1]))
         axis.grid(alpha=0.3)
     axes[-1, 0].set_xlabel("tensors made and freed")
-    handles = {text: patch for axis in figure.axes for patch, text in _named(axis)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
+    shades = [Patch(color=shade, alpha=0.2, label=phase) for phase, shade in _SHADES.items()]
+    figure.legend(handles=shades, loc="outside lower center", ncols=len(shades))
     return figure
 
 
 def _mark_phases(axis: Axes, phases: Sequence[tuple[int, str]], end: int) -> None:
     ends = [moment for moment, _ in phases[1:]] + [end]
     for (begin, phase), stop in zip(phases, ends, strict=True):
-        axis.axvspan(begin, stop, color=_SHADES[phase], alpha=0.2, linewidth=0, label=phase)
-
-
-def _named(axis: Axes) -> list[tuple[object, str]]:
-    return list(zip(*axis.get_legend_handles_labels(), strict=True))
+        axis.axvspan(begin, stop, color=_SHADES[phase], alpha=0.2, linewidth=0)

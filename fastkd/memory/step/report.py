@@ -111,6 +111,8 @@ def _phases(blocks: Sequence[Block], start: int) -> list[tuple[int, str]]:
                 phases[-1] = (phases[-1][0], phase)  # the norm of the gradients
             if not phases or phases[-1][1] != phase:
                 phases.append((block.birth - max(start - 1, 0), phase))
+    if len(phases) > 1 and phases[-1][1] == "forward":  # optimizers that PyTorch's hooks miss
+        phases[-1] = (phases[-1][0], "optimizer")
     return phases
 
 
