@@ -64,8 +64,7 @@ def presume(model: LanguageModel, inputs: Inputs) -> None:
     model.shifts = _is_causal(model)
     model.head.presume(read)
     with torch.no_grad():
-        routed = getattr(model.model(**read), "aux_loss", None) is not None
-    model.router = _coefficient(model) if routed else 0.0
+        model.routed = bool(router_losses(model.model, model.model(**read)))
 
 
 def _nearest(

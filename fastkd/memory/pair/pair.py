@@ -139,12 +139,13 @@ class Pair:
         with device if mode is None else torch.device("meta"):
             student = self.student()
             teacher = self.teacher() if self.teacher is not None else None
-            distillation = Distillation(student, self.losses, teacher, backend=self.backend)
-        for module in filter(None, (student, teacher, distillation)):
+        for model in filter(None, (student, teacher)):
             if mode is None:
-                module.to(device)  # functions may make them elsewhere all the same
+                model.to(device)  # functions may make them elsewhere all the same
             else:
-                _pretend_on(device, module, mode)
+                _pretend_on(device, model, mode)
+        with device if mode is None else mode:
+            distillation = Distillation(student, self.losses, teacher, backend=self.backend)
         batches = [self._batch(student, teacher, device) for _ in range(self.accumulation)]
         return PairStep(distillation, self._optimizer(), batches, self.precision, self.clip)
 
