@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
+from torch.utils.data import get_worker_info
 
 from fastkd.config.losses import A2D, CrossEntropy, HiddenStates, LossConfig, TieKD, WordKD
 from fastkd.errors import InputError
@@ -31,6 +32,7 @@ from fastkd.integrations.passes import Call, ModelPass
 from fastkd.integrations.routers import RouterLoss, router_losses
 from fastkd.integrations.sharded import is_sharded
 from fastkd.integrations.transformers import ModelTaps
+from fastkd.integrations.vocabularies import common_vocabulary
 from fastkd.modules import AlignToDistill
 from fastkd.terms.alignment import AlignmentTerm
 from fastkd.terms.hidden import HiddenTerm
@@ -54,6 +56,9 @@ class Distillation(nn.Module):
         their keys, `name` among them
     teacher: another such model, which is frozen. None where no loss needs one, or where batches
         hold `teacher_ids` and `teacher_log_probs` (B, T, K) beside their `labels` (B, T)
+    tokenizer: of both models. Where they have different numbers of logits, as Qwen's sizes do, the
+        ids that both have are compared, all of the tokenizer's among them; cross-entropy stays the
+        student's own
     rest: what becomes of the mass that those leave out, as in `SparseTeacher`
     verify: whether the student's own loss is compared with the cross-entropy of its states, for
         each new kind of batch (its keys and their ranks); where FSDP2 divides a model, so that
@@ -70,8 +75,7 @@ class Distillation(nn.Module):
     and, as they enter the output projection, at the predicted labels. Each is divided by its count
     in the whole update, so none depends on how an update is cut into batches and processes. Logits
     are never held: the losses take last hidden states, output projection, and the scale and offset
-    that the model
-    gives its logits.
+    that the model gives its logits.
 
     Raises InputError for losses that do not fit the models or each other.
     """
@@ -85,11 +89,14 @@ class Distillation(nn.Module):
         rest: str = "renormalize",
         backend: str = "auto",
         verify: bool = True,
+        tokenizer: Any = None,
     ) -> None:
         super().__init__()
         self.losses = _losses_of(losses)
         self.rest = rest
         self.verify = verify
+        self._tokenizer = (tokenizer,)  # in a tuple, as it may call itself a module
+        self._vocabulary: tuple[tuple[int, int], int | None] | None = None
         self._met: set[Kind] = set()
         self._own_start: dict[Kind, bool] = {}
         # A tuple keeps the models' parameters out of this module's own.
@@ -128,7 +135,15 @@ class Distillation(nn.Module):
         return self._models[1].model if self._models[1] else None
 
     def counts(self, batches: Iterable[Inputs]) -> Tensor:
-        """(5,): sizes of this process's batches of an update, to be summed over processes."""
+        """(5,): sizes of this process's batches of an update, to be summed over processes.
+
+        Not for a loader's workers, which have copies of the models: passes of new kinds of batches
+        judge them.
+        """
+        if get_worker_info() is not None:
+            raise InputError(
+                "counts: called in a worker of a DataLoader; expected the process that trains"
+            )
         rows = []
         for batch in batches:
             self._meet(batch)
@@ -169,9 +184,11 @@ class Distillation(nn.Module):
             elif self._listing:
                 taught = self._listed(inputs)
             target = student.predicted(call.labels)
+            vocabulary = None if teacher is None else self._compared(student, teacher)
 
             def losses(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Distilled:
-                passes = Passes(call.passed(output, within=True), taught, target, IGNORED)
+                ours = call.passed(output, within=True)
+                passes = Passes(ours, taught, target, IGNORED, vocabulary=vocabulary)
                 terms = self._terms(passes, divisors)
                 if student.routed:
                     routers = router_losses(student.model, output)
@@ -212,6 +229,13 @@ class Distillation(nn.Module):
                     f"not {teacher.name}"
                 )
         self._met.add(kind)
+
+    def _compared(self, student: LanguageModel, teacher: LanguageModel) -> int | None:
+        """Asked again where embeddings were resized."""
+        sizes = (student.head.vocabulary, teacher.head.vocabulary)
+        if self._vocabulary is None or self._vocabulary[0] != sizes:
+            self._vocabulary = sizes, common_vocabulary(student, teacher, self._tokenizer[0])
+        return self._vocabulary[1]
 
     def _judges_alone(self) -> bool:
         """Whether this process may make passes that others, with other batches, do not."""

@@ -120,6 +120,7 @@ class LanguageModel:
         if hidden.shape[:-1] != labels.shape:
             raise InputError(
                 f"{self.name}: {tuple(hidden.shape[:-1])} states for labels "
-                f"{tuple(labels.shape)}; expected one state a label"
+                f"{tuple(labels.shape)}; expected one state a label, as LoRA and prefix tuning "
+                "leave them, and not prompt tuning"
             )
         return hidden

@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import DynamoBackend
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import Seq2SeqTrainer, Trainer
+from transformers import PreTrainedTokenizerBase, Seq2SeqTrainer, Trainer
 
 from fastkd.errors import InputError
 from fastkd.integrations.compiled import compile_layers
@@ -75,7 +75,10 @@ class DistillationMixin(_Trainer):
     def _distilling(
         self, student: nn.Module, losses: Sequence[Any], teacher: nn.Module | None
     ) -> Distillation:
-        made = Distillation(student, losses, teacher, **self._distilled_by)
+        tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            tokenizer = None
+        made = Distillation(student, losses, teacher, **self._distilled_by, tokenizer=tokenizer)
         if self.args.torch_compile:
             self._compile(student)
         return made.to(self.args.device)

@@ -1,7 +1,7 @@
 """What losses are computed of: one pass of the student, one of the teacher, whoever's models."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
 
 import torch
@@ -105,12 +105,14 @@ class Passes:
 
     target: (*,) the ids to be predicted; `ignored` where there is none
     taught: what the teacher makes of it, where there is one
+    vocabulary: the ids below it are compared, where one model has more than the other
     """
 
     student: Pass
     taught: Pass | SparseTeacher | None
     target: Tensor
     ignored: int
+    vocabulary: int | None = field(default=None, kw_only=True)
 
     @property
     def teacher(self) -> Pass:
@@ -128,6 +130,7 @@ class Passes:
             "teacher_weight": projection.weight,
             "teacher_bias": projection.bias,
             "teacher_soft_cap": projection.soft_cap,
+            "vocabulary": self.vocabulary,
         }
 
     def again(self, prediction: Tensor) -> "Passes":
@@ -135,7 +138,7 @@ class Passes:
         with torch.no_grad():
             taught = self.teacher.again(prediction)
         student = self.student.again(prediction)
-        return Passes(student, taught, self.target, self.ignored)
+        return replace(self, student=student, taught=taught)
 
 
 def unused(term: nn.Module) -> Weighted:

@@ -301,10 +301,6 @@ def test_batches_that_lack_something_are_refused():
 def test_models_of_other_shapes_are_refused():
     with pytest.raises(fastkd.InputError, match="encoder-decoder exactly where"):
         Distillation(build("llama"), [WordKD()], build("marian"))
-    wide = build("llama", vocab_size=VOCABULARY + 1)
-    student = build("llama")
-    with pytest.raises(fastkd.InputError, match="must share the vocabulary"):
-        Distillation(student, [WordKD()], wide)(student, labelled("llama"))
-    headless = transformers.AutoModel.from_config(student.config)
+    headless = transformers.AutoModel.from_config(build("llama").config)
     with pytest.raises(fastkd.InputError, match="output embeddings"):
         Distillation(headless, [PLAIN])
