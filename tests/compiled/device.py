@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import fastkd_kernels
 import torch
 from fastkd_kernels import common
+from fastkd_kernels.attention.query_key.alignment import planned
 
 
 def prepare() -> None:
@@ -30,17 +31,33 @@ def scratch_of(amount: int) -> Iterator[None]:
     def scratch_bytes(device: torch.device) -> int:
         return amount
 
+    with _in_place_of("scratch_bytes", scratch_bytes):
+        yield
+
+
+@contextlib.contextmanager
+def slots_of(programs: int) -> Iterator[None]:
+    """So many programs with a weight gradient of their own: few walk several rows each."""
+    with _in_place_of("SLOTS", programs):
+        yield
+
+
+@contextlib.contextmanager
+def _in_place_of(name: str, value: object) -> Iterator[None]:
+    """Another value of what modules of fastkd_kernels know by a name, and no plan made before."""
     kept = [
-        (module, module.scratch_bytes)
-        for name, module in sys.modules.items()
-        if name.startswith(fastkd_kernels.__name__) and hasattr(module, "scratch_bytes")
+        (module, vars(module)[name])
+        for path, module in sys.modules.items()
+        if path.startswith(fastkd_kernels.__name__) and name in vars(module)
     ]
     if not kept:
-        raise RuntimeError("no module of fastkd_kernels has a scratch_bytes")
+        raise RuntimeError(f"no module of fastkd_kernels has a {name}")
     for module, _ in kept:
-        vars(module)["scratch_bytes"] = scratch_bytes
+        vars(module)[name] = value
+    planned.cache_clear()
     try:
         yield
     finally:
-        for module, function in kept:
-            vars(module)["scratch_bytes"] = function
+        for module, before in kept:
+            vars(module)[name] = before
+        planned.cache_clear()

@@ -9,7 +9,7 @@ named as one that no call reaches.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from fastkd_kernels import offline
@@ -125,6 +125,7 @@ class Space:
             yield tuple((first | chosen).values())
 
 
+@cache
 def draw(family: str) -> tuple[list[tuple[object, ...]], list[Entry]]:
     """(points whose calls reach every entry that any does, entries that none reaches)"""
     calls, points, lost = Space(family), [], []

@@ -152,9 +152,12 @@ def mixing() -> Iterator:
                     if keys == config.EDGES[-1]:  # rows of more blocks than one
                         lengths[True] = (False,) if not one and tile.teachers > 16 else holds
 
-                    def chosen_tile(long, of_scratch, keys=keys, teachers=teachers, chosen=chosen):
+                    def chosen_tile(
+                        long, of_scratch, held, keys=keys, teachers=teachers, chosen=chosen
+                    ):
                         length = config.EDGES[-1] + 1 if long else keys
-                        return config.mix_tile(length, teachers, chosen, of_scratch)
+                        heads = teachers if held else teachers + 1
+                        return config.mix_tile(length, heads, chosen, of_scratch)
 
                     yield from _mixing(
                         label, (scratch, f"*{name}"), chosen_tile, lengths, constants
@@ -170,9 +173,10 @@ def _mixing(label, pointers_of, tile, lengths: dict[bool, tuple[bool, ...]], con
         constants = constants | {"SCRATCH": not to_maps}
         ending = f"{label}{' maps' * to_maps}"
         for long in lengths:
-            launch = tile(long, not to_maps).launch
-            name = f"{ending}{' long' * long}"
-            yield _case(mix_statistics_fwd, name, sums, launch, **constants)
+            launches = {tile(long, not to_maps, one).launch: one for one in lengths[long][::-1]}
+            for launch, one in launches.items():
+                name = f"{ending}{' long' * long}{' many' * (not one)}"
+                yield _case(mix_statistics_fwd, name, sums, launch, **constants)
         for kind in ("map", "row", "mixture"):
             for long in (False,) if to_maps else lengths:
                 known = kind == "map" or (kind == "row" and (long or to_maps))
@@ -188,7 +192,7 @@ def _mixing(label, pointers_of, tile, lengths: dict[bool, tuple[bool, ...]], con
                         mix_gradient_bwd,
                         f"{ending} {kind}{' long' * long}{' many' * (not one)}",
                         pointers,
-                        tile(long, not to_maps).launch,
+                        tile(long, not to_maps, one).launch,
                         MIXTURE=kind == "mixture",
                         TO_MAPS=to_maps,
                         LONG=long,

@@ -121,7 +121,8 @@ def mix_tile(keys: int, teachers: int, precision: Precision, scratch: bool = Tru
         return MixTile(HEADS, 16, block_k, Launch(block_k // 8, fp_fusion=False))
     block_j = 16 if teachers <= 16 else 32
     alone = block_j == 16 and keys <= block_k and scratch
-    return MixTile(HEADS, block_j, block_k, Launch(1 if alone else block_j // 8))
+    crowded = teachers > block_j and keys > block_k  # 8 bytes of stack on sm_80 with 4 warps
+    return MixTile(HEADS, block_j, block_k, Launch(1 if alone else 8 if crowded else block_j // 8))
 
 
 @dataclass(frozen=True)

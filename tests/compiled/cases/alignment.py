@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.compiled.cases import plain
 from tests.compiled.cases.case import DTYPES, INF, Case, Prepared
-from tests.compiled.device import scratch_of
+from tests.compiled.device import scratch_of, slots_of
 from tests.kernels import attention_compare as compare
 
 NORMALIZATIONS = ("map", "row", "mixture")
@@ -155,6 +155,25 @@ def _from_maps(form: str, dtype: torch.dtype) -> Iterator[Made]:
         yield f"{form} from maps{'' if weighted else ' pairs'}", maps, options
 
 
+def _rows_together(form: str, dtype: torch.dtype) -> Iterator[Made]:
+    """Calls of more rows than there are slots: a program walks several, and sums over them."""
+    lengths = {"query_lengths": torch.tensor([9, 5]), "key_lengths": torch.tensor([7, 9])}
+    short = {"students": 2, "teachers": 3, "queries": 9, "dtype": dtype}
+    yield (
+        f"{form} rows together",
+        lambda: compare.attention(**short),
+        {"causal": True, "reduction": "none"} | lengths,
+    )
+    yield f"{form} from maps, rows together", lambda: compare.maps(**short), lengths
+    yield (
+        f"{form} long rows together",
+        lambda: compare.attention(
+            batch=1, students=2, teachers=17, queries=6, keys=70, dtype=dtype
+        ),
+        {"query_lengths": torch.tensor([5])},
+    )
+
+
 # Of every test run: each kernel in some type, short rows and long.
 QUICK = {
     "row exclude causal gqa bf16",
@@ -172,6 +191,9 @@ def cases() -> Iterator[Case]:
             for made in (_weighted, _pairs, _sharp, _from_maps):
                 for label, inputs, options in made(form, dtype):
                     yield _case(label, name, inputs, options | {"normalization": form})
+            for label, inputs, options in _rows_together(form, dtype):
+                options |= {"normalization": form}
+                yield _case(label, name, inputs, options, lambda: slots_of(2))
             shape = {"batch": 1, "students": 2, "teachers": 2, "group": 2}
 
             def inputs(dtype: torch.dtype = dtype, shape: dict[str, int] = shape) -> Inputs:
