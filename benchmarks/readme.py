@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from benchmarks import demo
 from benchmarks.translation.pages import by_passes, in_short, known, tables
 from fastkd.bench.record import latest, read
 from fastkd.bench.section import Results, full, short
@@ -59,6 +60,7 @@ def pages() -> dict[Path, str]:
         "wmt22-de-dsb-gap": in_short(gap, found, (*GAP, largest)),
         "multi30k": in_short(*plans["multi30k"]),
         "multi30k-passes": by_passes((RESULTS / "multi30k-passes.txt").read_text(encoding="utf-8")),
+        "demo": demo.body(),
         "benchmarks": short(losses, picture, DETAILS),
     }
     return {

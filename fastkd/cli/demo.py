@@ -18,7 +18,7 @@ def command(out: Path, nar: bool) -> None:
     """Train a teacher and students by each method on an invented language pair; show a table.
 
     With --nar: a masked model at one pass and at four, and DiMS at one, beside the teacher.
-    Takes about five minutes on two cores. Started again, it goes on where it was.
+    Takes a few minutes on two cores, and tells first how many here. Started again, it goes on.
     """
 
     def say(text: str) -> None:

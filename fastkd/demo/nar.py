@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from fastkd.demo.run import trained, write_demo_corpus
+from fastkd.demo.run import tell_estimate, trained, write_demo_corpus
 from fastkd.demo.table import Row, measure, show
 from fastkd.plots import plot_learning_curves
 from fastkd.runs.folder import RunFolder
@@ -18,6 +18,7 @@ def run_nar_demo(folder: Path, say: Callable[[str], None]) -> list[Row]:
     `nar_learning_curves.png`; goes on where it was.
     """
     write_demo_corpus(folder, say)
+    tell_estimate(folder, TITLES, say)
     runs: dict[str, RunFolder] = {}
     for recipe, title in TITLES.items():
         run = trained(folder, recipe, title, say)

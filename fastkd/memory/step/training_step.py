@@ -48,11 +48,11 @@ class TrainingStep:
         pieces = update.pieces(self.config.training.accumulation, self.vocabulary)
         return OneUpdate(self, update, [piece.to(self.device) for piece in pieces])
 
-    def __call__(self, update: Update, pieces: Sequence[Batch]) -> Made:
-        """One update, cut into `pieces`."""
-        counts = self.objective.counts(update.corpus, np.arange(update.sentences), update=1)
-        numbered = [Piece.of(number, batch) for number, batch in enumerate(pieces)]
-        return self.updater(1, numbered, counts, epoch=1, rate=self.updater.rate)
+    def __call__(self, update: Update, pieces: Sequence[Batch], number: int = 1) -> Made:
+        """One update, cut into `pieces`, as the one of this number."""
+        counts = self.objective.counts(update.corpus, np.arange(update.sentences), number)
+        numbered = [Piece.of(place, batch) for place, batch in enumerate(pieces)]
+        return self.updater(number, numbered, counts, epoch=1, rate=self.updater.rate)
 
     def label(self, tracker: Tracker) -> None:
         """Tells `tracker` what the tensors are that outlive a step."""
@@ -76,8 +76,8 @@ class OneUpdate:
     update: Update
     pieces: list[Batch]
 
-    def __call__(self) -> Made:
-        return self.step(self.update, self.pieces)
+    def __call__(self, number: int = 1) -> Made:
+        return self.step(self.update, self.pieces, number)
 
     def modules(self) -> dict[str, nn.Module]:
         return self.step.updater.modules()
