@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Partial
 
 from fastkd.errors import InputError
@@ -22,6 +22,29 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(module, FSDPModule) for module in model.modules()) or any(
         isinstance(parameter, DTensor) for parameter in model.parameters()
     )
+
+
+def divide_like(teacher: nn.Module, student: nn.Module) -> None:
+    """Divides a teacher over the processes that a student is divided over, unless it is already.
+
+    Its units are the layers that Transformers names as not to be split, and what is left of it,
+    each whole only while it computes.
+    """
+    if is_sharded(teacher):
+        return
+    root = next((group for module, group in _groups(student)), None)
+    if root is None:
+        raise InputError(f"{own_class(student).__name__}: expected a student that is divided")
+    settings: dict[str, Any] = {
+        "mesh": root.mesh_info.mesh,
+        "mp_policy": root.mp_policy,
+        "offload_policy": root.offload_policy,
+        "reshard_after_forward": True,
+    }
+    layers = set(getattr(teacher, "_no_split_modules", None) or ())
+    for module in [m for m in teacher.modules() if type(m).__name__ in layers]:
+        fully_shard(module, **settings)
+    fully_shard(teacher, **settings)
 
 
 def own_class(module: nn.Module) -> type:

@@ -20,6 +20,7 @@ from fastkd.errors import InputError
 from fastkd.integrations.compiled import compile_layers
 from fastkd.integrations.distillation import Distillation
 from fastkd.integrations.models import COLUMNS
+from fastkd.integrations.sharded import divide_like
 
 _ATTRIBUTE = "fastkd_distillation"  # of the student, while it trains
 _FILE = (
@@ -39,8 +40,9 @@ class DistillationMixin(_Trainer):
         them; a teacher that was placed by a device map, or is quantised, stays where it is
 
     What A2D learns is part of the student while it trains, so that it is optimized, clipped,
-    exchanged and resumed with it; saved models do not hold it. Components are logged beside the
-    loss. Evaluation is the Trainer's own, by the loss that the model itself computes.
+    exchanged and resumed with it; saved models do not hold it. FSDP2 divides the teacher too.
+    Components are logged beside the loss. Evaluation is the Trainer's own, by the loss that the
+    model itself computes.
 
     Raises InputError for settings under which the losses would not be what they say.
     """
@@ -64,7 +66,8 @@ class DistillationMixin(_Trainer):
         self._distilled_by: dict[str, Any] = {"rest": rest, "backend": backend, "verify": verify}
         assert self.model is not None
         self.distillation = self._distilling(self.model, losses, teacher)
-        if teacher is not None and not _is_placed(teacher):
+        # FSDP2 moves the parts of a teacher when it divides it.
+        if teacher is not None and not _is_placed(teacher) and not self.is_fsdp_enabled:
             teacher.to(self.args.device)
         if teacher is not None and self.args.torch_compile:
             self._compile(teacher)
@@ -111,12 +114,19 @@ class DistillationMixin(_Trainer):
         refused = {
             "label_smoothing_factor": self.args.label_smoothing_factor,
             "compute_loss_func": self.compute_loss_func,
-            "fsdp": self.is_fsdp_enabled,
-            "deepspeed": self.is_deepspeed_enabled,
         }
         for name, value in refused.items():
             if value:
                 raise InputError(f"{name}: expected none with fastkd's losses, not {value!r}")
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        if self.is_deepspeed_enabled or getattr(plugin, "fsdp_version", 2) != 2:
+            asked = "deepspeed" if plugin is None else "fsdp"
+            raise InputError(
+                f"{asked}: expected FSDP2 with fastkd's losses, as fsdp=True, "
+                "fsdp_config={'version': 2} ask for it"
+            )
+        if plugin is not None and self.args.torch_compile:
+            raise InputError("torch_compile: expected none where fsdp divides the student")
         if self.args.n_gpu > 1:
             raise InputError("several GPUs: expected one process each, as torchrun starts them")
 
@@ -143,10 +153,17 @@ class DistillationMixin(_Trainer):
 
     def get_batch_samples(self, *arguments: Any, **keywords: Any) -> tuple[list[Any], Any]:
         batches, _ = super().get_batch_samples(*arguments, **keywords)
+        self._divide_teacher()
         counts = self.distillation.counts(batches).to(self.args.device)
         self._update_counts = self.accelerator.reduce(counts, "sum")
         self._updates += 1
         return batches, self._update_counts[-1]  # labels
+
+    def _divide_teacher(self) -> None:
+        """As FSDP2 has divided the student by now."""
+        teacher = self.distillation.teacher
+        if self.is_fsdp_enabled and teacher is not None and not _is_placed(teacher):
+            divide_like(teacher, self.distillation.student)
 
     def training_step(self, *arguments: Any, **keywords: Any) -> Tensor:
         # Tells the Trainer that the loss is divided by counts, not to be divided again.
@@ -188,19 +205,36 @@ class DistillationMixin(_Trainer):
         super()._set_signature_columns_if_needed()
         self._signature_columns = list({*(self._signature_columns or ()), *COLUMNS})
 
+    def save_model(self, *arguments: Any, **keywords: Any) -> None:
+        # FSDP2's parts of what is learned are put together with those of the student.
+        with self._part_of_the_student(self.is_fsdp_enabled or hasattr(self.model, _ATTRIBUTE)):
+            super().save_model(*arguments, **keywords)
+
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
+        if state_dict is not None and self.is_fsdp_enabled:
+            learned, state_dict = _split(state_dict)
+        else:
+            learned = self.distillation.state_dict()
         with self._part_of_the_student(False):
             super()._save(output_dir, state_dict)
-        learned = self.distillation.state_dict()
         if learned and self.args.should_save:
             save_file(learned, Path(output_dir or str(self.args.output_dir)) / _FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *arguments: Any) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, *arguments)
+        if self.is_fsdp_enabled:
+            return  # what is learned has been loaded as a part of the student
         if (file := Path(resume_from_checkpoint) / _FILE).is_file():
             self.distillation.load_state_dict(load_file(file))
+
+
+def _split(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is learned beside the student, by its own names; and the student."""
+    prefix = f"{_ATTRIBUTE}."
+    learned = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+    return learned, {name: t for name, t in state.items() if not name.startswith(prefix)}
 
 
 def _is_placed(model: nn.Module) -> bool:

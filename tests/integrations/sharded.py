@@ -264,7 +264,11 @@ def main(folder, which):
     )
     line = init_device_mesh("cpu", (size,))
     alone = init_device_mesh("cpu", (size, 1), mesh_dim_names=("apart", "alone"))["alone"]
-    hybrid = None if size < 4 else init_device_mesh("cpu", (2, size // 2))
+    hybrid = (
+        None
+        if size < 4
+        else init_device_mesh("cpu", (2, size // 2), mesh_dim_names=("copies", "parts"))
+    )
     results = {}
     for case in cases(size, which):
         try:

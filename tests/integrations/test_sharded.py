@@ -2,12 +2,14 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 pytest.importorskip("transformers", minversion="5.1")
 pytest.importorskip("peft")
@@ -17,13 +19,22 @@ ROOT = Path(__file__).parents[2]
 BOUND = {"float32": 1e-4, "bfloat16": 8 * torch.finfo(torch.bfloat16).eps}
 
 
-def differences(folder, processes, which, timeout):
-    """By case and update, the largest relative difference from one process."""
-    command = [sys.executable, "-W", "ignore", "-m", "tests.integrations.sharded"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(processes)}
+def together(processes, module, *arguments, timeout):
+    """Runs a module of this folder in several processes."""
+    command = [sys.executable, "-W", "ignore", "-m", f"tests.integrations.{module}"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     started = [
         subprocess.Popen(
-            [*command, str(folder), which],
+            [*command, *arguments],
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             cwd=ROOT,
             stdout=subprocess.PIPE,
@@ -38,6 +49,11 @@ def differences(folder, processes, which, timeout):
         for process in started:
             process.kill()
     assert [process.returncode for process in started] == [0] * processes, told[0][-3000:]
+
+
+def differences(folder, processes, which, timeout):
+    """By case and update, the largest relative difference from one process."""
+    together(processes, "sharded", str(folder), which, timeout=timeout)
     return json.loads((folder / "found.json").read_text())
 
 
@@ -63,3 +79,30 @@ def test_two_processes_compute_what_one_does(tmp_path):
 @pytest.mark.parametrize("processes", [2, 4])
 def test_every_layout(tmp_path, processes):
     assert_equal_to_one(differences(tmp_path, processes, "all", 1500), 70)
+
+
+@pytest.mark.slow
+def test_transformers_trainer(tmp_path):
+    """Weights, what is learned beside them, logs, files, and going on from a checkpoint."""
+    pytest.importorskip("accelerate")
+    from tests.integrations.sharded_trainer import trainer
+
+    together(2, "sharded_trainer", str(tmp_path), timeout=400)
+    alone = trainer(tmp_path / "alone", 1)
+    before = {name: p.detach().clone() for name, p in alone.model.named_parameters()}
+    alone.train()
+    alone.save_model(str(tmp_path / "expected"))
+    for name in ("model.safetensors", "fastkd_distillation.safetensors"):
+        expected = load_file(tmp_path / "expected" / name)
+        for folder in ("saved", "resumed", "whole/checkpoint-4"):
+            found = load_file(tmp_path / folder / name)
+            assert found.keys() == expected.keys()
+            for key, tensor in expected.items():
+                torch.testing.assert_close(found[key], tensor, rtol=1e-3, atol=1e-4, msg=key)
+                if key in before:
+                    assert (tensor - before[key]).abs().max() > 1e-2
+    logs = torch.load(tmp_path / "log.pt", weights_only=False)
+    for log, told in zip(logs[:4], alone.state.log_history[:4], strict=True):
+        assert log.keys() == told.keys()
+        for key in log.keys() - {"step", "epoch", "learning_rate"}:
+            assert log[key] == pytest.approx(told[key], rel=1e-3, abs=1e-6), key
