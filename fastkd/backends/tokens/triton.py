@@ -36,10 +36,14 @@ def unavailable(call: TokenCall[Tensor] | TokenCall[Projected]) -> str | None:
     for name in _UNSERVED:
         if getattr(options, name) != getattr(_PLAIN, name):
             return f"the kernels do not take {name}; backend='torch' does"
-    if options.kd_weight and options.form != "kl":
-        return f"the kernels do not take divergence={options.form!r}; backend='torch' does"
-    if isinstance(call.teacher, SparseTeacher) and call.teacher.rest == "tail":
-        return "the kernels do not take rest='tail'; backend='torch' does"
+    if isinstance(call.teacher, SparseTeacher) and options.kd_weight:
+        if options.form != "kl":
+            return (
+                f"the kernels do not take divergence={options.form!r} of a list; "
+                "backend='torch' does"
+            )
+        if call.teacher.rest == "tail":
+            return "the kernels do not take rest='tail'; backend='torch' does"
     tensors = [call.student.hidden if isinstance(call.student, Projected) else call.student]
     if isinstance(call.teacher, Projected):
         tensors += [each for each in call.teacher if each is not None]
@@ -97,5 +101,13 @@ def _settings(
         options.label_smoothing,
         options.student_temperature,
         options.teacher_temperature,
-        teacher.rest if isinstance(teacher, SparseTeacher) else "drop",
+        _rest(teacher),
+        options.form,
+        options.skew,
     )
+
+
+def _rest(teacher: Tensor | Projected | SparseTeacher | None) -> str:
+    if not isinstance(teacher, SparseTeacher) or teacher.rest == "tail":
+        return "drop"  # a tail is nothing to the ranking
+    return teacher.rest

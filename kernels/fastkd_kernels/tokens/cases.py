@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import triton
 
 from fastkd_kernels.tokens.row.kernel import DENSE, LISTED, NO_TEACHER, token_losses_fwd
-from fastkd_kernels.tokens.settings import RESTS, listed_block, row_shape
+from fastkd_kernels.tokens.settings import FORMS, RESTS, listed_block, row_shape
 
 _VOCABULARIES = (1024, 32768)  # one for each block size; ranking has but one
 
@@ -24,6 +24,7 @@ def row_case(
     gradient: bool = True,
     masked: bool = True,
     rest: str = "drop",
+    form: str = "kl",
     listed: int = 64,
     representative: bool = False,
     step: object = 1,
@@ -35,7 +36,7 @@ def row_case(
     top_k = top_k if rank else 1
     has_list = teacher == LISTED.value
     sizes = ("student_outer", "student_inner", "teacher_outer", "teacher_inner")
-    floats = ("gain", "ce_weight", "kd_weight", "rank_weight", "smoothing")
+    floats = ("gain", "ce_weight", "kd_weight", "rank_weight", "smoothing", "beta")
     arguments = {
         **dict.fromkeys((*sizes, "listed", "scale_step", "inner", "vocabulary_units"), "i32"),
         **dict.fromkeys((*floats, "student_scale", "teacher_scale"), "fp32"),
@@ -56,6 +57,7 @@ def row_case(
         "HAS_CE": ce,
         "HAS_KD": kd,
         "HAS_RANK": rank,
+        "FORM": FORMS.index(form),
         "SMOOTH": ce and smooth,
         "TEMPERED": tempered,
         "TEACHER": teacher,
@@ -73,6 +75,7 @@ def row_case(
     flags = {
         f"k {top_k}": rank,
         f"{rest} {listed}": has_list,
+        form: form != "kl",
         "tempered": tempered,
         "not smoothed": ce and not smooth,
         "prediction": predict,
@@ -117,6 +120,15 @@ def offline_cases() -> Iterator:
         for rest in RESTS:
             yield row_case(vocabulary, teacher=listed, rest=rest, listed=16)
             yield row_case(vocabulary, teacher=listed, rest=rest, listed=512, tempered=True)
+    for form in FORMS[1:]:
+        for dtype in ("bf16", "fp32"):
+            yield row_case(
+                large, dtype, form=form, representative=form == "jsd" and dtype == "bf16"
+            )
+        for vocabulary in _VOCABULARIES:
+            yield row_case(vocabulary, ce=False, form=form, tempered=True)
+        yield row_case(large, form=form, rank=True, top_k=32, tempered=True, predict=True)
+        yield row_case(large, form=form, gradient=False)
     for ce, kd in ((False, False), (False, True), (True, False), (True, True)):
         for top_k in (1, 5, 32):
             yield row_case(large, ce=ce, kd=kd, rank=True, top_k=top_k)

@@ -9,6 +9,7 @@ from torch import Tensor
 from fastkd_kernels.common import stride_unit
 from fastkd_kernels.tokens.row.kernel import DENSE, LISTED, NO_TEACHER, token_losses_fwd
 from fastkd_kernels.tokens.settings import (
+    FORMS,
     RESTS,
     TokenSettings,
     listed_block,
@@ -129,10 +130,12 @@ def launch_rows(
         settings.label_smoothing,
         1 / student_temperature,
         1 / settings.teacher_temperature,
+        settings.beta,
         UNIT=unit,
         HAS_CE=settings.ce_weight != 0,
         HAS_KD=settings.kd_weight != 0,
         HAS_RANK=has_rank,
+        FORM=FORMS.index(settings.form) if settings.kd_weight else 0,
         SMOOTH=settings.ce_weight != 0 and settings.label_smoothing > 0,
         TEMPERED=student_temperature != 1,
         TEACHER=kind.value,

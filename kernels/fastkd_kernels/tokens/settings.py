@@ -8,6 +8,8 @@ import torch
 from fastkd_kernels.common import block_size
 
 RESTS = ("drop", "spread", "renormalize")
+# Of the divergence, in the order of row/divergence.py.
+FORMS = ("kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "tvd")
 LARGEST_TOP_K = 32
 
 
@@ -23,19 +25,20 @@ class TokenSettings:
     student_temperature: float
     teacher_temperature: float
     rest: str = "drop"
+    form: str = "kl"
+    beta: float = 0.0
 
     def packed(self) -> list[float]:
         """As the operators take it: numbers only."""
-        *numbers, rest = astuple(self)
-        return [*map(float, numbers), float(RESTS.index(rest))]
+        *numbers, rest, form, beta = astuple(self)
+        chosen = (RESTS.index(rest), FORMS.index(form), beta)
+        return [*map(float, numbers), *map(float, chosen)]
 
     @staticmethod
     def unpacked(numbers: list[float]) -> "TokenSettings":
-        *_, rest = numbers
-        ce, kd, rank, top_k, smoothing, student, teacher, _ = numbers
-        return TokenSettings(
-            ce, kd, rank, int(top_k), smoothing, student, teacher, RESTS[int(rest)]
-        )
+        ce, kd, rank, top_k, smoothing, student, teacher, rest, form, beta = numbers
+        names = RESTS[int(rest)], FORMS[int(form)]
+        return TokenSettings(ce, kd, rank, int(top_k), smoothing, student, teacher, *names, beta)
 
 
 def row_shape(vocabulary: int, ranked: bool, step: int, unit: int) -> tuple[int, int, int]:
@@ -65,8 +68,15 @@ def gradient_gain(settings: TokenSettings, dtype: torch.dtype) -> float:
         return 1.0
     steepest = (
         abs(settings.ce_weight)
-        + abs(settings.kd_weight) / settings.student_temperature
+        + abs(settings.kd_weight) * _steepness(settings) / settings.student_temperature
         + abs(settings.rank_weight) * settings.top_k / settings.student_temperature
     )
     exponent = math.floor(math.log2(8192 / max(steepest, 2**-20)))
     return 2.0 ** min(max(exponent, 0), 24)
+
+
+def _steepness(settings: TokenSettings) -> float:
+    """A bound of the divergence's gradient by a logit, but for reverse KL, which has none."""
+    if settings.form == "reverse_kl":
+        return 64.0
+    return 1 - math.log(settings.beta) if settings.form == "skew_reverse_kl" else 1.0

@@ -40,6 +40,7 @@ PROPERTIES: dict[str, dict[str, tuple[object, ...]]] = {
         "rank_weight": (0.0, 0.4),
         "top_k": (5, 1, 3, 8, 16, 32),
         "label_smoothing": (0.1, 0.0),
+        "divergence": ("kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "tvd"),
         "temperature": (1.0, 2.0),
         "predict": (False, True),
         "gradient": (True, False),
@@ -117,6 +118,10 @@ def _tokens(point: Point) -> Case | None:
         options["label_smoothing"] = 0.0
     if taught and point["temperature"] != 1:
         options |= {"student_temperature": point["temperature"], "teacher_temperature": 0.7}
+    if point["divergence"] != "kl":
+        if not point["kd_weight"] or point["teacher"] == "listed":
+            return None
+        options["divergence"] = point["divergence"]
     if point["predict"]:
         options["return_prediction"] = True
     shape = tokens.Shape(

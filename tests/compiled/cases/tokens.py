@@ -21,6 +21,8 @@ COMPONENTS: dict[str, dict[str, Any]] = {
         "student_temperature": 2.0,
         "teacher_temperature": 0.7,
     },
+    "reverse KL": {"ce_weight": 0.7, "kd_weight": 1.5, "divergence": "reverse_kl"},
+    "JSD": {"ce_weight": 0.7, "kd_weight": 1.5, "divergence": "jsd", "beta": 0.3},
     "rank": {"ce_weight": 0.0, "kd_weight": 0.0, "rank_weight": 0.4, "top_k": 5},
     "all": {
         "ce_weight": 0.7,

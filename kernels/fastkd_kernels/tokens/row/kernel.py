@@ -1,8 +1,12 @@
-"""Token losses and their gradient, one program per row: two reads of the logits at most."""
+"""Token losses and their gradient, one program per row.
+
+Two reads of the logits, three where the divergence needs both distributions normalised.
+"""
 
 import triton
 import triton.language as tl
 
+from fastkd_kernels.tokens.row.divergence import KL, read_divergence
 from fastkd_kernels.tokens.row.gradient import gradient_at
 from fastkd_kernels.tokens.row.listed import SPREAD, read_listed, scores_at
 from fastkd_kernels.tokens.row.rank import derivative_at, ranking
@@ -95,10 +99,12 @@ def token_losses_fwd(
     smoothing,
     student_scale,  # 1/τ_s
     teacher_scale,  # 1/τ_t
+    beta,
     UNIT: tl.constexpr,  # divides V and the row strides, which come divided by it
     HAS_CE: tl.constexpr,
     HAS_KD: tl.constexpr,
     HAS_RANK: tl.constexpr,
+    FORM: tl.constexpr,  # of the divergence; other than KL(q ‖ p) where the teacher is dense
     SMOOTH: tl.constexpr,
     TEMPERED: tl.constexpr,  # τ_s ≠ 1
     TEACHER: tl.constexpr,
@@ -158,6 +164,7 @@ def token_losses_fwd(
         teacher_scale,
         HAS_CE,
         HAS_KD,
+        FORM == KL,
         HAS_RANK,
         SMOOTH or (HAS_KD and TEACHER == LISTED and REST == SPREAD),
         TEMPERED,
@@ -210,6 +217,9 @@ def token_losses_fwd(
     kd = 0.0
     rank = 0.0
     label = -1
+    log_p_sum = 0.0
+    log_q_sum = 0.0
+    slopes = 0.0
     if HAS_CE:
         label = tl.load(target + row).to(tl.int32)
         known = (label >= 0) & (label < vocabulary)
@@ -220,7 +230,22 @@ def token_losses_fwd(
             y_label = tl.load(teacher + label.to(tl.int64) * teacher_step, mask=known, other=-INF)
             y_label = y_label.to(tl.float32)
         ce = _cross_entropy(z_label - m, tl.log(sum_one), finite, total, smoothing, SMOOTH)
-    if HAS_KD:
+    if HAS_KD and FORM != KL:
+        log_p_sum = tl.log2(sum_p)
+        log_q_sum = tl.log2(sum_q)
+        kd, slopes = read_divergence(
+            student,
+            student_step,
+            teacher,
+            teacher_step,
+            vocabulary,
+            (m, n, student_scale * LOG2E, teacher_scale * LOG2E, log_p_sum, log_q_sum, beta),
+            FORM,
+            BLOCK_V,
+            VECTOR,
+        )
+        kd = tl.where(alive & taught, kd, 0.0)
+    elif HAS_KD:
         log_mass = tl.log(tl.where(mass > 0, mass, 1.0))
         kd = mass * (gap * LN2 / sum_q - tl.log(sum_q) + log_mass + tl.log(sum_p))
         kd = tl.where(gap == INF, INF, kd)
@@ -271,10 +296,14 @@ def token_losses_fwd(
         by_one = 0.0
         by_p = 0.0
         by_q = 0.0
+        by_slope = 0.0
         smooth = 0.0
         if HAS_CE:
             by_one = ce_factor / sum_one
-        if HAS_KD:
+        if HAS_KD and FORM != KL:
+            by_slope = tl.where(taught, kd_factor, 0.0)
+            by_p -= by_slope * slopes / sum_p
+        elif HAS_KD:
             by_p += kd_factor * mass / sum_p
             by_q = kd_factor * mass / sum_q
         if HAS_RANK:
@@ -286,7 +315,22 @@ def token_losses_fwd(
         hot = ce_factor * (1 - smoothing)
         student_bits = student_scale * LOG2E
         teacher_bits = teacher_scale * LOG2E
-        factors = (m, n, student_bits, teacher_bits, by_one, by_p, by_q, smooth, hot, label)
+        factors = (
+            m,
+            n,
+            student_bits,
+            teacher_bits,
+            by_one,
+            by_p,
+            by_q,
+            smooth,
+            hot,
+            label,
+            log_p_sum,
+            log_q_sum,
+            beta,
+            by_slope,
+        )
         # A gather of another thread must not meet a gradient written over the logits.
         tl.debug_barrier()
         for start in range(0, vocabulary, BLOCK_V):
@@ -297,12 +341,14 @@ def token_losses_fwd(
             y = rest_score
             if HAS_KD and TEACHER == DENSE:
                 y = tl.load(teacher + at * teacher_step, mask=inside, other=-INF).to(tl.float32)
-            grad = gradient_at(token, z, y, 0.0, factors, HAS_CE, HAS_KD, SMOOTH, TEMPERED, False)
+            grad = gradient_at(
+                token, z, y, 0.0, factors, HAS_CE, HAS_KD, SMOOTH, TEMPERED, FORM, False
+            )
             tl.store(gradient + token, grad.to(gradient.dtype.element_ty), mask=inside)
         tl.debug_barrier()  # before single ids are written over
         if HAS_CE:
             label_grad = gradient_at(
-                label, z_label, y_label, 0.0, factors, HAS_CE, HAS_KD, SMOOTH, TEMPERED, True
+                label, z_label, y_label, 0.0, factors, HAS_CE, HAS_KD, SMOOTH, TEMPERED, FORM, True
             )
             tl.store(gradient + label, label_grad.to(gradient.dtype.element_ty), mask=known)
         if HAS_RANK or (HAS_KD and TEACHER == LISTED):
@@ -331,6 +377,7 @@ def token_losses_fwd(
                     HAS_KD,
                     SMOOTH,
                     TEMPERED,
+                    FORM,
                     True,
                 )
                 listed_grad = listed_grad.to(gradient.dtype.element_ty)
@@ -353,6 +400,7 @@ def token_losses_fwd(
                     HAS_KD,
                     SMOOTH,
                     TEMPERED,
+                    FORM,
                     True,
                 )
                 ranked_grad = ranked_grad.to(gradient.dtype.element_ty)

@@ -55,6 +55,7 @@ def read_row(
     teacher_scale,  # 1/τ_t
     HAS_CE: tl.constexpr,
     HAS_KD: tl.constexpr,
+    HAS_GAP: tl.constexpr,
     HAS_RANK: tl.constexpr,
     NEEDS_TOTAL: tl.constexpr,
     TEMPERED: tl.constexpr,
@@ -70,7 +71,7 @@ def read_row(
     student_peak, teacher_peak: those maxima, −inf where all are
     sum_one = Σ exp(z − m), sum_p = Σ exp((z − m)/τ_s), sum_q = Σ exp((y − n)/τ_t)
     finite, total: number of z above −inf, and Σ (z − m) over them
-    gap = Σ exp((y − n)/τ_t)·((y − n)/τ_t − (z − m)/τ_s)·log₂e
+    gap = Σ exp((y − n)/τ_t)·((y − n)/τ_t − (z − m)/τ_s)·log₂e where HAS_GAP
     student_best, teacher_best: keys of the k largest; prediction: the first largest z
     """
     LANES: tl.constexpr = BLOCK_V // VECTOR
@@ -127,12 +128,13 @@ def read_row(
                 bits = (y - n) * teacher_bits
                 weight = tl.exp2(bits)
                 decay = _decay(old_n, n, teacher_bits)
-                shift = (old_n - n) * teacher_bits - (old_m - m) * student_bits
-                carried = tl.where(gap == INF, INF, decay * (gap + sum_q * shift))
-                terms = log_ratio_terms(
-                    weight, y, z, bits, centred * (student_bits if TEMPERED else LOG2E)
-                )
-                gap = carried + _lanes(terms, VECTOR)
+                if HAS_GAP:
+                    shift = (old_n - n) * teacher_bits - (old_m - m) * student_bits
+                    carried = tl.where(gap == INF, INF, decay * (gap + sum_q * shift))
+                    terms = log_ratio_terms(
+                        weight, y, z, bits, centred * (student_bits if TEMPERED else LOG2E)
+                    )
+                    gap = carried + _lanes(terms, VECTOR)
                 sum_q = sum_q * decay + _lanes(weight, VECTOR)
     if not TEMPERED:
         sum_p = sum_one

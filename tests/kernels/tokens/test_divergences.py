@@ -1,0 +1,122 @@
+"""The fused divergences of dense teachers against the reference."""
+
+import math
+
+import pytest
+import torch
+from fastkd_kernels.tokens.settings import FORMS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastkd import (
+    BackendUnavailable,
+    SparseTeacher,
+    linear_token_distillation_loss,
+    token_distillation_loss,
+)
+from tests.kernels.tokens_compare import DEVICE, assert_as_exact_as_reference
+
+pytestmark = pytest.mark.usefixtures("on_the_device")
+
+INF = math.inf
+OTHERS = FORMS[1:]
+BETAS = {"jsd": 0.3, "skew_kl": 0.02, "skew_reverse_kl": 0.1}
+
+
+def drawn(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return (2 * torch.randn(shape, generator=torch.Generator(DEVICE).manual_seed(seed))).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("form", OTHERS)
+def test_alone_and_beside_everything(form, dtype):
+    student, teacher = (drawn(2, 2, 13, seed=seed, dtype=dtype) for seed in (1, 2))
+    target, loss = torch.tensor([[3, 0], [12, 7]]), token_distillation_loss
+    options = {"kd_weight": 1.5, "divergence": form, "beta": BETAS.get(form)}
+    assert_as_exact_as_reference(loss, [student], teacher, target, ce_weight=0.0, **options)
+    options |= {"ce_weight": 0.7, "rank_weight": 0.4, "top_k": 3, "label_smoothing": 0.1}
+    options |= {"student_temperature": 2.0, "teacher_temperature": 0.7, "reduction": "mean"}
+    mask = torch.tensor([[True, False], [True, True]])
+    assert_as_exact_as_reference(loss, [student], teacher, target, mask=mask, **options)
+
+
+@pytest.mark.parametrize("form", OTHERS)
+def test_rows_of_several_blocks(form):
+    student, teacher = (drawn(2, 2600, seed=seed) for seed in (5, 6))
+    assert_as_exact_as_reference(
+        token_distillation_loss, [student], teacher, torch.tensor([2599, 1]), ce_weight=0.5,
+        kd_weight=1.0, divergence=form, beta=BETAS.get(form), reduction="none",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("form", OTHERS)
+def test_linear(form):
+    hidden, weight, bias = drawn(5, 4, seed=1), drawn(11, 4, seed=2), drawn(11, seed=3)
+    theirs = drawn(5, 3, seed=4), drawn(11, 3, seed=5)
+
+    def loss(hidden, weight, bias, *rest, **options):
+        return linear_token_distillation_loss(hidden, weight, *rest, student_bias=bias, **options)
+
+    assert_as_exact_as_reference(
+        loss, [hidden, weight, bias], *theirs, torch.arange(5), ce_weight=0.5, kd_weight=0.5,
+        divergence=form, beta=BETAS.get(form), reduction="mean",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("form", OTHERS)
+def test_banned_ids_and_rows_with_nothing_to_compare(form):
+    nothing, some = torch.full((4,), -INF), torch.arange(4.0)
+    some_banned = torch.tensor([0.0, -INF, 1.0, 2.0])
+    student = torch.stack([nothing, nothing, some, some_banned, some_banned, some])
+    teacher = torch.stack([nothing, some, nothing, some_banned, some, some_banned])
+    assert_as_exact_as_reference(
+        token_distillation_loss, [student], teacher, ce_weight=0.0, kd_weight=1.0,
+        divergence=form, beta=BETAS.get(form), reduction="none",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("form", OTHERS)
+def test_nothing_where_both_are_equal(form):
+    logits = drawn(3, 13, seed=7)
+    found = token_distillation_loss(
+        logits, logits.clone(), ce_weight=0.0, kd_weight=1.0, divergence=form, backend="triton"
+    )
+    assert found.kd == 0
+
+
+@given(
+    form=st.sampled_from(OTHERS),
+    beta=st.sampled_from([1e-3, 0.1, 0.5, 0.9]),
+    seed=st.integers(0, 2**16),
+    scale=st.sampled_from([1e-3, 1.0, 10.0]),
+    banned=st.sampled_from([0.0, 0.2]),
+    temperature=st.sampled_from([1.0, 0.5, 3.0]),
+)
+@settings(max_examples=15, deadline=None)
+def test_drawn(form, beta, seed, scale, banned, temperature):
+    student, teacher = (drawn(2, 9, seed=seed + side) * scale for side in (0, 1))
+    for side in (student, teacher):
+        side[torch.rand(side.shape, generator=torch.Generator().manual_seed(seed)) < banned] = -INF
+    assert_as_exact_as_reference(
+        token_distillation_loss, [student], teacher, torch.tensor([3, 0]), ce_weight=0.3,
+        kd_weight=1.0, divergence=form, beta=beta if form in BETAS else None,
+        student_temperature=temperature, reduction="none",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"divergence": "jsd"}, "divergence='jsd' of a list"),
+        ({}, "rest='tail'"),
+        ({"entropy_weight": 0.1, "kd_weight": 0.0}, "entropy_weight"),
+    ],
+)
+def test_what_the_kernels_do_not_take_is_named(options, message):
+    student, teacher = drawn(2, 2, 9, seed=1)
+    values, ids = teacher.log_softmax(-1).topk(3)
+    given = {"ce_weight": 0.0, "kd_weight": 1.0} | options
+    with pytest.raises(BackendUnavailable, match=message):
+        token_distillation_loss(
+            student, SparseTeacher(ids, values, "tail"), backend="triton", **given
+        )
