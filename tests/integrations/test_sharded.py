@@ -106,3 +106,14 @@ def test_transformers_trainer(tmp_path):
         assert log.keys() == told.keys()
         for key in log.keys() - {"step", "epoch", "learning_rate"}:
             assert log[key] == pytest.approx(told[key], rel=1e-3, abs=1e-6), key
+
+
+def test_deepspeed_is_refused_in_favour_of_fsdp2(tmp_path):
+    pytest.importorskip("accelerate")
+    from fastkd import InputError
+    from tests.integrations.sharded_trainer import trainer
+
+    made = trainer(tmp_path, 1)
+    made.is_deepspeed_enabled = True
+    with pytest.raises(InputError, match="deepspeed: expected FSDP2"):
+        made._refuse_what_would_be_ignored()
