@@ -33,6 +33,8 @@ def test_missing_barriers_and_waits(machine: Machine) -> None:
     found = mutated(machine, list(mutate.CASES))
     told, places = noticed(found, "barrier")
     assert places >= 100 and told >= mutate.LEAST_NOTICED * places
+    told, places = noticed(found, "warp barrier")
+    assert places and told == places
     assert all(one["noticed"] or one["why"] for one in found)
 
 
