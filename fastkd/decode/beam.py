@@ -59,8 +59,8 @@ def beam_search(
     bos: the id that decoding starts from
     max_lengths: (S,) integers on the CPU, at least 1: tokens that a hypothesis may have, its end
         included; one that reaches it is ended there, whatever that costs
-    banned: ids that are never chosen, beside `pad` and `bos`; their probability is not given to
-        the others
+    banned: ids that are never chosen, beside `pad` and `bos`; p(y | x) is that of the model without
+        all these, whose probability the others share, as CTranslate2 has it
     n_best: hypotheses wanted of a sentence, at most `beam`; fewer where no more are finished
 
     |y| counts the end token. At each step every hypothesis is continued by every token. Of all
@@ -78,14 +78,14 @@ def beam_search(
     search = _Search(
         source.shape[0], beam, n_best, length_penalty, max_lengths, bos, eos, device=source.device
     )
-    barred = torch.tensor(sorted({pad, bos, eos, *banned}), device=source.device)
+    barred = torch.tensor(sorted({pad, bos, *banned} - {eos}), device=source.device)
     state = model.start(model.encode(source, source_lengths))
     while True:
         logits = model.logits(model.step(search.last_tokens, state))
         inside = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        log_p = logits.log_softmax(2, inside)  # (A, beam, V)
+        log_p = logits.index_fill_(2, barred, -torch.inf).log_softmax(2, inside)  # (A, beam, V)
         end = log_p[:, :, eos].clone()
-        log_p.index_fill_(2, barred, -torch.inf)
+        log_p[:, :, eos] = -torch.inf
         values, ids = largest(log_p, min(beam, log_p.shape[2]))
         parents = search.advance(values, ids, end)
         if search.complete:

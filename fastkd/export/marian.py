@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fastkd.config.load import validate
-from fastkd.data.sentencepieces import PAD, SPECIAL, pieces_of, read_model, with_pieces
+from fastkd.data.sentencepieces import SPECIAL, pieces_of, read_model, with_pieces
 from fastkd.data.tokenizer import Tokenizer, Tokenizers
 from fastkd.errors import InputError
 from fastkd.export.layout import from_transformers
@@ -105,8 +105,6 @@ def import_marian(folder: Path, path: Path) -> RunFolder:
         str(folder / "config.json"),
     )
     tensors = _reordered(from_transformers(config.model, weights), source, target)
-    if generation.get("renormalize_logits") and config.model.output_bias:
-        tensors["output_bias"][PAD] = -torch.inf  # banned ids share in no probability
     load_weights(build_model(config.model, tokenizers), tensors, folder)
     run = RunFolder.create(config, tokenizers)
     with contextlib.closing(run):

@@ -122,6 +122,7 @@ def generation_config(config: Config, tokenizers: Tokenizers) -> dict[str, Any]:
         "eos_token_id": target.eos_id,
         "decoder_start_token_id": getattr(target, f"{config.model.decoder_start}_id"),
         "bad_words_ids": [[index] for index in banned],
+        "renormalize_logits": True,  # the others share the probability of what is banned
     }
 
 

@@ -56,9 +56,9 @@ def search(model, source, lengths, **changes):
     return beam_search(model, source, lengths, **options | changes)
 
 
-def log_probability(model, source, lengths, sentence, tokens):
-    """log p(tokens) of one sentence, by the whole decoder."""
-    log_p = uncached(model, source, lengths, sentence)
+def log_probability(model, source, lengths, sentence, tokens, banned=(PAD, BOS, MASK)):
+    """log p(tokens) of one sentence, by the whole decoder, without the banned ones."""
+    log_p = uncached(model, source, lengths, sentence, banned)
     return sum(log_p(tokens[:i])[token].item() for i, token in enumerate(tokens))
 
 
@@ -108,8 +108,8 @@ def plain_search(log_p, beam, penalty, limit, banned):
     return max(finished)
 
 
-def uncached(model, source, lengths, sentence):
-    """Log-probabilities after a prefix, by the whole decoder."""
+def uncached(model, source, lengths, sentence, banned=(PAD, BOS, MASK)):
+    """Log-probabilities after a prefix, by the whole decoder, of what is not banned."""
     with torch.no_grad():
         length = lengths[sentence]
         encoded = model.encode(source[sentence : sentence + 1, :length], length[None])
@@ -118,7 +118,9 @@ def uncached(model, source, lengths, sentence):
     def log_p(prefix):
         given = torch.tensor([[BOS, *prefix]])
         hidden = model.decode(given, encoded, torch.tensor([given.shape[1]])).hidden
-        return model.logits(hidden[0, -1]).log_softmax(-1)
+        logits = model.logits(hidden[0, -1])
+        logits[list(banned)] = -torch.inf
+        return logits.log_softmax(-1)
 
     return log_p
 
@@ -200,6 +202,11 @@ class ChainState:
         self.prefixes = [self.prefixes[i] for i in kept]
 
 
+def allowed(log_p):
+    """Log-probabilities of what is not banned, given that of all."""
+    return log_p.index_fill(-1, torch.tensor([PAD, BOS, MASK]), -torch.inf).log_softmax(-1)
+
+
 @pytest.mark.parametrize("end_bias", [-3.0, 0.0, 3.0])
 @pytest.mark.parametrize("length_penalty", [-2.0, 0.0, 1.0, 3.0])
 def test_equals_the_definition_on_random_distributions(length_penalty, end_bias):
@@ -218,7 +225,7 @@ def test_equals_the_definition_on_random_distributions(length_penalty, end_bias)
         )
         for sentence, limit in enumerate(limits):
             best, body = plain_search(
-                lambda prefix, sentence=sentence: model.log_p(sentence, prefix),
+                lambda prefix, sentence=sentence: allowed(model.log_p(sentence, prefix)),
                 beam,
                 length_penalty,
                 limit,
@@ -274,9 +281,10 @@ def test_banned_tokens_are_never_chosen():
     for tokens in [*free.tokens, *barred.tokens]:
         assert not {PAD, BOS, MASK, EOS} & set(tokens)
     assert not any({UNK, 7} & set(tokens) for tokens in barred.tokens)
-    # what is banned keeps its probability: the score is the model's own
+    # the others share the probability of what is banned
     for sentence, tokens in enumerate(barred.tokens):
-        p = log_probability(model, source, lengths, sentence, [*tokens, EOS])
+        banned = (PAD, BOS, MASK, UNK, 7)
+        p = log_probability(model, source, lengths, sentence, [*tokens, EOS], banned)
         assert barred.scores[sentence] == pytest.approx(p / (len(tokens) + 1), abs=1e-12)
 
 
