@@ -23,7 +23,7 @@ class Step:
     """
 
     kernel: Any  # a function of Triton's, compiled or interpreted
-    programs: int
+    programs: int  # where they are the same for every launch
     names: tuple[str | None, ...]  # of the tensors, in the kernel's order
     scalars: tuple[int | float, ...]
     constants: Mapping[str, object]
@@ -31,7 +31,15 @@ class Step:
     compiled: dict[int, CompiledKernel] = field(default_factory=dict)
 
     def run(self, tensors: Mapping[str | None, Tensor | None]) -> None:
-        pointers = [tensors[name] for name in self.names]
+        self.launch([tensors[name] for name in self.names], self.programs)
+
+    def launch(
+        self,
+        pointers: Sequence[Tensor | None],
+        programs: int,
+        varying: tuple[int | float, ...] = (),
+    ) -> None:
+        """On tensors in the kernel's order; `varying`: the scalars that were not planned."""
         pattern = 0
         for pointer in pointers:
             pattern *= 3
@@ -39,16 +47,16 @@ class Step:
                 pattern += 2 if pointer.data_ptr() & 15 else 1
         kernel = self.compiled.get(pattern)
         if kernel is None or knobs.runtime.launch_enter_hook is not None:
-            made = self.kernel[(self.programs,)](
-                *pointers, *self.scalars, **self.constants, **self.options
+            made = self.kernel[(programs,)](
+                *pointers, *varying, *self.scalars, **self.constants, **self.options
             )
             if isinstance(made, CompiledKernel):
                 self.compiled[pattern] = made
             return
         stream = driver.active.get_current_stream(driver.active.get_current_device())
         kernel.run(
-            self.programs, 1, 1, stream, kernel.function, kernel.packed_metadata, None, None, None,
-            *pointers, *self.scalars, *self.constants.values(),
+            programs, 1, 1, stream, kernel.function, kernel.packed_metadata, None, None, None,
+            *pointers, *varying, *self.scalars, *self.constants.values(),
         )  # fmt: skip
 
 
@@ -59,14 +67,22 @@ def step(
     scalars: Mapping[str, int | float],
     constants: Mapping[str, object],
     options: Mapping[str, object],
+    varying: Sequence[str] = (),
 ) -> Step:
-    """Arguments by the kernel's own names; tensors: the name under which a call has each."""
-    names = [name for name in kernel.arg_names if name not in scalars and name not in constants]
+    """Arguments by the kernel's own names; tensors: the name under which a call has each.
+
+    varying: scalars that each launch brings, of one type in all; the kernel has them after its
+    tensors and before the others.
+    """
+    planned = {*scalars, *constants, *varying}
+    names = [name for name in kernel.arg_names if name not in planned]
     numbers = [name for name in kernel.arg_names if name in scalars]
     fixed = {name: constants[name] for name in kernel.arg_names if name in constants}
-    unknown = {*tensors, *scalars, *constants} - {*kernel.arg_names}
+    unknown = {*tensors, *planned} - {*kernel.arg_names}
     if unknown:
         raise TypeError(f"{kernel} has no argument {', '.join(sorted(unknown))}")
+    if [*names, *varying, *numbers, *fixed] != [*kernel.arg_names]:
+        raise TypeError(f"{kernel} takes tensors, varying and planned scalars, then constants")
     return Step(
         kernel, programs, tuple(tensors[name] for name in names),
         tuple(scalars[name] for name in numbers), fixed, options,

@@ -36,12 +36,6 @@ def only_first_order(
     return [None if gradient is None else next(guarded) for gradient in gradients]
 
 
-def first_order(gradient: Tensor | None, *sources: Tensor | None) -> Tensor | None:
-    """`only_first_order` of the token losses' one gradient."""
-    error = "the Triton token losses have no second-order gradient; use backend='reference'"
-    return only_first_order([gradient], sources, error)[0]
-
-
 def early_dtype(dtype: torch.dtype) -> torch.dtype:
     """Of gradients that are computed with the loss, before what follows it is known: float16 would
     lose small ones before a loss scale multiplies them."""

@@ -64,8 +64,7 @@ def dense_losses(call: TokenCall[Tensor]) -> TokenLosses:
         options.reduction,
         options.return_prediction,
     )
-    predicted = prediction if options.return_prediction else None
-    return TokenLosses(loss, ce, kd, rank, predicted, torch.zeros_like(kd))
+    return TokenLosses(loss, ce, kd, rank, prediction, torch.zeros_like(kd))
 
 
 def linear_losses(call: TokenCall[Projected]) -> TokenLosses:
@@ -80,8 +79,7 @@ def linear_losses(call: TokenCall[Projected]) -> TokenLosses:
         options.reduction,
         options.return_prediction,
     )
-    predicted = prediction if options.return_prediction else None
-    return TokenLosses(loss, ce, kd, rank, predicted, torch.zeros_like(kd))
+    return TokenLosses(loss, ce, kd, rank, prediction, torch.zeros_like(kd))
 
 
 def _teacher(teacher: Tensor | SparseTeacher | None) -> Teacher:

@@ -39,7 +39,7 @@ def workspace(operator: str, args: tuple[Any, ...]) -> int:
         return attention_backward_workspace(args[1])
     if operator.startswith("fastkd::align_queries"):
         return attention_scratch(*args[1:4] if operator.endswith("_bwd") else args[:3])
-    if operator == "fastkd_kernels::linear_token_losses":
+    if operator == "fastkd::linear_token_losses":
         return token_chunk(args[0], args[1], args[4])
     return 0
 

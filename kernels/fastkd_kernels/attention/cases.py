@@ -13,7 +13,8 @@ from fastkd_kernels.attention.pairs.key_gradient import pair_key_bwd
 from fastkd_kernels.attention.pairs.query_gradient import pair_query_bwd
 from fastkd_kernels.attention.query_key.probabilities import probabilities_fwd
 from fastkd_kernels.attention.query_key.score_gradient import score_gradient_bwd
-from fastkd_kernels.attention.sums import scale_gradients_bwd, sums_fwd
+from fastkd_kernels.attention.sums import sums_fwd
+from fastkd_kernels.scaling import scale_gradients_bwd
 
 LENGTHS = ("query_lengths", "key_lengths")
 FLOATS = ("scale", "inverse_temperature", "student_scale", "teacher_scale", "loss_factor")
@@ -254,8 +255,9 @@ def reductions() -> Iterator:
     yield _case(sums_fwd, "", dict.fromkeys(sums, "*fp32"), config.Launch(4))
     for name in DTYPES:
         kept = "*fp32" if name == "fp16" else f"*{name}"
-        scaled = {"query": kept, "key": kept, "query_out": f"*{name}", "key_out": f"*{name}"}
-        scaled |= dict.fromkeys(("weight", "weight_out", "upstream"), "*fp32")
+        scaled = dict.fromkeys(("first", "second"), kept)
+        scaled |= dict.fromkeys(("first_out", "second_out"), f"*{name}")
+        scaled |= dict.fromkeys(("third", "third_out", "upstream"), "*fp32")
         for in_place in (False,) if name == "fp16" else (True, False):
             label = f"{name}{' in place' * in_place}"
             yield _case(scale_gradients_bwd, label, scaled, config.Launch(4), IN_PLACE=in_place)

@@ -15,8 +15,8 @@ from fastkd_kernels.attention.mixing.maps import MapAlignment
 from fastkd_kernels.attention.numerics import STATISTICS
 from fastkd_kernels.attention.pairs.alignment import PairAlignment
 from fastkd_kernels.attention.query_key.alignment import align
-from fastkd_kernels.attention.scaling import scaled_gradients
 from fastkd_kernels.once import early_dtype, only_first_order, runs_at_once
+from fastkd_kernels.scaling import scaled_gradients
 
 OPTIONS = (
     "Tensor? query_lengths, Tensor? key_lengths, float student_scale, float teacher_scale, "

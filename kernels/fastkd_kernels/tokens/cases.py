@@ -35,12 +35,13 @@ def row_case(
     block_v, warps, registers = row_shape(vocabulary, rank, 1 if step == 1 else 2, unit)
     top_k = top_k if rank else 1
     has_list = teacher == LISTED.value
-    sizes = ("student_outer", "student_inner", "teacher_outer", "teacher_inner")
+    strides = ("student_outer", "student_inner", "teacher_outer", "teacher_inner")
+    sizes = (*strides, "rows", "listed", "scale_step", "inner", "vocabulary_units")
     floats = ("gain", "ce_weight", "kd_weight", "rank_weight", "smoothing", "beta")
     arguments = {
-        **dict.fromkeys((*sizes, "listed", "scale_step", "inner", "vocabulary_units"), "i32"),
+        **dict.fromkeys(sizes, "i32"),
         **dict.fromkeys((*floats, "student_scale", "teacher_scale"), "fp32"),
-        **dict.fromkeys(("losses", "ces", "kds", "ranks"), "*fp32"),
+        **dict.fromkeys(("losses", "parts"), "*fp32"),
         "student": f"*{dtype}",
         "student_step": step,
         "teacher": f"*{dtype}" if teacher == DENSE.value else None,

@@ -1,13 +1,23 @@
 """Launches the row kernel on rows of logits."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
 from fastkd_kernels.common import stride_unit
-from fastkd_kernels.tokens.row.kernel import DENSE, LISTED, NO_TEACHER, token_losses_fwd
+from fastkd_kernels.launching import Step, step
+from fastkd_kernels.tokens.row.kernel import (
+    DENSE,
+    LISTED,
+    NO_TEACHER,
+    POINTERS,
+    VARYING,
+    token_losses_fwd,
+)
 from fastkd_kernels.tokens.settings import (
     FORMS,
     RESTS,
@@ -16,27 +26,40 @@ from fastkd_kernels.tokens.settings import (
     row_shape,
 )
 
+# Rows that one stride reaches: all lie in one outer step, whatever their number.
+_ONE_STRIDE = (1 << 31) - 1
 
-@dataclass(frozen=True)
-class Rows:
-    """Logits (..., V) as (outer, inner, V) with any strides, without a copy where possible."""
 
-    tensor: Tensor
-    strides: tuple[int, int, int]
+class Rows(NamedTuple):
+    """How logits (..., V) lie, as (outer, inner, V)."""
+
+    outer: int  # strides
     inner: int
+    step: int
+    length: int  # of inner
+    dtype: torch.dtype
 
     @staticmethod
-    def of(logits: Tensor) -> "Rows":
-        while logits.dim() < 3:
-            logits = logits.unsqueeze(0)
-        if logits.dim() > 3:
+    def of(logits: Tensor) -> "tuple[Tensor, Rows]":
+        """`logits`, without a copy where possible, and how they lie."""
+        if logits.dim() > 3 and not logits.is_contiguous():
             logits = logits.reshape(-1, *logits.shape[-2:])
-        outer, inner, step = logits.stride()
-        return Rows(logits, (outer, inner, step), logits.shape[1])
+        dtype = logits.dtype
+        if logits.is_contiguous():
+            return logits, Rows(0, logits.shape[-1], 1, _ONE_STRIDE, dtype)
+        *outer, step = logits.stride()
+        if len(outer) < 2:
+            return logits, Rows(0, outer[0] if outer else 0, step, _ONE_STRIDE, dtype)
+        return logits, Rows(outer[0], outer[1], step, logits.shape[1], dtype)
+
+    def beside(self, other: "Rows") -> "Rows":
+        """The same rows, counted as `other` counts its own."""
+        if self.length == other.length or self.length != _ONE_STRIDE:
+            return self
+        return self._replace(outer=other.length * self.inner, length=other.length)
 
 
-@dataclass(frozen=True)
-class Teacher:
+class Teacher(NamedTuple):
     """Dense logits (..., V), or (rows, K) ids with log-probabilities, or neither."""
 
     logits: Tensor | None = None
@@ -47,25 +70,43 @@ class Teacher:
         """The part of a listed teacher that belongs to rows first..last−1."""
         if self.ids is None or self.log_probs is None:
             return self
-        return replace(self, ids=self.ids[first:last], log_probs=self.log_probs[first:last])
+        return self._replace(ids=self.ids[first:last], log_probs=self.log_probs[first:last])
 
 
 @dataclass(frozen=True)
 class RowLosses:
-    """Per-row float32 loss, ce, kd and rank, each (rows,), and the prediction (rows,) or (0,)."""
+    """Per-row float32 loss (rows,) and its components ce, kd, rank (3, rows); the prediction."""
 
-    columns: tuple[Tensor, Tensor, Tensor, Tensor]
-    prediction: Tensor
+    loss: Tensor
+    parts: Tensor
+    prediction: Tensor | None  # (rows,) int64
 
     @staticmethod
     def empty(rows: int, predict: bool, device: torch.device) -> "RowLosses":
-        loss, ce, kd, rank = torch.empty((4, rows), dtype=torch.float32, device=device).unbind(0)
-        prediction = torch.empty(rows if predict else 0, dtype=torch.int64, device=device)
-        return RowLosses((loss, ce, kd, rank), prediction)
+        return RowLosses(
+            torch.empty(rows, dtype=torch.float32, device=device),
+            torch.empty((3, rows), dtype=torch.float32, device=device),
+            torch.empty(rows, dtype=torch.int64, device=device) if predict else None,
+        )
 
     def rows(self, first: int, last: int) -> "RowLosses":
-        loss, ce, kd, rank = (column[first:last] for column in self.columns)
-        return RowLosses((loss, ce, kd, rank), self.prediction[first:last])
+        prediction = None if self.prediction is None else self.prediction[first:last]
+        return RowLosses(self.loss[first:last], self.parts[:, first:last], prediction)
+
+
+class _Request(NamedTuple):
+    """What a launch is planned by: the same for any number of rows."""
+
+    vocabulary: int
+    student: Rows
+    teacher: Rows | None
+    listed: int | None
+    dtypes: tuple[torch.dtype | None, ...]  # of ids, log-probabilities, target and gradient
+    masked: bool
+    scale_step: int | None  # between the gradient's factors, where there are any
+    predict: bool
+    settings: TokenSettings
+    device: torch.device
 
 
 def launch_rows(
@@ -80,73 +121,119 @@ def launch_rows(
     scale: Tensor | None = None,  # (rows,) or (1,) float32
 ) -> None:
     """Fills `losses`, and `gradient` = dloss/dstudent · gain · scale of each row."""
-    rows = losses.columns[0].numel()
+    rows = losses.loss.shape[0]
     if rows == 0:
         return
-    vocabulary = student.shape[-1]
-    student_rows = Rows.of(student)
-    distill = settings.kd_weight != 0 or settings.rank_weight != 0
-    kind, teacher_rows = NO_TEACHER, student_rows
-    if distill and teacher.logits is not None:
-        kind, teacher_rows = DENSE, Rows.of(teacher.logits)
-    elif distill:
+    taught, ids, log_probs = teacher if settings.teaches else (None, None, None)
+    student, student_rows = Rows.of(student)
+    teacher_rows, listed, kept = None, None, None
+    if taught is not None:
+        taught, teacher_rows = Rows.of(taught)
+        teacher_rows, student_rows = (
+            teacher_rows.beside(student_rows), student_rows.beside(teacher_rows)
+        )  # fmt: skip
+    if ids is not None:
+        listed = ids.shape[-1]
+        if gradient is not None:
+            kept = torch.empty((rows, listed), dtype=torch.float32, device=student.device)
+    if not settings.ce_weight:
+        target = None
+    request = _Request(
+        vocabulary=student.shape[-1],
+        student=student_rows,
+        teacher=teacher_rows,
+        listed=listed,
+        dtypes=(
+            None if ids is None else ids.dtype,
+            None if log_probs is None else log_probs.dtype,
+            None if target is None else target.dtype,
+            None if gradient is None else gradient.dtype,
+        ),
+        masked=counted is not None,
+        scale_step=None if scale is None else int(scale.shape[0] > 1),
+        predict=losses.prediction is not None,
+        settings=settings,
+        device=student.device,
+    )
+    _planned(request).launch(
+        (
+            student,
+            taught,
+            ids,
+            log_probs,
+            kept,
+            target,
+            counted,
+            scale,
+            losses.loss,
+            losses.parts,
+            losses.prediction,
+            gradient,
+        ),
+        programs=rows,
+        varying=(gain, losses.parts.stride(0)),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _planned(request: _Request) -> Step:
+    settings, student = request.settings, request.student
+    kind, teacher = NO_TEACHER, student
+    if request.teacher is not None:
+        kind, teacher = DENSE, request.teacher
+    elif request.listed is not None:
         kind = LISTED
-    unit = stride_unit(vocabulary, *student_rows.strides[:2], *teacher_rows.strides[:2])
-    listed = teacher.ids.shape[-1] if kind is LISTED and teacher.ids is not None else 0
-    kept = None
-    if kind is LISTED and gradient is not None:
-        kept = torch.empty((rows, listed), dtype=torch.float32, device=student.device)
+    unit = stride_unit(
+        request.vocabulary, student.outer, student.inner, teacher.outer, teacher.inner
+    )
     has_rank = settings.rank_weight != 0
     top_k = settings.top_k if has_rank else 1
-    step = max(student_rows.strides[2], teacher_rows.strides[2])
-    block_v, warps, registers = row_shape(vocabulary, has_rank, step, unit)
-    student_temperature = settings.student_temperature if distill else 1.0
-    token_losses_fwd[(rows,)](
-        student_rows.tensor,
-        student_rows.strides[0] // unit,
-        student_rows.strides[1] // unit,
-        student_rows.strides[2],
-        teacher_rows.tensor if kind is DENSE else None,
-        teacher_rows.strides[0] // unit,
-        teacher_rows.strides[1] // unit,
-        teacher_rows.strides[2],
-        teacher.ids if kind is LISTED else None,
-        teacher.log_probs if kind is LISTED else None,
-        kept,
-        listed,
-        target if settings.ce_weight else None,
-        counted,
-        scale,
-        0 if scale is None or scale.numel() == 1 else 1,
-        *losses.columns,
-        losses.prediction if losses.prediction.numel() else None,
-        gradient,
-        student_rows.inner,
-        vocabulary // unit,
-        gain,
-        settings.ce_weight,
-        settings.kd_weight,
-        settings.rank_weight,
-        settings.label_smoothing,
-        1 / student_temperature,
-        1 / settings.teacher_temperature,
-        settings.beta,
-        UNIT=unit,
-        HAS_CE=settings.ce_weight != 0,
-        HAS_KD=settings.kd_weight != 0,
-        HAS_RANK=has_rank,
-        FORM=FORMS.index(settings.form) if settings.kd_weight else 0,
-        SMOOTH=settings.ce_weight != 0 and settings.label_smoothing > 0,
-        TEMPERED=student_temperature != 1,
-        TEACHER=kind.value,
-        REST=RESTS.index(settings.rest) if kind is LISTED else 0,
-        PREDICT=losses.prediction.numel() > 0,
-        GRADIENT=gradient is not None,
-        TOP_K=top_k,
-        TOP_K_PAD=max(triton.next_power_of_2(top_k), 2),
-        BLOCK_V=block_v,
-        BLOCK_K=listed_block(listed),
-        VECTOR=16 // student.element_size(),
-        num_warps=warps,
-        **({} if torch.version.hip else {"maxnreg": registers}),
+    listed = request.listed or 0
+    block_v, warps, registers = row_shape(
+        request.vocabulary, has_rank, max(student.step, teacher.step), unit
+    )
+    student_temperature = settings.student_temperature if settings.teaches else 1.0
+    return step(
+        token_losses_fwd,
+        programs=0,
+        tensors={name: name for name in POINTERS},
+        varying=VARYING,
+        scalars={
+            "inner": student.length,
+            "student_outer": student.outer // unit,
+            "student_inner": student.inner // unit,
+            "student_step": student.step,
+            "teacher_outer": teacher.outer // unit,
+            "teacher_inner": teacher.inner // unit,
+            "teacher_step": teacher.step,
+            "listed": listed,
+            "scale_step": request.scale_step or 0,
+            "vocabulary_units": request.vocabulary // unit,
+            "ce_weight": float(settings.ce_weight),
+            "kd_weight": float(settings.kd_weight),
+            "rank_weight": float(settings.rank_weight),
+            "smoothing": float(settings.label_smoothing),
+            "student_scale": 1 / student_temperature,
+            "teacher_scale": 1 / settings.teacher_temperature,
+            "beta": float(settings.beta),
+        },
+        constants={
+            "UNIT": unit,
+            "HAS_CE": settings.ce_weight != 0,
+            "HAS_KD": settings.kd_weight != 0,
+            "HAS_RANK": has_rank,
+            "FORM": FORMS.index(settings.form) if settings.kd_weight else 0,
+            "SMOOTH": settings.ce_weight != 0 and settings.label_smoothing > 0,
+            "TEMPERED": student_temperature != 1,
+            "TEACHER": kind.value,
+            "REST": RESTS.index(settings.rest) if kind is LISTED else 0,
+            "PREDICT": request.predict,
+            "GRADIENT": request.dtypes[-1] is not None,
+            "TOP_K": top_k,
+            "TOP_K_PAD": max(triton.next_power_of_2(top_k), 2),
+            "BLOCK_V": block_v,
+            "BLOCK_K": listed_block(listed),
+            "VECTOR": 16 // student.dtype.itemsize,
+        },
+        options={"num_warps": warps} | ({} if torch.version.hip else {"maxnreg": registers}),
     )

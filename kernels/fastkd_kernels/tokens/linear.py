@@ -1,13 +1,27 @@
 """Token losses of hidden states, in chunks of rows: the operator and its autograd Function."""
 
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
 from fastkd_kernels.common import ceil_div
-from fastkd_kernels.once import first_order, scaled
+from fastkd_kernels.once import early_dtype, only_first_order, runs_at_once, scaled
+from fastkd_kernels.scaling import scaled_gradients
 from fastkd_kernels.tokens.launch import RowLosses, Teacher, launch_rows
-from fastkd_kernels.tokens.operators import flat
-from fastkd_kernels.tokens.reduce import inverse_count, sum_rows
+from fastkd_kernels.tokens.operators import (
+    SECOND_ORDER,
+    Losses,
+    as_outputs,
+    flat,
+    gradient_mean_is_early,
+    late_factor,
+    mean_of,
+    shaped,
+)
+from fastkd_kernels.tokens.reduce import sum_rows
 from fastkd_kernels.tokens.settings import TokenSettings, gradient_gain
 
 # Logits of a chunk, student's and teacher's together. Fewer rows than fill it run in one chunk,
@@ -25,6 +39,51 @@ def chunk_rows(rows: int, bytes_per_row: int) -> int:
     return ceil_div(even, _ROWS_UNIT) * _ROWS_UNIT
 
 
+class Inputs(NamedTuple):
+    """Rows of hidden states of both models, with their projections, and what they should say."""
+
+    hidden: Tensor  # (rows, Ds)
+    weight: Tensor  # (V, Ds)
+    bias: Tensor | None
+    teacher_hidden: Tensor | None
+    teacher_weight: Tensor | None
+    teacher_bias: Tensor | None
+    ids: Tensor | None  # (rows, K)
+    log_probs: Tensor | None
+    target: Tensor | None  # (rows,)
+    counted: Tensor | None
+
+    @property
+    def chunk(self) -> int:
+        """Rows whose logits are held at once."""
+        weight, taught = self.weight, self.teacher_weight
+        per_row = weight.shape[0] * weight.element_size()
+        if taught is not None:
+            per_row += taught.shape[0] * taught.element_size()
+        return chunk_rows(self.hidden.shape[0], per_row)
+
+    def rows(self, first: int, last: int) -> "Inputs":
+        names = ("hidden", "teacher_hidden", "ids", "log_probs", "target", "counted")
+        given = ((name, getattr(self, name)) for name in names)
+        return self._replace(**{name: x[first:last] for name, x in given if x is not None})
+
+
+class Ask(NamedTuple):
+    """What is computed of `Inputs`."""
+
+    settings: TokenSettings
+    reduction: str
+    predict: bool
+    wanted: tuple[bool, ...]  # gradients of hidden, weight and bias
+    exact: bool  # the gradients go to parameters of float32, whatever the products' type
+
+    def gradient_dtype(self, given: Inputs) -> torch.dtype:
+        """Of the stored gradients: sums over chunks are float32."""
+        if self.exact or given.chunk < given.hidden.shape[0]:
+            return torch.float32
+        return early_dtype(given.hidden.dtype)
+
+
 def _product(left: Tensor, right: Tensor, out: Tensor, add: bool = False) -> None:
     """out = left @ right (+ out), summed in `out`'s type, float32 or the inputs' own."""
     if out.dtype != left.dtype and out.is_cuda and torch.version.hip is None:
@@ -40,13 +99,129 @@ def _product(left: Tensor, right: Tensor, out: Tensor, add: bool = False) -> Non
         torch.mm(left, right, out=out)
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+def _fresh_product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    if left.dtype == dtype:
+        return torch.mm(left, right)
+    out = left.new_empty((left.shape[0], right.shape[1]), dtype=dtype)
+    _product(left, right, out)
+    return out
+
+
+def _logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None
+) -> Tensor:
     if bias is None:
         return torch.mm(hidden, weight.t(), out=out)
     return torch.addmm(bias, hidden, weight.t(), out=out)
 
 
-@torch.library.custom_op("fastkd_kernels::linear_token_losses", mutates_args=())
+def _linear_losses(given: Inputs, upstream: Tensor | None, ask: Ask) -> tuple[Any, ...]:
+    """(loss, (ce, kd, rank), prediction, d hidden, d weight, d bias, divisor's inverse)."""
+    device = given.hidden.device
+    off = torch.is_autocast_enabled(device.type)
+    with torch.autocast(device.type, enabled=False) if off else nullcontext():
+        rows = given.hidden.shape[0]
+        losses = RowLosses.empty(rows, ask.predict, device)
+        fraction, divisor = mean_of(rows, given.counted, ask.reduction)
+        gain, scale = 1.0, None
+        if upstream is None and gradient_mean_is_early(given.hidden.dtype):
+            gain, scale = fraction, divisor
+        elif upstream is None:
+            gain = gradient_gain(ask.settings, given.hidden.dtype)
+        if 0 < rows <= given.chunk:
+            slope = _launch(given, ask, losses, gain, scale if upstream is None else upstream)
+            gradients = _gradients(slope, given, ask)
+        else:
+            gradients = _in_chunks(given, upstream, ask, losses, gain, scale)
+        if ask.reduction == "none":
+            return losses.loss, losses.parts, losses.prediction, *gradients, divisor
+        return *sum_rows(losses, fraction, divisor), losses.prediction, *gradients, divisor
+
+
+def _launch(
+    part: Inputs,
+    ask: Ask,
+    losses: RowLosses,
+    gain: float,
+    scale: Tensor | None,
+    logits: Tensor | None = None,  # to fill, likewise the teacher's
+    taught: Tensor | None = None,
+) -> Tensor:
+    """Fills `losses`; the student's logits, or their gradient where any is wanted."""
+    z = _logits(part.hidden, part.weight, part.bias, logits)
+    y = None
+    if part.teacher_hidden is not None and part.teacher_weight is not None:
+        y = _logits(part.teacher_hidden, part.teacher_weight, part.teacher_bias, taught)
+    teacher = Teacher(y, part.ids, part.log_probs)
+    gradient = z if any(ask.wanted) else None
+    launch_rows(z, teacher, part.target, part.counted, ask.settings, losses, gradient, gain, scale)
+    return z
+
+
+def _in_chunks(
+    given: Inputs,
+    upstream: Tensor | None,
+    ask: Ask,
+    losses: RowLosses,
+    gain: float,
+    scale: Tensor | None,
+) -> list[Tensor | None]:
+    hidden, weight, taught = given.hidden, given.weight, given.teacher_weight
+    rows, size = hidden.shape[0], given.chunk
+    shapes = (hidden.shape, weight.shape, weight.shape[:1])
+    dtype = ask.gradient_dtype(given)
+    gradients = [
+        torch.zeros(shape, dtype=dtype, device=hidden.device) if want else None
+        for shape, want in zip(shapes, ask.wanted, strict=True)
+    ]
+    logits = hidden.new_empty((size, weight.shape[0]))
+    taught = None if taught is None else taught.new_empty((size, taught.shape[0]))
+    for first in range(0, rows, size):
+        last = min(first + size, rows)
+        part = given.rows(first, last)
+        slope = _launch(
+            part,
+            ask,
+            losses.rows(first, last),
+            gain,
+            scale if upstream is None else upstream[first:last],
+            logits[: last - first],
+            None if taught is None else taught[: last - first],
+        )
+        _accumulate(gradients, slope, part, first)
+    return gradients
+
+
+def _states(part: Inputs) -> Tensor:
+    """Hidden states, 0 where rows do not count: their slope is 0, which does not help against a
+    state that is not finite."""
+    if part.counted is None:
+        return part.hidden
+    return torch.where(part.counted.unsqueeze(-1), part.hidden, 0)
+
+
+def _gradients(slope: Tensor, given: Inputs, ask: Ask) -> list[Tensor | None]:
+    """Of all rows at once; slope: (rows, V) dloss/dlogits."""
+    to_hidden, to_weight, to_bias = ask.wanted
+    dtype = ask.gradient_dtype(given)
+    return [
+        _fresh_product(slope, given.weight, dtype) if to_hidden else None,
+        _fresh_product(slope.t(), _states(given), dtype) if to_weight else None,
+        slope.sum(0, dtype=torch.float32).to(dtype) if to_bias else None,
+    ]
+
+
+def _accumulate(gradients: list[Tensor | None], slope: Tensor, part: Inputs, first: int) -> None:
+    to_hidden, to_weight, to_bias = gradients
+    if to_hidden is not None:
+        _product(slope, part.weight, to_hidden[first : first + slope.shape[0]])
+    if to_weight is not None:
+        _product(slope.t(), _states(part), to_weight, add=True)
+    if to_bias is not None:
+        to_bias += slope.sum(0, dtype=torch.float32)
+
+
+@torch.library.custom_op("fastkd::linear_token_losses", mutates_args=())
 def linear_token_losses_op(
     hidden: Tensor,
     weight: Tensor,
@@ -63,91 +238,22 @@ def linear_token_losses_op(
     reduction: str,
     predict: bool,
     wanted: list[bool],
+    exact: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(loss, ce, kd, rank, prediction, d hidden, d weight, d bias, divisor's inverse).
 
     hidden: (rows, Ds); weight: (V, Ds); teacher likewise, or ids and log_probs (rows, K)
     upstream: (rows,) float32 factors of the rows' gradients, or None
-    wanted: which of the three gradients; they are float32 sums over rows, not yet divided by the
-        mean's divisor and times `gradient_gain` where `upstream` is None; the others are empty
+    wanted: which of the three gradients; of float16, and where `upstream` is None, they are not
+        yet divided by the mean's divisor and times `gradient_gain`; the others are empty
+    exact: gradients are float32; else those of rows in one chunk have the inputs' type
     """
-    with torch.autocast(hidden.device.type, enabled=False):
-        chosen = TokenSettings.unpacked(settings)
-        rows, vocabulary = hidden.shape[0], weight.shape[0]
-        losses = RowLosses.empty(rows, predict, hidden.device)
-        gradients = _accumulators(hidden, weight, wanted)
-        per_row = vocabulary * weight.element_size()
-        if teacher_weight is not None:
-            per_row += vocabulary * teacher_weight.element_size()
-        size = chunk_rows(rows, per_row)
-        logits = hidden.new_empty((size, vocabulary))
-        taught = None
-        if teacher_weight is not None:
-            taught = teacher_weight.new_empty((size, vocabulary))
-        gain = gradient_gain(chosen, hidden.dtype) if upstream is None else 1.0
-        for first in range(0, rows, size):
-            last = min(first + size, rows)
-            part = slice(first, last)
-            z = _logits(hidden[part], weight, bias, logits[: last - first])
-            y = None
-            if taught is not None and teacher_hidden is not None and teacher_weight is not None:
-                y = taught[: last - first]
-                _logits(teacher_hidden[part], teacher_weight, teacher_bias, y)
-            launch_rows(
-                z,
-                Teacher(y, ids, log_probs).rows(first, last),
-                None if target is None else target[part],
-                None if counted is None else counted[part],
-                chosen,
-                losses.rows(first, last),
-                z if any(wanted) else None,
-                gain,
-                None if upstream is None else upstream[part],
-            )
-            _accumulate(gradients, z, hidden, weight, counted, part)
-        divisor = None
-        if reduction == "mean" and counted is not None:
-            divisor = inverse_count(counted)
-        if reduction == "none":
-            loss, ce, kd, rank = (column.clone() for column in losses.columns)
-        else:
-            fraction = 1 / max(rows, 1) if reduction == "mean" and divisor is None else 1.0
-            loss, ce, kd, rank = sum_rows(losses.columns, fraction, divisor)
-        nothing = torch.empty(0, device=hidden.device)
-        to_hidden, to_weight, to_bias = (
-            nothing.clone() if gradient is None else gradient for gradient in gradients
-        )
-        inverse = nothing if divisor is None else divisor
-        return loss, ce, kd, rank, losses.prediction, to_hidden, to_weight, to_bias, inverse
-
-
-def _accumulators(hidden: Tensor, weight: Tensor, wanted: list[bool]) -> list[Tensor | None]:
-    shapes = (hidden.shape, weight.shape, weight.shape[:1])
-    return [
-        torch.zeros(shape, dtype=torch.float32, device=hidden.device) if want else None
-        for shape, want in zip(shapes, wanted, strict=True)
-    ]
-
-
-def _accumulate(
-    gradients: list[Tensor | None],
-    slope: Tensor,  # (chunk, V) dloss/dlogits
-    hidden: Tensor,
-    weight: Tensor,
-    counted: Tensor | None,
-    part: slice,
-) -> None:
-    to_hidden, to_weight, to_bias = gradients
-    if to_hidden is not None:
-        _product(slope, weight, to_hidden[part])
-    if to_weight is not None:
-        states = hidden[part]
-        if counted is not None:
-            # Their slope is 0, which does not help against a state that is not finite.
-            states = states.masked_fill(~counted[part].unsqueeze(-1), 0)
-        _product(slope.t(), states, to_weight, add=True)
-    if to_bias is not None:
-        to_bias += slope.sum(0, dtype=torch.float32)
+    given = Inputs(
+        hidden, weight, bias, teacher_hidden, teacher_weight, teacher_bias, ids, log_probs, target,
+        counted,
+    )  # fmt: skip
+    ask = Ask(TokenSettings.unpacked(settings), reduction, predict, tuple(wanted), exact)
+    return as_outputs(_linear_losses(given, upstream, ask), hidden.device)
 
 
 @linear_token_losses_op.register_fake
@@ -167,81 +273,100 @@ def _(
     reduction,
     predict,
     wanted,
+    exact=False,
 ):
     rows = hidden.shape[0]
+    given = Inputs(hidden, weight, bias, teacher_hidden, teacher_weight, *(None,) * 5)
+    ask = Ask(TokenSettings.unpacked(settings), reduction, predict, tuple(wanted), exact)
+    dtype = ask.gradient_dtype(given)
 
-    def new(*size):
-        return hidden.new_empty(size, dtype=torch.float32)
+    def new(*size, dtype=torch.float32):
+        return hidden.new_empty(size, dtype=dtype)
 
     losses = [new(rows) if reduction == "none" else new() for _ in range(4)]
     prediction = hidden.new_empty(rows if predict else 0, dtype=torch.int64)
     shapes = (hidden.shape, weight.shape, weight.shape[:1])
     gradients = [
-        new(*shape) if want else new(0) for shape, want in zip(shapes, wanted, strict=True)
+        new(*shape, dtype=dtype) if want else new(0)
+        for shape, want in zip(shapes, wanted, strict=True)
     ]
     inverse = counted is not None and reduction == "mean"
     return *losses, prediction, *gradients, new(int(inverse))
 
 
 class LinearTokenLosses(torch.autograd.Function):
-    """Sum and mean keep float32 gradients and scale them; "none" recomputes the logits."""
+    """Sum and mean keep gradients and scale them; "none" recomputes the logits."""
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, constants, settings, reduction, predict, dtype):
-        ctx.wanted = [bool(needed) for needed in ctx.needs_input_grad[:3]]
+        student = (hidden, weight, bias)
+        ctx.wanted = tuple(bool(needed) for needed in ctx.needs_input_grad[:3])
+        ctx.exact = any(x is not None and x.dtype != dtype for x in student)
         early = reduction != "none"
-        student = [None if x is None else x.to(dtype) for x in (hidden, weight, bias)]
-        *losses, prediction, to_hidden, to_weight, to_bias, inverse = (
-            torch.ops.fastkd_kernels.linear_token_losses(
-                *student,
-                *constants,
-                None,
-                settings.packed(),
-                reduction,
-                predict,
-                ctx.wanted if early else [False] * 3,
-            )
+        ask = Ask(settings, reduction, predict, ctx.wanted if early else (False,) * 3, ctx.exact)
+        loss, components, prediction, gradients, inverse = _found(
+            _cast(student, dtype), constants, None, ask
         )
-        ctx.save_for_backward(hidden, weight, bias, to_hidden, to_weight, to_bias, inverse)
-        ctx.constants = constants
-        ctx.options = settings, reduction, dtype
-        ctx.mark_non_differentiable(*losses[1:], prediction)
+        ctx.save_for_backward(*student, *gradients, inverse)
+        ctx.constants, ctx.options = constants, (settings, reduction, dtype)
+        predicted = () if prediction is None else (prediction,)
+        ctx.mark_non_differentiable(*components, *predicted)
         ctx.set_materialize_grads(False)
-        return *losses, prediction
+        return loss, *components, prediction
 
     @staticmethod
     def backward(ctx, upstream, *_):
         if upstream is None:
             return (None,) * 8
-        *student, to_hidden, to_weight, to_bias, inverse = ctx.saved_tensors
-        gradients = (to_hidden, to_weight, to_bias)
+        *saved, inverse = ctx.saved_tensors
+        student, gradients = saved[:3], saved[3:]
         settings, reduction, dtype = ctx.options
         if reduction == "none":
+            ask = Ask(settings, reduction, False, ctx.wanted, ctx.exact)
             with torch.no_grad():
-                *_, to_hidden, to_weight, to_bias, _ = torch.ops.fastkd_kernels.linear_token_losses(
-                    *(None if x is None else x.detach().to(dtype) for x in student),
-                    *ctx.constants,
-                    upstream.float().contiguous(),
-                    settings.packed(),
-                    reduction,
-                    False,
-                    ctx.wanted,
-                )
-            gradients = (to_hidden, to_weight, to_bias)
-            factor = None
+                factors = upstream.float().contiguous()
+                *_, gradients, _ = _found(_cast(student, dtype), ctx.constants, factors, ask)
+                found = [
+                    gradient.to(x.dtype) if wanted else None
+                    for wanted, gradient, x in zip(ctx.wanted, gradients, student, strict=True)
+                ]
         else:
-            factor = upstream.float() / gradient_gain(settings, dtype)
-            if reduction == "mean":
-                rows = max(student[0].shape[0], 1)
-                factor = factor * inverse[0] if inverse.numel() else factor / rows
-        results: list[Tensor | None] = []
-        for wanted, gradient, x in zip(ctx.wanted, gradients, student, strict=True):
-            if not wanted:
-                results.append(None)
-                continue
-            grown = gradient.to(x.dtype) if factor is None else scaled(gradient, factor, x.dtype)
-            results.append(first_order(grown, *student))
-        return *results, *(None,) * 5
+            rows = student[0].shape[0]
+            mean = reduction == "mean"
+            factor = late_factor(upstream.detach(), settings, dtype, mean, inverse, rows)
+            gradients = [
+                gradient if wanted else None
+                for wanted, gradient in zip(ctx.wanted, gradients, strict=True)
+            ]
+            found = _scaled(factor, gradients, student)
+        return *only_first_order(found, student, SECOND_ORDER), *(None,) * 5
+
+
+def _scaled(factor: Tensor, gradients, student) -> list[Tensor | None]:
+    if runs_at_once(factor, *gradients):
+        return scaled_gradients(factor, gradients, student)
+    factor = factor.reshape(()).float()
+    return [
+        None if gradient is None else scaled(gradient, factor, x.dtype)
+        for gradient, x in zip(gradients, student, strict=True)
+    ]
+
+
+def _cast(student: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
+    return [x if x is None or x.dtype == dtype else x.to(dtype) for x in student]
+
+
+def _found(student, constants, upstream, ask: Ask):
+    """(loss, components, prediction, gradients, divisor's inverse), by the operator or not."""
+    given = Inputs(*student, *constants)
+    if runs_at_once(*given, upstream):
+        loss, parts, prediction, *gradients, inverse = _linear_losses(given, upstream, ask)
+        return loss, parts.unbind(0), prediction, gradients, inverse
+    settings, reduction, predict, wanted, exact = ask
+    loss, ce, kd, rank, prediction, *gradients, inverse = torch.ops.fastkd.linear_token_losses(
+        *given, upstream, settings.packed(), reduction, predict, list(wanted), exact
+    )
+    return loss, (ce, kd, rank), prediction, gradients, inverse
 
 
 def linear_token_losses(
@@ -253,7 +378,7 @@ def linear_token_losses(
     settings: TokenSettings,
     reduction: str,
     predict: bool,
-) -> tuple[Tensor, ...]:
+) -> Losses:
     """`dense_token_losses` of hidden·weightᵀ + bias for student and teacher.
 
     student: (..., Ds), (V, Ds), (V,) or None; dense_teacher likewise, or three times None.
@@ -269,12 +394,12 @@ def linear_token_losses(
         teacher_dtype = dense_teacher[0].dtype
     if torch.is_autocast_enabled(device):
         dtype = teacher_dtype = torch.get_autocast_dtype(device)
-    if settings.kd_weight == 0 and settings.rank_weight == 0:
+    if not settings.teaches:
         dense_teacher, listed_teacher = (None, None, None), Teacher()
     teacher_hidden, *teacher_projection = dense_teacher
     teacher = (flat(teacher_hidden, 1), *teacher_projection)
     constants = (
-        *(None if x is None else x.to(teacher_dtype) for x in teacher),
+        *(teacher if teacher_dtype is None else _cast(teacher, teacher_dtype)),
         flat(listed_teacher.ids, 1),
         flat(listed_teacher.log_probs, 1),
         flat(target),
@@ -283,7 +408,4 @@ def linear_token_losses(
     *losses, prediction = LinearTokenLosses.apply(
         flat(hidden, 1), weight, bias, constants, settings, reduction, predict, dtype
     )
-    positions = hidden.shape[:-1]
-    if reduction == "none":
-        losses = [column.view(positions) for column in losses]
-    return *losses, prediction.view(positions) if predict else prediction
+    return shaped(losses, prediction, hidden.shape[:-1], reduction, predict)

@@ -1,15 +1,70 @@
 """Token losses of logits: the operator and its autograd Function."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from fastkd_kernels.once import first_order, graph_is_freed, scaled
+from fastkd_kernels.once import graph_is_freed, only_first_order, runs_at_once, scaled
 from fastkd_kernels.tokens.launch import RowLosses, Teacher, launch_rows
 from fastkd_kernels.tokens.reduce import inverse_count, scale_rows_, sum_rows
 from fastkd_kernels.tokens.settings import TokenSettings, gradient_gain
 
+SECOND_ORDER = "the Triton token losses have no second-order gradient; use backend='reference'"
+# Loss, ce, kd and rank, and the prediction where asked for.
+Losses = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
+# Loss, (ce, kd, rank) as (3, ...), prediction, gradient and the divisor's inverse.
+Found = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 
-@torch.library.custom_op("fastkd_kernels::dense_token_losses", mutates_args=())
+
+def _dense_losses(
+    student: Tensor,  # (..., V)
+    teacher: Teacher,
+    target: Tensor | None,  # (rows,)
+    counted: Tensor | None,  # (rows,)
+    settings: TokenSettings,
+    reduction: str,
+    predict: bool,
+    differentiate: bool,
+) -> Found:
+    vocabulary = student.shape[-1]
+    rows = student.numel() // vocabulary
+    losses = RowLosses.empty(rows, predict, student.device)
+    fraction, divisor = mean_of(rows, counted, reduction)
+    gradient = None
+    if differentiate:
+        gradient = torch.empty((rows, vocabulary), dtype=student.dtype, device=student.device)
+    early = gradient_mean_is_early(student.dtype)
+    gain = fraction if early else gradient_gain(settings, student.dtype)
+    scale = divisor if early else None
+    launch_rows(student, teacher, target, counted, settings, losses, gradient, gain, scale)
+    if reduction == "none":
+        return losses.loss, losses.parts, losses.prediction, gradient, divisor
+    return *sum_rows(losses, fraction, divisor), losses.prediction, gradient, divisor
+
+
+def mean_of(rows: int, counted: Tensor | None, reduction: str) -> tuple[float, Tensor | None]:
+    """What a sum over rows is multiplied by: a number, and (1,) float32 where rows are left out."""
+    if reduction != "mean":
+        return 1.0, None
+    if counted is None:
+        return 1 / max(rows, 1), None
+    return 1.0, inverse_count(counted)
+
+
+def as_outputs(found: tuple[Tensor | None, ...], device: torch.device) -> Any:
+    """As operators return it: tensors that share no memory."""
+    loss, parts, prediction, *others = found
+    assert parts is not None
+    none = (torch.int64, *(torch.float32 for _ in others))
+    rest = (
+        torch.empty(0, dtype=dtype, device=device) if each is None else each
+        for each, dtype in zip((prediction, *others), none, strict=True)
+    )
+    return loss, *(part.clone() for part in parts.unbind(0)), *rest
+
+
+@torch.library.custom_op("fastkd::dense_token_losses", mutates_args=())
 def dense_token_losses_op(
     student: Tensor,
     teacher: Tensor | None,
@@ -28,36 +83,11 @@ def dense_token_losses_op(
     gradient: (rows, V) dloss/dstudent, of the mean's loss only where nothing underflows by it
     """
     chosen = TokenSettings.unpacked(settings)
-    vocabulary = student.shape[-1]
-    rows = student.numel() // vocabulary
-    losses = RowLosses.empty(rows, predict, student.device)
-    mean = reduction == "mean"
-    divisor = inverse_count(counted) if mean and counted is not None else None
-    fraction = 1 / max(rows, 1) if mean and counted is None else 1.0
-    gradient = None
-    if differentiate:
-        gradient = torch.empty((rows, vocabulary), dtype=student.dtype, device=student.device)
-    gain = gradient_gain(chosen, student.dtype)
-    early = gradient_mean_is_early(student.dtype)
-    launch_rows(
-        student,
-        Teacher(teacher, ids, log_probs),
-        target,
-        counted,
-        chosen,
-        losses,
-        gradient,
-        gain * (fraction if early else 1.0),
-        divisor if early else None,
+    given = Teacher(teacher, ids, log_probs)
+    found = _dense_losses(
+        student, given, target, counted, chosen, reduction, predict, differentiate
     )
-    if reduction == "none":
-        loss, ce, kd, rank = (column.clone() for column in losses.columns)
-    else:
-        loss, ce, kd, rank = sum_rows(losses.columns, fraction, divisor)
-    nothing = student.new_empty(0)
-    inverse = torch.empty(0, device=student.device) if divisor is None else divisor
-    stored = nothing if gradient is None else gradient
-    return loss, ce, kd, rank, losses.prediction, stored, inverse
+    return as_outputs(found, student.device)
 
 
 @dense_token_losses_op.register_fake
@@ -69,7 +99,10 @@ def _(
     size = (rows,) if reduction == "none" else ()
     results = [student.new_empty(size, dtype=torch.float32) for _ in range(4)]
     prediction = student.new_empty(rows if predict else 0, dtype=torch.int64)
-    gradient = student.new_empty((rows, student.shape[-1]) if differentiate else 0)
+    shape, dtype = (
+        ((rows, student.shape[-1]), student.dtype) if differentiate else (0, torch.float32)
+    )
+    gradient = student.new_empty(shape, dtype=dtype)
     inverse = counted is not None and reduction == "mean"
     return *results, prediction, gradient, student.new_empty(int(inverse), dtype=torch.float32)
 
@@ -83,46 +116,60 @@ class DenseTokenLosses(torch.autograd.Function):
     """Keeps the gradient, computed with the loss; the backward only scales it."""
 
     @staticmethod
-    def forward(
-        ctx, student, anchor, teacher, ids, log_probs, target, counted, settings, reduction, predict
-    ):
+    def forward(ctx, student, anchor, teacher, target, counted, settings, reduction, predict):
         differentiate = ctx.needs_input_grad[0]
-        *losses, prediction, gradient, inverse = torch.ops.fastkd_kernels.dense_token_losses(
-            student,
-            teacher,
-            ids,
-            log_probs,
-            target,
-            counted,
-            settings.packed(),
-            reduction,
-            predict,
-            differentiate,
-        )
+        if runs_at_once(student, *teacher, target, counted):
+            loss, parts, prediction, gradient, inverse = _dense_losses(
+                student, teacher, target, counted, settings, reduction, predict, differentiate
+            )
+            components = parts.unbind(0)
+        else:
+            loss, *components, prediction, gradient, inverse = (
+                torch.ops.fastkd.dense_token_losses(
+                    student, *teacher, target, counted, settings.packed(), reduction, predict,
+                    differentiate,
+                )
+            )  # fmt: skip
         ctx.save_for_backward(gradient, inverse, anchor)
-        ctx.shape = student.shape
-        ctx.late_factor = 1 / gradient_gain(settings, student.dtype)
-        ctx.late_mean = reduction == "mean" and not gradient_mean_is_early(student.dtype)
-        ctx.mark_non_differentiable(*losses[1:], prediction)
+        ctx.shape, ctx.options = student.shape, (settings, student.dtype, reduction == "mean")
+        predicted = () if prediction is None else (prediction,)
+        ctx.mark_non_differentiable(*components, *predicted)
         ctx.set_materialize_grads(False)
-        return *losses, prediction
+        return loss, *components, prediction
 
     @staticmethod
     def backward(ctx, upstream, *_):
         if upstream is None or not ctx.needs_input_grad[0]:
-            return (None,) * 10
+            return (None,) * 8
         gradient, inverse, anchor = ctx.saved_tensors
-        factor = upstream.reshape(-1).float()
-        if ctx.late_factor != 1:
-            factor = factor * ctx.late_factor
-        if ctx.late_mean:
-            rows = max(gradient.shape[0], 1)
-            factor = factor * inverse if inverse.numel() else factor / rows
+        settings, dtype, mean = ctx.options
+        factor = late_factor(upstream.detach(), settings, dtype, mean, inverse, gradient.shape[0])
         if graph_is_freed():
-            scale_rows_(gradient, factor)
+            if runs_at_once(gradient, factor):
+                scale_rows_(gradient, factor)
+            else:
+                gradient.mul_(factor.reshape(-1, 1))
         else:
-            gradient = scaled(gradient, factor.unsqueeze(-1), gradient.dtype)
-        return first_order(gradient.view(ctx.shape), anchor), *(None,) * 9
+            gradient = scaled(gradient, factor.reshape(-1, 1).float(), gradient.dtype)
+        gradient = only_first_order([gradient.view(ctx.shape)], [anchor], SECOND_ORDER)[0]
+        return gradient, *(None,) * 7
+
+
+def late_factor(
+    upstream: Tensor,
+    settings: TokenSettings,
+    dtype: torch.dtype,
+    mean: bool,
+    inverse: Tensor | None,
+    rows: int,
+) -> Tensor:
+    """What a gradient that was stored in `dtype` has to be multiplied by."""
+    if gradient_mean_is_early(dtype):
+        return upstream
+    factor = upstream.float() / gradient_gain(settings, dtype)
+    if mean and inverse is not None and inverse.numel():
+        return factor * inverse
+    return factor / max(rows, 1) if mean else factor
 
 
 def dense_token_losses(
@@ -133,35 +180,56 @@ def dense_token_losses(
     settings: TokenSettings,
     reduction: str,
     predict: bool,
-) -> tuple[Tensor, ...]:
+) -> Losses:
     """(loss, ce, kd, rank, prediction): float32 scalars, or (...) for "none"; see `launch_rows`.
 
     student, teacher.logits: (..., V), any strides; target, counted: (...); prediction: (...)
-    int64, or empty where not asked for.
+    int64, where asked for.
     """
     positions = student.shape[:-1]
-    student = student if torch.is_grad_enabled() else student.detach()
-    # Nothing of the logits, but a way back to them: a second-order gradient has to find its error.
-    anchor = student[..., :0].clone() if student.requires_grad else None
+    anchor = None
+    if student.requires_grad:
+        if torch.is_grad_enabled():
+            anchor = anchored(student)
+        else:
+            student = student.detach()
     *losses, prediction = DenseTokenLosses.apply(
         student,
         anchor,
-        teacher.logits,
-        flat(teacher.ids, 1),
-        flat(teacher.log_probs, 1),
+        Teacher(teacher.logits, flat(teacher.ids, 1), flat(teacher.log_probs, 1)),
         flat(target),
         flat(counted),
         settings,
         reduction,
         predict,
     )
-    if reduction == "none":
-        losses = [column.view(positions) for column in losses]
-    return *losses, prediction.view(positions) if predict else prediction
+    return shaped(losses, prediction, positions, reduction, predict)
+
+
+def anchored(student: Tensor) -> Tensor:
+    """Nothing of it, but a way back to it: a second-order gradient has to find its error."""
+    return student.index_select(-1, torch.empty(0, dtype=torch.int64, device=student.device))
+
+
+def shaped(
+    losses: list[Tensor],
+    prediction: Tensor | None,
+    positions: torch.Size,
+    reduction: str,
+    predict: bool,
+) -> Losses:
+    """What a Function returned by rows, by positions."""
+    if len(positions) != 1:
+        if reduction == "none":
+            losses = [column.view(positions) for column in losses]
+        if prediction is not None and predict:
+            prediction = prediction.view(positions)
+    loss, ce, kd, rank = losses
+    return loss, ce, kd, rank, prediction if predict else None
 
 
 def flat(tensor: Tensor | None, last: int = 0) -> Tensor | None:
     """(rows,) or, with last=1, (rows, K): contiguous, positions in one dimension."""
-    if tensor is None:
-        return None
+    if tensor is None or (tensor.dim() == 1 + last and tensor.is_contiguous()):
+        return tensor
     return tensor.reshape(-1, *tensor.shape[tensor.dim() - last :]).contiguous()

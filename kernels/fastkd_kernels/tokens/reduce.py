@@ -1,8 +1,14 @@
 """Sums over rows in a fixed order, and the factor of a stored gradient."""
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from fastkd_kernels.launching import Step, step
+from fastkd_kernels.tokens.launch import RowLosses
 
 _BLOCK_ROWS = 1024
 _BLOCK_SCALE = 4096
@@ -19,28 +25,28 @@ def inverse_count_fwd(counted, inverse, rows, BLOCK_ROWS: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["rows"])
-def token_sums_fwd(
-    losses, ces, kds, ranks, loss, ce, kd, rank, scale, gain, rows, BLOCK_ROWS: tl.constexpr
-):
-    """Sums of four columns (rows,), each times `gain` and `scale`, where there is one."""
+def token_sums_fwd(losses, parts, scale, loss, sums, gain, rows, BLOCK_ROWS: tl.constexpr):
+    """Sums over rows of losses (rows,) and parts (3, rows), times `gain` and `scale`, if any."""
     loss_sum = tl.zeros([BLOCK_ROWS], tl.float32)
     ce_sum = tl.zeros([BLOCK_ROWS], tl.float32)
     kd_sum = tl.zeros([BLOCK_ROWS], tl.float32)
     rank_sum = tl.zeros([BLOCK_ROWS], tl.float32)
+    kds = parts + rows.to(tl.int64)
+    ranks = kds + rows.to(tl.int64)
     for start in range(0, rows, BLOCK_ROWS):
         row = start + tl.arange(0, BLOCK_ROWS)
         inside = row < rows
         loss_sum += tl.load(losses + row, mask=inside, other=0.0)
-        ce_sum += tl.load(ces + row, mask=inside, other=0.0)
+        ce_sum += tl.load(parts + row, mask=inside, other=0.0)
         kd_sum += tl.load(kds + row, mask=inside, other=0.0)
         rank_sum += tl.load(ranks + row, mask=inside, other=0.0)
     factor = gain
     if scale is not None:
         factor *= tl.load(scale)
     tl.store(loss, tl.sum(loss_sum, 0) * factor)
-    tl.store(ce, tl.sum(ce_sum, 0) * factor)
-    tl.store(kd, tl.sum(kd_sum, 0) * factor)
-    tl.store(rank, tl.sum(rank_sum, 0) * factor)
+    tl.store(sums, tl.sum(ce_sum, 0) * factor)
+    tl.store(sums + 1, tl.sum(kd_sum, 0) * factor)
+    tl.store(sums + 2, tl.sum(rank_sum, 0) * factor)
 
 
 @triton.jit(do_not_specialize=["vocabulary"])
@@ -57,29 +63,58 @@ def scale_rows_bwd(gradient, factor, vocabulary, factor_step: tl.constexpr, BLOC
             tl.store(gradient + at, scaled.to(gradient.dtype.element_ty), mask=inside)
 
 
-def inverse_count(counted: torch.Tensor) -> torch.Tensor:
+def inverse_count(counted: Tensor) -> Tensor:
     """(1,) float32: 1 / number of true values of `counted` (rows,), at least 1 of them."""
     inverse = torch.empty(1, dtype=torch.float32, device=counted.device)
-    inverse_count_fwd[(1,)](counted, inverse, counted.numel(), BLOCK_ROWS=_BLOCK_ROWS)
+    _counting(counted.device).launch((counted, inverse), 1, (counted.numel(),))
     return inverse
 
 
-def sum_rows(
-    columns: tuple[torch.Tensor, ...], gain: float, scale: torch.Tensor | None
-) -> tuple[torch.Tensor, ...]:
-    """Four float32 scalars: each column's sum times `gain` and `scale` (1,)."""
-    sums = tuple(column.new_empty(()) for column in columns)
-    token_sums_fwd[(1,)](*columns, *sums, scale, gain, columns[0].numel(), BLOCK_ROWS=_BLOCK_ROWS)
-    return sums
+def sum_rows(losses: RowLosses, gain: float, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Loss () and ce, kd, rank (3,): sums over rows times `gain` and `scale` (1,), if any."""
+    device = losses.loss.device
+    loss = torch.empty((), dtype=torch.float32, device=device)
+    sums = torch.empty(3, dtype=torch.float32, device=device)
+    _summing(scale is not None, device).launch(
+        (losses.loss, losses.parts, scale, loss, sums), 1, (gain, losses.loss.shape[0])
+    )
+    return loss, sums
 
 
-def scale_rows_(gradient: torch.Tensor, factor: torch.Tensor) -> None:
+def scale_rows_(gradient: Tensor, factor: Tensor) -> None:
     """gradient (rows, V), contiguous, times `factor`: (rows,) or a single number, in place."""
     rows, vocabulary = gradient.shape
-    if rows:
-        step = 0 if factor.numel() == 1 else 1
-        factor = factor.reshape(-1).contiguous()
-        scale_rows_bwd[(rows,)](gradient, factor, vocabulary, step, BLOCK=_BLOCK_SCALE)
+    if not rows:
+        return
+    factor_step = 0
+    if factor.numel() > 1:
+        factor, factor_step = factor.reshape(-1).contiguous(), 1
+    scaling = _scaling(vocabulary, factor_step, gradient.dtype, factor.dtype, gradient.device)
+    scaling.launch((gradient, factor), rows)
+
+
+@lru_cache(maxsize=64)
+def _counting(device: torch.device) -> Step:
+    return _step(inverse_count_fwd, varying=("rows",), BLOCK_ROWS=_BLOCK_ROWS)
+
+
+@lru_cache(maxsize=64)
+def _summing(*of: object) -> Step:
+    return _step(token_sums_fwd, varying=("gain", "rows"), BLOCK_ROWS=_BLOCK_ROWS)
+
+
+@lru_cache(maxsize=256)
+def _scaling(vocabulary: int, factor_step: int, *of: object) -> Step:
+    """of: what else a compiled kernel depends on."""
+    sizes = {"vocabulary": vocabulary}
+    return _step(scale_rows_bwd, scalars=sizes, factor_step=factor_step, BLOCK=_BLOCK_SCALE)
+
+
+def _step(kernel, varying=(), scalars=None, **constants) -> Step:
+    scalars = scalars or {}
+    others = {*varying, *scalars, *constants}
+    tensors = {name: name for name in kernel.arg_names if name not in others}
+    return step(kernel, 0, tensors, scalars, constants, {}, varying)
 
 
 def offline_cases():
@@ -90,7 +125,7 @@ def offline_cases():
         "",
         {"counted": "*u1", "inverse": "*fp32", "rows": "i32", "BLOCK_ROWS": _BLOCK_ROWS},
     )
-    columns = ("losses", "ces", "kds", "ranks", "loss", "ce", "kd", "rank")
+    columns = ("losses", "parts", "loss", "sums")
     for scale in ("*fp32", None):
         yield Case(
             token_sums_fwd,

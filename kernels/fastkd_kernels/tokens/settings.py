@@ -1,7 +1,7 @@
 """What the kernels are asked to compute, and the tile sizes chosen for it."""
 
 import math
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -28,10 +28,15 @@ class TokenSettings:
     form: str = "kl"
     beta: float = 0.0
 
+    @property
+    def teaches(self) -> bool:
+        """Whether a teacher is needed."""
+        return self.kd_weight != 0 or self.rank_weight != 0
+
     def packed(self) -> list[float]:
         """As the operators take it: numbers only."""
-        *numbers, rest, form, beta = astuple(self)
-        chosen = (RESTS.index(rest), FORMS.index(form), beta)
+        numbers = [getattr(self, each.name) for each in fields(self)[:-3]]
+        chosen = (RESTS.index(self.rest), FORMS.index(self.form), self.beta)
         return [*map(float, numbers), *map(float, chosen)]
 
     @staticmethod

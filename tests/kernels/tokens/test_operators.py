@@ -1,5 +1,7 @@
 """The token operators as citizens of PyTorch: registration, compilation, and their backward."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from fastkd_kernels.tokens import launch as tokens_launch
@@ -190,14 +192,16 @@ def test_no_gradient_is_computed_where_none_is_recorded(monkeypatch):
 
 
 def test_sizes_choose_among_a_few_compilations(monkeypatch):
-    """What is compiled in (keyword arguments) does not follow the rows or the vocabulary."""
+    """What is compiled in does not follow the rows or the vocabulary."""
     compiled = set()
+    planned = tokens_launch._planned
 
-    class Recorder:
-        def __getitem__(self, grid):
-            return lambda *_, **constants: compiled.add(tuple(sorted(constants.items())))
+    def recorded(request):
+        step = planned(request)
+        compiled.add(tuple(sorted(step.constants.items())))
+        return SimpleNamespace(launch=lambda *_, **__: None)
 
-    monkeypatch.setattr(tokens_launch, "token_losses_fwd", Recorder())
+    monkeypatch.setattr(tokens_launch, "_planned", recorded)
     for vocabulary in [*range(1, 40), *range(1000, 5000, 500), 32_000, 32_001]:
         for rows in (1, 7):
             logits = torch.zeros(rows, vocabulary)

@@ -19,15 +19,32 @@ LISTED = tl.constexpr(2)
 
 # Sizes and strides change from batch to batch and must not be compiled in.
 _SIZES = (
+    "rows",
+    "inner",
     "student_outer",
     "student_inner",
     "teacher_outer",
     "teacher_inner",
     "listed",
     "scale_step",
-    "inner",
     "vocabulary_units",
 )
+POINTERS = (
+    "student",
+    "teacher",
+    "ids",
+    "log_probs",
+    "kept",
+    "target",
+    "counted",
+    "scale",
+    "losses",
+    "parts",
+    "prediction",
+    "gradient",
+)
+# Of sizes and floats, what changes from call to call of one layout.
+VARYING = ("gain", "rows")
 
 
 @triton.jit
@@ -41,11 +58,18 @@ def _cross_entropy(target_diff, log_sum, finite, total, smoothing, SMOOTH: tl.co
 
 
 @triton.jit
+def _store_parts(parts, rows, ce, kd, rank):
+    """Of one row, in a table (3, rows)."""
+    tl.store(parts, ce)
+    tl.store(parts + rows, kd)
+    tl.store(parts + 2 * rows, rank)
+
+
+@triton.jit
 def _zero_row(
     loss,
-    ce,
-    kd,
-    rank,
+    parts,
+    rows,
     prediction,
     gradient,
     vocabulary,
@@ -54,9 +78,7 @@ def _zero_row(
     BLOCK_V: tl.constexpr,
 ):
     tl.store(loss, 0.0)
-    tl.store(ce, 0.0)
-    tl.store(kd, 0.0)
-    tl.store(rank, 0.0)
+    _store_parts(parts, rows, 0.0, 0.0, 0.0)
     if PREDICT:
         tl.store(prediction, 0)
     if GRADIENT:
@@ -69,30 +91,29 @@ def _zero_row(
 @triton.jit(do_not_specialize=_SIZES)
 def token_losses_fwd(
     student,  # (rows, V) logits at outer·student_outer + inner·student_inner + id·student_step
-    student_outer,
-    student_inner,
-    student_step,
     teacher,  # likewise, or None
-    teacher_outer,
-    teacher_inner,
-    teacher_step,
     ids,  # (rows, K) of a listed teacher, or None
     log_probs,  # (rows, K)
     kept,  # (rows, K) float32 scratch where GRADIENT
-    listed,  # K
     target,  # (rows,) or None
     counted,  # (rows,) or None
     scale,  # (rows,) or (1,) float32 factor of the gradient beside `gain`, or None
-    scale_step,
-    losses,  # (rows,) float32, likewise the three components
-    ces,
-    kds,
-    ranks,
+    losses,  # (rows,) float32
+    parts,  # its components ce, kd and rank: (3, `rows`) float32, maybe of a longer table
     prediction,  # (rows,) int64 where PREDICT
     gradient,  # (rows, V) where GRADIENT; may be the student's own contiguous logits
-    inner,
-    vocabulary_units,
     gain,
+    rows,
+    inner,
+    student_outer,
+    student_inner,
+    student_step,
+    teacher_outer,
+    teacher_inner,
+    teacher_step,
+    listed,  # K
+    scale_step,
+    vocabulary_units,
     ce_weight,
     kd_weight,
     rank_weight,
@@ -118,6 +139,7 @@ def token_losses_fwd(
     VECTOR: tl.constexpr,  # logits in 16 bytes
 ):
     row = tl.program_id(0).to(tl.int64)
+    rows = rows.to(tl.int64)
     vocabulary = vocabulary_units * UNIT
     if PREDICT:
         prediction += row
@@ -127,9 +149,8 @@ def token_losses_fwd(
         if tl.load(counted + row) == 0:
             _zero_row(
                 losses + row,
-                ces + row,
-                kds + row,
-                ranks + row,
+                parts + row,
+                rows,
                 prediction,
                 gradient,
                 vocabulary,
@@ -282,9 +303,7 @@ def token_losses_fwd(
     if HAS_RANK:
         loss += rank_weight * rank
     tl.store(losses + row, loss)
-    tl.store(ces + row, ce)
-    tl.store(kds + row, kd)
-    tl.store(ranks + row, rank)
+    _store_parts(parts + row, rows, ce, kd, rank)
 
     if GRADIENT:
         factor = gain
