@@ -38,6 +38,7 @@ class RunLog:
     ):
         """unvalidated: whether the validation of `step` is still to come, and was not logged"""
         self._file = self._board = None
+        self._total = total
         if path is not None:
             _keep_until(path, step, unvalidated)
             self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
@@ -81,8 +82,11 @@ class RunLog:
                 if isinstance(value, int | float) and name != "step":
                     self._board.add_scalar(name, value, record["step"])
 
-    def figures(self, text: str) -> None:
+    def figures(self, step: int, text: str) -> None:
+        """Beside the bar; where there is no terminal for one, a line of their own."""
         self._progress.update(self._bar, figures=text)
+        if not self._progress.console.is_terminal:
+            self.say(f"update {step:,} of {self._total:,}: {text}")
 
     def say(self, text: str) -> None:
         if self._file:

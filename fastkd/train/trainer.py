@@ -219,9 +219,8 @@ class Trainer:
         where = {"step": self.position.update, "epoch": epoch, "lr": self.updater.rate}
         scheduled = self.updater.objective.scheduled(self.position.update, epoch)
         log.write({**where, **figures, **scheduled})
-        log.figures(
-            f"loss {figures.get('loss', math.nan):.3f}  {figures['tokens_per_second']:.0f} tokens/s"
-        )
+        loss, speed = figures.get("loss", math.nan), figures["tokens_per_second"]
+        log.figures(self.position.update, f"loss {loss:.3f}  {speed:.0f} tokens/s")
 
 
 def _listed(ids: np.ndarray) -> str:
