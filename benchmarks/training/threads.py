@@ -1,11 +1,11 @@
 """Training beside other work: how long two runs take at once, by how their threads wait.
 
-    python -m benchmarks.training.threads FOLDER [--updates 80] [--rounds 5]
+    python -m benchmarks.training.threads FOLDER [--updates 80] [--rounds 3]
 
 Trains the demo's student on as many threads as there are cores, once alone and twice at once, with
 what `fastkd` sets (`brief`), with OpenMP's own waiting (`spinning`) and with
-`OMP_WAIT_POLICY=passive`, round by round in turns. Start-up is included. Prints the medians over
-the rounds of
+`OMP_WAIT_POLICY=passive`, round by round in turns. Start-up is included; about four minutes in
+all. Prints the medians over the rounds of
 
 - `alone`: the time of a run over that of a spinning one in the same round;
 - `at once`: the time until both of two runs are done, over that of one after the other, which is
@@ -36,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--updates", type=int, default=80)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     folder: Path = arguments.folder
     write_demo_corpus(folder, print)
