@@ -1,0 +1,105 @@
+"""python -m benchmarks.models: which classes of Transformers the integrations serve.
+
+Each class is built small, and the loss of `Distillation` (cross-entropy, without a teacher) is
+compared with the model's own. Goes on where it was ended.
+"""
+
+import argparse
+import csv
+import multiprocessing
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from benchmarks.models.tiny import build, classes, inputs_of
+from fastkd.errors import InputError
+from fastkd.integrations.distillation import Distillation
+from fastkd.losses import CrossEntropy
+
+FIELDS = ("transformers", "task", "class", "outcome", "own", "ours", "line")
+SECONDS = 60
+CLOSE = 1e-4  # relative; both are sums of float32 in another order
+
+
+def judged(task: str, name: str) -> dict[str, Any]:
+    """equal, refused (with the line), different, broken; or not built, or no loss of its own."""
+    row: dict[str, Any] = dict.fromkeys(FIELDS, "")
+    row |= {"transformers": transformers.__version__, "task": task, "class": name}
+    try:
+        model = build(name)
+    except Exception as error:
+        return row | {"outcome": "not built", "line": _line(error)}
+    try:
+        inputs = inputs_of(task, model)
+        own = float(model(**inputs).loss)
+    except Exception as error:
+        return row | {"outcome": "no own loss", "line": _line(error)}
+    row["own"] = f"{own:.6g}"
+    try:
+        distillation = Distillation(model, [CrossEntropy(weight=1.0, label_smoothing=0.0)])
+        ours = float(distillation(model, inputs).loss)
+    except InputError as error:
+        return row | {"outcome": "refused", "line": _line(error)}
+    except Exception as error:
+        return row | {"outcome": "broken", "line": _line(error)}
+    equal = abs(ours - own) <= CLOSE * (1 + abs(own))
+    return row | {"outcome": "equal" if equal else "different", "ours": f"{ours:.6g}"}
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return (text if isinstance(error, InputError) else f"{type(error).__name__}: {text}")[:160]
+
+
+def apart(task: str, name: str) -> dict[str, Any]:
+    """In a process of its own, which may crash or hang."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: theirs.send(judged(task, name)))
+    process.start()
+    theirs.close()
+    row: dict[str, Any] = dict.fromkeys(FIELDS, "")
+    row |= {"transformers": transformers.__version__, "task": task, "class": name}
+    row |= {"outcome": "not built", "line": f"no answer within {SECONDS} s"}
+    try:
+        if ours.poll(SECONDS):
+            row = ours.recv()
+    except EOFError:
+        row["line"] = "its process ended"
+    process.kill()
+    process.join()
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.models", description=__doc__)
+    parser.add_argument("--csv", type=Path, default=Path("benchmarks/results/models.csv"))
+    parser.add_argument("--only", default="", help="part of the names of classes")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity(40)
+    done: list[dict[str, str]] = []
+    if options.csv.exists():
+        with options.csv.open(newline="") as file:
+            done = list(csv.DictReader(file))
+    known = {(row["transformers"], row["task"], row["class"]) for row in done}
+    fresh = not done
+    with options.csv.open("a", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        if fresh:
+            writer.writeheader()
+        for task, name in classes():
+            if (transformers.__version__, task, name) in known or options.only not in name:
+                continue
+            row = apart(task, name)
+            writer.writerow(row)
+            file.flush()
+            done.append(row)
+    print(Counter((row["task"], row["outcome"]) for row in done))
+
+
+if __name__ == "__main__":
+    main()
