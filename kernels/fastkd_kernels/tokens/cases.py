@@ -32,7 +32,7 @@ def row_case(
 ):
     from fastkd_kernels.offline import Case
 
-    block_v, warps, registers = row_shape(vocabulary, rank, 1 if step == 1 else 2, unit)
+    block_v, warps, registers = row_shape(vocabulary, rank, 1 if step == 1 else 2, unit, form)
     top_k = top_k if rank else 1
     has_list = teacher == LISTED.value
     strides = ("student_outer", "student_inner", "teacher_outer", "teacher_inner")

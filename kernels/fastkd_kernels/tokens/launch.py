@@ -190,7 +190,7 @@ def _planned(request: _Request) -> Step:
     top_k = settings.top_k if has_rank else 1
     listed = request.listed or 0
     block_v, warps, registers = row_shape(
-        request.vocabulary, has_rank, max(student.step, teacher.step), unit
+        request.vocabulary, has_rank, max(student.step, teacher.step), unit, settings.form
     )
     student_temperature = settings.student_temperature if settings.teaches else 1.0
     return step(

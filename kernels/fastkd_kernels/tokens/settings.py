@@ -46,17 +46,19 @@ class TokenSettings:
         return TokenSettings(ce, kd, rank, int(top_k), smoothing, student, teacher, *names, beta)
 
 
-def row_shape(vocabulary: int, ranked: bool, step: int, unit: int) -> tuple[int, int, int]:
+def row_shape(
+    vocabulary: int, ranked: bool, step: int, unit: int, form: str
+) -> tuple[int, int, int]:
     """(BLOCK_V, warps, most registers a thread) for logits `step` apart, rows aligned to `unit`.
 
     Two block shapes in all, so that few kernels serve every vocabulary. Keys of both lists, and an
     address for each logit where 16 bytes cannot be loaded at once, take registers: such rows are
     walked in half as many logits. Without a bound the compiler spills a few bytes to fit one
-    program more on a multiprocessor.
+    program more on a multiprocessor; divergences other than KL need more than that bound.
     """
     whole = step == 1 and unit >= 8
     block = 2048 if whole and not ranked and vocabulary > 1024 else 1024
-    return block, 4, 128 if whole else 255
+    return block, 4, 128 if whole and form == "kl" else 255
 
 
 def listed_block(listed: int) -> int:
