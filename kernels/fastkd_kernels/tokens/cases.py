@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import triton
 
 from fastkd_kernels.tokens.row.kernel import DENSE, LISTED, NO_TEACHER, token_losses_fwd
-from fastkd_kernels.tokens.settings import FORMS, RESTS, listed_block, row_shape
+from fastkd_kernels.tokens.settings import FORMS, RESTS, fuses, listed_block, row_shape
 
 _VOCABULARIES = (1024, 32768)  # one for each block size; ranking has but one
 
@@ -92,6 +92,7 @@ def row_case(
         arguments,
         num_warps=warps,
         max_registers=registers,
+        fp_fusion=fuses(form if kd else "kl"),
         representative=representative,
     )
 

@@ -22,6 +22,7 @@ from fastkd_kernels.tokens.settings import (
     FORMS,
     RESTS,
     TokenSettings,
+    fuses,
     listed_block,
     row_shape,
 )
@@ -189,8 +190,9 @@ def _planned(request: _Request) -> Step:
     has_rank = settings.rank_weight != 0
     top_k = settings.top_k if has_rank else 1
     listed = request.listed or 0
+    form = settings.form if settings.kd_weight else "kl"
     block_v, warps, registers = row_shape(
-        request.vocabulary, has_rank, max(student.step, teacher.step), unit, settings.form
+        request.vocabulary, has_rank, max(student.step, teacher.step), unit, form
     )
     student_temperature = settings.student_temperature if settings.teaches else 1.0
     return step(
@@ -222,7 +224,7 @@ def _planned(request: _Request) -> Step:
             "HAS_CE": settings.ce_weight != 0,
             "HAS_KD": settings.kd_weight != 0,
             "HAS_RANK": has_rank,
-            "FORM": FORMS.index(settings.form) if settings.kd_weight else 0,
+            "FORM": FORMS.index(form),
             "SMOOTH": settings.ce_weight != 0 and settings.label_smoothing > 0,
             "TEMPERED": student_temperature != 1,
             "TEACHER": kind.value,
@@ -235,5 +237,6 @@ def _planned(request: _Request) -> Step:
             "BLOCK_K": listed_block(listed),
             "VECTOR": 16 // student.dtype.itemsize,
         },
-        options={"num_warps": warps} | ({} if torch.version.hip else {"maxnreg": registers}),
+        options={"num_warps": warps, "enable_fp_fusion": fuses(form)}
+        | ({} if torch.version.hip else {"maxnreg": registers}),
     )

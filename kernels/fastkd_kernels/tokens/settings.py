@@ -61,6 +61,15 @@ def row_shape(
     return block, 4, 128 if whole and form == "kl" else 255
 
 
+def fuses(form: str) -> bool:
+    """Whether multiplications and additions may be fused.
+
+    A term that ends in a product would be fused into the exchange of its sum between lanes, each
+    of which then holds other digits.
+    """
+    return form == "kl"
+
+
 def listed_block(listed: int) -> int:
     return block_size(listed, least=16, most=128)
 

@@ -24,6 +24,18 @@ def _expm1(x):
 
 
 @triton.jit
+def _log(x):
+    """log x for normal x > 0, by atanh: the library's has branches, which part lanes in a loop."""
+    bits = x.to(tl.int32, bitcast=True)
+    exponent = (bits - 0x3F3504F3) >> 23  # of a mantissa in √½..√2
+    mantissa = (bits - (exponent << 23)).to(tl.float32, bitcast=True)
+    s = (mantissa - 1.0) / (mantissa + 1.0)
+    t = s * s
+    series = 1.0 + t * (1 / 3.0 + t * (0.2 + t * (1 / 7.0 + t * (1 / 9.0))))
+    return exponent.to(tl.float32) * LN2 + 2.0 * s * series
+
+
+@triton.jit
 def _log_mixture(d, beta):
     """log(β + (1 − β)·e^d) − max(d, 0): of m = βq + (1 − β)p by the larger of q and p."""
     weight = tl.where(d > 0, beta, 1.0 - beta)  # of the smaller
@@ -32,7 +44,7 @@ def _log_mixture(d, beta):
     small = grown < -0.5  # there 1 + grown would lose the digits of a small β
     whole = tl.where(small, (1.0 - weight) + weight * (part + 1.0), 1.0 + grown)
     lost = tl.where(small, 0.0, grown - (whole - 1.0))  # by rounding 1 + grown
-    return tl.log(whole) + lost / whole
+    return _log(whole) + lost / whole
 
 
 @triton.jit
