@@ -56,17 +56,25 @@ def liger() -> Loss:
     from liger_kernel.chunked_loss.jsd_loss import LigerFusedLinearJSDLoss
 
     loss = LigerFusedLinearJSDLoss(0.5, 0.5, beta=BETA, compiled=False)
-    return lambda given: loss(*given)
+
+    def of(given: list[Tensor]) -> Tensor:
+        value: Tensor = loss(*given)
+        return value
+
+    return of
 
 
 def trl() -> Loss:
     from trl.experimental.gkd import GKDTrainer
 
+    peer: Callable[..., Tensor] = GKDTrainer.generalized_jsd_loss
+
     def loss(given: list[Tensor]) -> Tensor:
         student, weight, teacher, teacher_weight, target = given
         ours, theirs = F.linear(student, weight), F.linear(teacher, teacher_weight)
-        jsd = GKDTrainer.generalized_jsd_loss(ours, theirs, beta=BETA)
-        return 0.5 * F.cross_entropy(ours, target) + 0.5 * jsd
+        jsd: Tensor = peer(ours, theirs, beta=BETA)
+        value: Tensor = 0.5 * F.cross_entropy(ours, target) + 0.5 * jsd
+        return value
 
     return loss
 

@@ -99,5 +99,6 @@ def _log_mixture(d: Tensor, beta: float) -> Tensor:
         return torch.log1p(grown)
     # 1 + grown would lose the digits of a small β.
     small = grown < -0.5
-    direct = torch.where(small, 1 - weight + weight * x.exp(), 1.0).log()
+    larger = torch.full_like(d, beta).masked_fill_(d > 0, 1 - beta)
+    direct = torch.where(small, larger + weight * x.exp(), 1.0).log()
     return torch.where(small, direct, torch.log1p(torch.where(small, 0.0, grown)))

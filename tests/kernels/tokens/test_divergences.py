@@ -92,13 +92,14 @@ def test_nothing_where_both_are_equal(form):
     banned=st.sampled_from([0.0, 0.2]),
     temperature=st.sampled_from([1.0, 0.5, 3.0]),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_drawn(form, beta, seed, scale, banned, temperature):
-    student, teacher = (drawn(2, 9, seed=seed + side) * scale for side in (0, 1))
+    # Enough rows that the error of plain PyTorch is more than one row's luck.
+    student, teacher = (drawn(12, 9, seed=seed + side) * scale for side in (0, 1))
     for side in (student, teacher):
         side[torch.rand(side.shape, generator=torch.Generator().manual_seed(seed)) < banned] = -INF
     assert_as_exact_as_reference(
-        token_distillation_loss, [student], teacher, torch.tensor([3, 0]), ce_weight=0.3,
+        token_distillation_loss, [student], teacher, torch.arange(12) % 9, ce_weight=0.3,
         kd_weight=1.0, divergence=form, beta=beta if form in BETAS else None,
         student_temperature=temperature, reduction="none",
     )  # fmt: skip

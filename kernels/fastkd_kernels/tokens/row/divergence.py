@@ -39,10 +39,10 @@ def _log(x):
 def _log_mixture(d, beta):
     """log(β + (1 − β)·e^d) − max(d, 0): of m = βq + (1 − β)p by the larger of q and p."""
     weight = tl.where(d > 0, beta, 1.0 - beta)  # of the smaller
-    part = _expm1(-tl.abs(d))
-    grown = weight * part
+    larger = tl.where(d > 0, 1.0 - beta, beta)
+    grown = weight * _expm1(-tl.abs(d))
     small = grown < -0.5  # there 1 + grown would lose the digits of a small β
-    whole = tl.where(small, (1.0 - weight) + weight * (part + 1.0), 1.0 + grown)
+    whole = tl.where(small, larger + weight * tl.exp(-tl.abs(d)), 1.0 + grown)
     lost = tl.where(small, 0.0, grown - (whole - 1.0))  # by rounding 1 + grown
     return _log(whole) + lost / whole
 
