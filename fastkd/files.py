@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fastkd.errors import InputError
+from fastkd.reading import expect_file
 
 _TRANSIENT = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # of disks that may take it later
 _PARTIAL = ".partial"
@@ -37,8 +38,12 @@ def write_file(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which becomes `path` when the block ends without an error."""
+    """A file to write to, which becomes `path` when the block ends without an error.
+
+    Raises OSError where `path`, or what it links to, is a FIFO or a device: a rename replaces those.
+    """
     target = path.resolve()
+    expect_file(target)
     with named(path), _partial(target, lambda partial: open(partial, "xb").close()) as partial:
         with open(partial, "wb") as file:
             yield file

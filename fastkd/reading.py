@@ -28,15 +28,23 @@ def open_file(path: str | Path) -> io.BufferedReader:
     """A file for reading; OSError for a FIFO or a device, which might be waited for, or endless."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
-        if kind != stat.S_IFREG:
-            raise OSError(
-                errno.EINVAL, f"expected a file, not a {_KINDS.get(kind, kind)}", str(path)
-            )
+        _expect_file(os.fstat(descriptor), path)
         return io.BufferedReader(io.FileIO(descriptor))
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def expect_file(path: Path) -> None:
+    """OSError where something other than a file is there, such as a FIFO or a device."""
+    if path.exists():
+        _expect_file(path.stat(), path)
+
+
+def _expect_file(status: os.stat_result, path: str | Path) -> None:
+    kind = stat.S_IFMT(status.st_mode)
+    if kind != stat.S_IFREG:
+        raise OSError(errno.EINVAL, f"expected a file, not a {_KINDS.get(kind, kind)}", str(path))
 
 
 def read_bytes(path: str | Path, largest: int = LARGEST_TEXT) -> bytes:

@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -156,6 +157,21 @@ def test_writers_at_once_each_write_whole(tmp_path, way):
     if exchange:
         assert (tmp_path / "f/meta.json").read_text() == (tmp_path / "f/inside/a.bin").read_text()
         assert names(tmp_path) == {"a", "f", "f/meta.json", "f/inside", "f/inside/a.bin"}
+
+
+@pytest.mark.parametrize("linked", [True, False])
+@pytest.mark.parametrize("kind", ["FIFO", "device"])
+def test_what_is_no_file_is_not_replaced(tmp_path, kind, linked):
+    path, there = tmp_path / "it", tmp_path / "there" if linked else tmp_path / "it"
+    if kind == "FIFO":
+        os.mkfifo(there)
+        if linked:
+            path.symlink_to(there)
+    else:
+        path.symlink_to("/dev/null")
+    with pytest.raises(OSError, match=f"expected a file, not a {kind}"):
+        write_file(path, b"content")
+    assert not path.is_file() and stat.S_ISCHR(os.stat("/dev/null").st_mode)
 
 
 def test_a_link_is_written_through(tmp_path):

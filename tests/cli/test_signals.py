@@ -36,6 +36,8 @@ import contextlib, os, signal, sys
 from fastkd.__main__ import main
 from fastkd.decode.translate import Translator
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell sends behind
+
 def translate(*arguments):
     with contextlib.suppress(BaseException):  # as an extension does that raises its own
         os.kill(os.getpid(), int(sys.argv[1]))

@@ -1,6 +1,7 @@
 """From a corpus to a distilled student's translations, as a user would go."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -85,7 +86,7 @@ def test_students_train_and_log_each_component(taught, tmp_path, name):
 def test_translate_keeps_lines_and_score_prints_signatures(taught, tmp_path, capsys):
     source, output = tmp_path / "in.txt", tmp_path / "out.txt"
     source.write_text("ein hund\n\nsieht den\n", encoding="utf-8")
-    run = str(taught.folder / "teacher")
+    run = str(shutil.copytree(taught.folder / "teacher", tmp_path / "run"))
     assert taught.run("translate", run, "-i", str(source), "-o", str(output)) == 0
     lines = output.read_text(encoding="utf-8").split("\n")
     assert len(lines) == 4 and lines[1] == "" and lines[3] == ""

@@ -93,11 +93,14 @@ def by_ctranslate2(folder, lines, run, **options):
         for side in ("source", "target")
     )
     translator = ctranslate2.Translator(str(folder), device="cpu", intra_threads=1, **options)
+    never = run.tokenizers.target
     results = translator.translate_batch(
         source.encode(lines, out_type=str),
         beam_size=run.config.decoding.beam,
         length_penalty=run.config.decoding.length_penalty,
         max_decoding_length=LIMIT,
+        disable_unk=True,
+        suppress_sequences=[[never.piece(index)] for index in never.never_text],
     )
     written = [result.hypotheses[0] for result in results]
     return [target.decode(row).strip() for row in written], [len(row) < LIMIT for row in written]

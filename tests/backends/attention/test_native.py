@@ -101,6 +101,8 @@ def test_drawn_shapes(normalization, data):
         batch, students * group, teachers * group, queries, keys, *sizes, group=group,
         seed=drawn(0, 99),
     )  # fmt: skip
+    if normalization == "mixture":
+        inputs[4] = inputs[4].abs()  # next to 0, its logarithm and gradient have no digits
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTKD_NATIVE", "always")
         patch.setattr(backend, "CPU_WORKSPACE", data.draw(st.sampled_from([1, 50_000, 1 << 22])))
