@@ -40,7 +40,7 @@ def write_file(path: Path, content: bytes) -> None:
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write to, which becomes `path` when the block ends without an error.
 
-    Raises OSError where `path`, or what it links to, is a FIFO or a device: a rename replaces those.
+    Raises OSError where `path`, or what it links to, is a FIFO or a device.
     """
     target = path.resolve()
     expect_file(target)

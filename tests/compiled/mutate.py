@@ -30,7 +30,7 @@ CASES = (
     "map rows together bf16",
     "map pairs 70x70 D64 bf16",
     "map 150 keys, 33 bf16",
-    "row long rows together fp32",
+    "row long rows together, 33 fp32",
     "listed V 37, drop rank fp32",
 )
 # Of barriers alone, over CASES: what the machine has to notice at least.

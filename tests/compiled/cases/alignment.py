@@ -1,6 +1,7 @@
 """Cases of the attention alignment losses."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -165,13 +166,15 @@ def _rows_together(form: str, dtype: torch.dtype) -> Iterator[Made]:
         {"causal": True, "reduction": "none"} | lengths,
     )
     yield f"{form} from maps, rows together", lambda: compare.maps(**short), lengths
-    yield (
-        f"{form} long rows together",
-        lambda: compare.attention(
-            batch=1, students=2, teachers=17, queries=6, keys=70, dtype=dtype
-        ),
-        {"query_lengths": torch.tensor([5])},
-    )
+    for teachers in (16, 33):
+        yield (
+            f"{form} long rows together, {teachers}",
+            functools.partial(
+                compare.attention,
+                batch=1, students=2, teachers=teachers, queries=6, keys=70, dtype=dtype,
+            ),
+            {"query_lengths": torch.tensor([5])},
+        )  # fmt: skip
 
 
 # Of every test run: each kernel in some type, short rows and long.
