@@ -13,6 +13,9 @@ SECONDS = 20.0  # for a test of drawn cases that names no other time
 def within(seconds: float, test: Callable[..., Any]) -> Callable[..., Any]:
     """`test`, which draws no more from its case on with which the time is over.
 
+    What a case needs is drawn before the test is called, in a strategy: a test that itself draws
+    would draw less when the time is over, which hypothesis takes for a fault of the test.
+
     Once a case has failed all are tried again, as hypothesis looks for a smaller one that fails.
     """
     end, failed = None, False

@@ -86,35 +86,50 @@ def test_every_option(normalization, padding, walk, workspace, poisoned):
                   key_lengths=lengths(1, 17, 5))  # fmt: skip
 
 
+@st.composite
+def drawn_calls(draw):
+    """(arguments of `attention`, workspace, temperature, options)"""
+
+    def some(least, most):
+        return draw(st.integers(least, most))
+
+    batch, group, causal = some(1, 4), some(1, 2), draw(st.booleans())
+    queries, keys = some(1, 70), some(1, 150)
+    keys = queries if causal else keys
+    arguments = {
+        "batch": batch,
+        "students": some(1, 5) * group,
+        "teachers": some(1, 6) * group,
+        "queries": queries,
+        "keys": keys,
+        "student_size": draw(st.sampled_from([16, 24, 64, 100])),
+        "teacher_size": draw(st.sampled_from([16, 20, 32])),
+        "group": group,
+        "seed": some(0, 99),
+    }
+    options = {
+        "causal": causal,
+        "padding": draw(st.sampled_from(["exclude", "include"])),
+        "query_lengths": lengths(*(some(0, queries) for _ in range(batch))),
+        "key_lengths": lengths(*(some(0, keys) for _ in range(batch))),
+    }
+    workspace = draw(st.sampled_from([1, 50_000, 1 << 22]))
+    return arguments, workspace, draw(st.floats(0.1, 3)), options
+
+
 @every_normalization
 @settings(max_examples=25, deadline=None)
-@given(data=st.data())
-def test_drawn_shapes(normalization, data):
-    def drawn(least, most):
-        return data.draw(st.integers(least, most))
-
-    batch, group, students, teachers = drawn(1, 4), drawn(1, 2), drawn(1, 5), drawn(1, 6)
-    queries, keys, causal = drawn(1, 70), drawn(1, 150), data.draw(st.booleans())
-    keys = queries if causal else keys
-    sizes = data.draw(st.sampled_from([16, 24, 64, 100])), data.draw(st.sampled_from([16, 20, 32]))
-    inputs = attention(
-        batch, students * group, teachers * group, queries, keys, *sizes, group=group,
-        seed=drawn(0, 99),
-    )  # fmt: skip
+@given(drawn=drawn_calls())
+def test_drawn_shapes(normalization, drawn):
+    arguments, workspace, temperature, options = drawn
+    inputs = attention(**arguments)
     if normalization == "mixture":
+        temperature = 1.0
         inputs[4] = inputs[4].abs()  # next to 0, its logarithm and gradient have no digits
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTKD_NATIVE", "always")
-        patch.setattr(backend, "CPU_WORKSPACE", data.draw(st.sampled_from([1, 50_000, 1 << 22])))
-        exact(
-            inputs,
-            normalization=normalization,
-            padding=data.draw(st.sampled_from(["exclude", "include"])),
-            causal=causal,
-            temperature=1.0 if normalization == "mixture" else data.draw(st.floats(0.1, 3)),
-            query_lengths=lengths(*(drawn(0, queries) for _ in range(batch))),
-            key_lengths=lengths(*(drawn(0, keys) for _ in range(batch))),
-        )
+        patch.setattr(backend, "CPU_WORKSPACE", workspace)
+        exact(inputs, normalization=normalization, temperature=temperature, **options)
 
 
 @pytest.mark.parametrize("normalization", ["map", "row"])

@@ -119,27 +119,37 @@ def test_steep_groups(normalization, padding, workspace, poisoned):
         compared(tried, tolerance=1e-8)
 
 
+@st.composite
+def drawn_cases(draw):
+    """(arguments of `case`, lengths of queries, of keys, workspace)"""
+    batch, causal = draw(st.integers(1, 5)), draw(st.booleans())
+    queries, keys = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    keys = queries if causal else keys
+    arguments = {
+        "batch": batch,
+        "queries": queries,
+        "keys": keys,
+        "causal": causal,
+        "padding": draw(st.sampled_from(["exclude", "include"])),
+        "seed": draw(st.integers(0, 99)),
+    }
+    lengths = [
+        draw(st.lists(st.integers(0, longest), min_size=batch, max_size=batch))
+        for longest in (queries, keys)
+    ]
+    return arguments, *lengths, draw(st.sampled_from([1, 5000, 1 << 20]))
+
+
 @every_normalization
 @settings(max_examples=20, deadline=None)
-@given(data=st.data())
-def test_any_lengths_and_blocks(normalization, data):
-    batch = data.draw(st.integers(1, 5))
-    queries, keys = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))
-    tried = case(
-        batch,
-        queries=queries,
-        keys=keys,
-        causal=data.draw(st.booleans()),
-        normalization=normalization,
-        padding=data.draw(st.sampled_from(["exclude", "include"])),
-        seed=data.draw(st.integers(0, 99)),
-    )
-    keys = tried.student_key.shape[2]
-    for name, longest in (("query_lengths", queries), ("key_lengths", keys)):
-        drawn = data.draw(st.lists(st.integers(0, longest), min_size=batch, max_size=batch))
-        tried.options[name] = torch.tensor(drawn)
+@given(drawn=drawn_cases())
+def test_any_lengths_and_blocks(normalization, drawn):
+    arguments, query_lengths, key_lengths, workspace = drawn
+    tried = case(normalization=normalization, **arguments)
+    tried.options["query_lengths"] = torch.tensor(query_lengths)
+    tried.options["key_lengths"] = torch.tensor(key_lengths)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backend, "CPU_WORKSPACE", data.draw(st.sampled_from([1, 5000, 1 << 20])))
+        patch.setattr(backend, "CPU_WORKSPACE", workspace)
         compared(tried)
 
 

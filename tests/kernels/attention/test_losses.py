@@ -196,41 +196,40 @@ def test_float16(normalization, weighted):
     assert_as_exact_as_reference(inputs, normalization=normalization, reduction="none")
 
 
+@st.composite
+def drawn_calls(draw):
+    """(arguments of `attention`, options)"""
+
+    def some(least, most):
+        return draw(st.integers(least, most))
+
+    batch, group, students, queries = some(1, 3), some(1, 2), some(1, 3), some(1, 18)
+    causal, weighted = draw(st.booleans()), draw(st.booleans())
+    keys = queries if causal else some(1, 35)
+    arguments = {
+        "batch": batch,
+        "students": students * group,
+        "teachers": (some(1, 3) if weighted else students) * group,
+        "queries": queries,
+        "keys": keys,
+        "student_size": draw(st.sampled_from([16, 20, 80])),
+        "teacher_size": draw(st.sampled_from([16, 33])),
+        "group": group,
+        "weighted": weighted,
+    }
+    return arguments, {
+        "normalization": draw(st.sampled_from(NORMALIZATIONS)),
+        "padding": draw(st.sampled_from(["exclude", "include"])),
+        "causal": causal,
+        "query_lengths": lengths(*(some(0, queries) for _ in range(batch))),
+        "key_lengths": lengths(*(some(0, keys) for _ in range(batch))),
+        "reduction": draw(st.sampled_from(["none", "sum"])),
+    }
+
+
 @pytest.mark.slow
-@given(
-    batch=st.integers(1, 3),
-    group=st.integers(1, 2),
-    students=st.integers(1, 3),
-    teachers=st.integers(1, 3),
-    queries=st.integers(1, 18),
-    keys=st.integers(1, 35),
-    student_size=st.sampled_from([16, 20, 80]),
-    teacher_size=st.sampled_from([16, 33]),
-    normalization=st.sampled_from(NORMALIZATIONS),
-    padding=st.sampled_from(["exclude", "include"]),
-    causal=st.booleans(),
-    weighted=st.booleans(),
-    data=st.data(),
-)
+@given(drawn=drawn_calls())
 @settings(max_examples=12, deadline=None)
-def test_drawn_shapes(
-    batch, group, students, teachers, queries, keys, student_size, teacher_size, normalization,
-    padding, causal, weighted, data,
-):  # fmt: skip
-    keys = queries if causal else keys
-    teachers = teachers if weighted else students
-    inputs = attention(
-        batch, students * group, teachers * group, queries, keys, student_size, teacher_size, group,
-        weighted=weighted,
-    )  # fmt: skip
-    drawn = [data.draw(st.lists(st.integers(0, most), min_size=batch, max_size=batch))
-             for most in (queries, keys)]  # fmt: skip
-    assert_as_exact_as_reference(
-        inputs,
-        normalization=normalization,
-        padding=padding,
-        causal=causal,
-        query_lengths=lengths(*drawn[0]),
-        key_lengths=lengths(*drawn[1]),
-        reduction=data.draw(st.sampled_from(["none", "sum"])),
-    )
+def test_drawn_shapes(drawn):
+    arguments, options = drawn
+    assert_as_exact_as_reference(attention(**arguments), **options)
