@@ -85,10 +85,10 @@ COMMANDS = {
 }
 
 
-def arguments(taught, command: str, out: Path) -> list[str]:
+def arguments(taught, command: str, run: Path, out: Path) -> list[str]:
     names = {
         "CONFIG": taught.config("outlasting", training=SHORT),
-        "RUN": str(taught.folder / "teacher"),
+        "RUN": str(run),
         "TEXT": str(taught.folder / "test.de"),
         "EXPORT": str(taught.folder / "exported"),
         "OUT.gz": f"{out}.gz",
@@ -97,7 +97,7 @@ def arguments(taught, command: str, out: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_what_is_done_outlasts_a_power_loss(command, taught, disk):
+def test_what_is_done_outlasts_a_power_loss(command, taught, disk, tmp_path):
     if "CTranslate2" in command:
         pytest.importorskip("ctranslate2")
     if "Transformers" in command or command == "import":
@@ -107,7 +107,8 @@ def test_what_is_done_outlasts_a_power_loss(command, taught, disk):
     if command == "import" and not exported.exists():
         run = str(taught.folder / "teacher")
         assert main(["export", run, "--to", "transformers", str(exported)]) == 0
-    assert main(arguments(taught, command, place / "out")) == 0
+    run = shutil.copytree(taught.folder / "teacher", tmp_path / "run")
+    assert main(arguments(taught, command, run, place / "out")) == 0
     written = {path.name: hashes(path) for path in place.glob("out*")}
     assert any(written.values())
     with after_power_loss() as later:
