@@ -150,7 +150,7 @@ def inputs_of(task: str, model: Any) -> dict[str, torch.Tensor]:
         labels = ids.clone()
     if task == "speech":
         encoder = getattr(model.config, "encoder_config", model.config)
-        bins = getattr(encoder, "num_mel_bins", None) or getattr(encoder, "input_feat_per_channel")  # noqa: B009
+        bins = getattr(encoder, "num_mel_bins", None) or encoder.input_feat_per_channel
         time = 2 * getattr(encoder, "max_source_positions", 64)
         sound = torch.randn(2, time, bins, generator=generator)
         whisper = "Whisper" in type(model).__name__

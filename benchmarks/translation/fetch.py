@@ -16,6 +16,7 @@ import unicodedata
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from benchmarks.translation.sources import TEXTS, Part, Text
 from fastkd.data.lines import decoded_lines, opened, opened_output
@@ -167,9 +168,11 @@ def _sentences(file: Path, member: str, url: str) -> Iterator[str]:
     try:
         with tarfile.open(file) as archive:
             inside = archive.extractfile(member)
-            assert inside is not None
-            yield from _untagged(decoded_lines(inside, f"{url}!{member}"), member)  # type: ignore[arg-type]
-    except (KeyError, AssertionError, tarfile.TarError, OSError) as error:
+            if inside is None:
+                raise KeyError("a folder")
+            lines = decoded_lines(cast(BinaryIO, inside), f"{url}!{member}")
+            yield from _untagged(lines, member)
+    except (KeyError, tarfile.TarError, OSError) as error:
         raise InputError(f"{url}: no {member} in it: {error}") from None
 
 

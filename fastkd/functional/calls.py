@@ -118,6 +118,15 @@ class AlignmentBackend(Protocol):
 
 # Token losses.
 
+DIVERGENCES = ("kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "tvd")
+# What a list of the teacher's likely ids can serve: elsewhere the loss has no finite value, or
+# compares masses that do not add up to 1.
+SERVED = {
+    "drop": ("kl",),
+    "spread": DIVERGENCES,
+    "renormalize": ("kl", "jsd", "skew_kl", "skew_reverse_kl", "tvd"),
+    "tail": DIVERGENCES,
+}
 BETAS = {"jsd": 0.5, "skew_kl": 0.1, "skew_reverse_kl": 0.1}  # by default
 
 

@@ -12,6 +12,8 @@ from torch import Tensor
 from fastkd.errors import InputError
 from fastkd.functional.calls import (
     BETAS,
+    DIVERGENCES,
+    SERVED,
     AlignmentCall,
     AlignmentOptions,
     Maps,
@@ -26,15 +28,6 @@ REDUCTIONS = ("sum", "mean", "none")
 ALIGNMENT_REDUCTIONS = (*REDUCTIONS, "rows")
 NORMALIZATIONS = ("map", "row", "mixture")
 PADDINGS = ("exclude", "include")
-DIVERGENCES = ("kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "tvd")
-# What a list of the teacher's likely ids can serve: elsewhere the loss has no finite value, or
-# compares masses that do not add up to 1.
-SERVED = {
-    "drop": ("kl",),
-    "spread": DIVERGENCES,
-    "renormalize": ("kl", "jsd", "skew_kl", "skew_reverse_kl", "tvd"),
-    "tail": DIVERGENCES,
-}
 
 
 def floating(name: str, value: object) -> None:

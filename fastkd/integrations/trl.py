@@ -13,7 +13,7 @@ from fastkd.integrations.trainer import DistillationMixin
 SUPPORTED = "1.0 to 1.x"
 
 try:
-    from trl import SFTTrainer  # type: ignore[attr-defined]
+    from trl.trainer.sft_trainer import SFTTrainer
 except ImportError as error:
     raise ImportError(
         f"fastkd.integrations.trl needs TRL {SUPPORTED}: pip install 'fastkd[trl]'"

@@ -7,8 +7,7 @@ from typing import Any
 from fastkd.config.losses import CrossEntropy, TieKD, WordKD
 from fastkd.config.schedule import RepeatsSchedule, Schedule
 from fastkd.errors import InputError
-from fastkd.functional.calls import TokenOptions
-from fastkd.functional.checks import SERVED
+from fastkd.functional.calls import SERVED, TokenOptions
 
 
 def by_name(

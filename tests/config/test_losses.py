@@ -8,7 +8,7 @@ import pytest
 import fastkd.losses
 from fastkd.config import tree
 from fastkd.errors import InputError
-from fastkd.functional import checks
+from fastkd.functional import calls, checks
 
 
 def test_the_tree_hands_them_on():
@@ -26,7 +26,7 @@ def test_they_need_no_more_than_pydantic():
         assert repr(heavy) not in done.stdout
 
 
-@pytest.mark.parametrize("form", checks.DIVERGENCES)
+@pytest.mark.parametrize("form", calls.DIVERGENCES)
 @pytest.mark.parametrize("beta", [None, 0.0, 0.5, 1.0])
 def test_word_kd_takes_the_betas_that_the_losses_take(form, beta):
     try:

@@ -104,3 +104,22 @@ def without_dropout(model):
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     return model
+
+
+def of(model_class, settings):
+    """A model of a class, or of a class of Transformers by its name, far from uniform."""
+    torch.manual_seed(0)
+    if isinstance(model_class, str):
+        model_class = getattr(transformers, model_class)
+    config = model_class.config_class(**settings)
+    model = model_class(config).eval()
+    for parameter in model.parameters():
+        parameter.data.mul_(3)
+    return model
+
+
+def causal(rows=3, time=7, seed=0):
+    """Inputs of a model of one stack, with labels."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, VOCABULARY, (rows, time), generator=generator)
+    return {"input_ids": ids, "labels": ids.clone()}

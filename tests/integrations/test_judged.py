@@ -17,20 +17,15 @@ from tests.integrations.families import (  # noqa: E402
     SEQ2SEQ,
     VOCABULARY,
     build,
+    causal,
     labelled,
+    of,
     teacher_and_student,
 )
 
 PLAIN = CrossEntropy(weight=1.0, label_smoothing=0.0)
 GPT2 = {"vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
 TINY = {**ONE_STACK, "num_hidden_layers": 1, "num_key_value_heads": 2}
-EXPERTS = {
-    **TINY,
-    "num_attention_heads": 2,
-    "num_local_experts": 4,
-    "output_router_logits": True,
-    "router_aux_loss_coef": 0.5,
-}
 
 
 class TinyStudent(transformers.LlamaForCausalLM):
@@ -57,23 +52,6 @@ class Smoothed(transformers.LlamaForCausalLM):
                 output.logits[:, :-1].mT, labels[:, 1:], label_smoothing=0.3
             )
         return output
-
-
-def of(model_class, settings):
-    torch.manual_seed(0)
-    if isinstance(model_class, str):
-        model_class = getattr(transformers, model_class)
-    config = model_class.config_class(**settings)
-    model = model_class(config).eval()
-    for parameter in model.parameters():  # far from uniform predictions
-        parameter.data.mul_(3)
-    return model
-
-
-def causal(rows=3, time=7, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(3, VOCABULARY, (rows, time), generator=generator)
-    return {"input_ids": ids, "labels": ids.clone()}
 
 
 def own_and_ours(model, inputs):
@@ -141,47 +119,6 @@ def test_a_student_learns_what_it_is_trained_for():
         model.train()
     assert own[-1] < 0.3 * own[0]
     torch.testing.assert_close(loss.item(), own[-2], rtol=0.3, atol=0.1)
-
-
-def test_router_losses_are_kept():
-    model = of("MixtralForCausalLM", EXPERTS)
-    expected, loss, components = own_and_ours(model, causal())
-    torch.testing.assert_close(loss, expected)
-    assert components["router"] > 0
-    loss.backward()
-    assert model.model.layers[0].mlp.gate.weight.grad.abs().max() > 0
-
-
-def test_router_losses_are_means_over_an_updates_batches():
-    model = of("MixtralForCausalLM", EXPERTS)
-    distillation = Distillation(model, [PLAIN])
-    pieces = [causal(seed=1), causal(rows=2, time=5, seed=2)]
-    counts = distillation.counts(pieces)
-    found = sum(distillation(model, piece, counts).components["router"] for piece in pieces)
-    with torch.no_grad():
-        expected = sum(model(**piece).aux_loss for piece in pieces) / 2
-    torch.testing.assert_close(found, expected)
-
-
-def test_router_losses_that_the_model_leaves_out_stay_out():
-    model = of("MixtralForCausalLM", {**EXPERTS, "output_router_logits": False})
-    expected, loss, components = own_and_ours(model, causal())
-    torch.testing.assert_close(loss, expected)
-    assert "router" not in components
-
-
-def test_passes_of_predictions_with_routers():
-    settings = {
-        **SEQ2SEQ,
-        "num_experts": 4,
-        "expert_capacity": 64,
-        "encoder_sparse_step": 1,
-        "decoder_sparse_step": 1,
-    }
-    models = [of("NllbMoeForConditionalGeneration", settings) for _ in range(2)]
-    inputs = labelled("marian")
-    distillation = Distillation(models[0], [PLAIN, TieKD(iterations=2)], models[1], verify=False)
-    distillation(models[0], inputs)[0].backward()
 
 
 MBART = {**SEQ2SEQ, "forced_eos_token_id": None}
@@ -398,65 +335,3 @@ def test_a_teacher_that_predicts_other_labels_is_refused():
     teacher = of(Unshifted, TINY)
     with pytest.raises(fastkd.InputError, match="predicts the labels that the student does"):
         Distillation(student, [WordKD(), A2D()], teacher)(student, causal())
-
-
-SWITCH = {
-    "vocab_size": VOCABULARY,
-    "d_model": 16,
-    "d_kv": 8,
-    "d_ff": 16,
-    "num_layers": 2,
-    "num_sparse_encoder_layers": 1,
-    "num_decoder_layers": 2,
-    "num_sparse_decoder_layers": 1,
-    "num_heads": 2,
-    "num_experts": 4,
-    "expert_capacity": 64,
-    "decoder_start_token_id": 0,
-    "router_z_loss_coef": 0.3,
-    "router_aux_loss_coef": 0.7,
-    "dropout_rate": 0.0,
-    "router_jitter_noise": 0.0,
-}
-
-
-@pytest.mark.parametrize("sparse_decoder", [1, 0])
-def test_router_losses_of_two_coefficients(sparse_decoder):
-    """Switch adds a balancing loss and one of the router's normaliser, of either stack."""
-    settings = {**SWITCH, "num_sparse_decoder_layers": sparse_decoder}
-    model = of("SwitchTransformersForConditionalGeneration", settings).double()
-    if not sparse_decoder:
-        model.decoder.config.decoder_sparse_step = 1  # what its own loss takes for none
-    inputs = {**labelled("marian"), "output_router_logits": True}
-    loss, components = Distillation(model, [PLAIN], backend="reference")(model, inputs)
-    own = model(**inputs)
-    torch.testing.assert_close(loss, own.loss)
-    parts = {
-        "router": own.encoder_aux_loss + own.decoder_aux_loss,
-        "router_z": own.encoder_z_loss + own.decoder_z_loss,
-    }
-    for name, value in parts.items():
-        torch.testing.assert_close(components[name], value.detach())
-    ours = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
-    theirs = torch.autograd.grad(own.loss, list(model.parameters()), allow_unused=True)
-    for found, expected in zip(ours, theirs, strict=True):
-        if expected is None:
-            assert found is None or not found.any()
-        else:
-            torch.testing.assert_close(found, expected)
-
-
-def test_router_losses_that_are_told_only_with_labels_are_refused():
-    settings = {
-        **SEQ2SEQ,
-        "num_experts": 4,
-        "expert_capacity": 64,
-        "router_aux_loss_coef": 0.7,
-        "encoder_sparse_step": 1,
-        "decoder_sparse_step": 1,
-    }
-    model = of("NllbMoeForConditionalGeneration", settings)
-    inputs = {**labelled("marian"), "output_router_logits": True}
-    inputs["decoder_attention_mask"] = (inputs["labels"] != -100).long()
-    with pytest.raises(fastkd.InputError, match="its own loss of a batch"):
-        Distillation(model, [PLAIN])(model, inputs)

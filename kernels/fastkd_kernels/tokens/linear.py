@@ -21,6 +21,7 @@ from fastkd_kernels.tokens.operators import (
     mean_of,
     shaped,
 )
+from fastkd_kernels.tokens.products import fresh_product, product, project
 from fastkd_kernels.tokens.reduce import sum_rows
 from fastkd_kernels.tokens.settings import TokenSettings, gradient_gain
 
@@ -84,37 +85,6 @@ class Ask(NamedTuple):
         return early_dtype(given.hidden.dtype)
 
 
-def _product(left: Tensor, right: Tensor, out: Tensor, add: bool = False) -> None:
-    """out = left @ right (+ out), summed in `out`'s type, float32 or the inputs' own."""
-    if out.dtype != left.dtype and out.is_cuda and torch.version.hip is None:
-        if add:
-            torch.ops.aten.addmm.dtype_out(out, left, right, out.dtype, out=out)
-        else:
-            torch.ops.aten.mm.dtype_out(left, right, out.dtype, out=out)
-        return
-    left, right = left.to(out.dtype), right.to(out.dtype)
-    if add:
-        torch.addmm(out, left, right, out=out)
-    else:
-        torch.mm(left, right, out=out)
-
-
-def _fresh_product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    if left.dtype == dtype:
-        return torch.mm(left, right)
-    out = left.new_empty((left.shape[0], right.shape[1]), dtype=dtype)
-    _product(left, right, out)
-    return out
-
-
-def _logits(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None
-) -> Tensor:
-    if bias is None:
-        return torch.mm(hidden, weight.t(), out=out)
-    return torch.addmm(bias, hidden, weight.t(), out=out)
-
-
 def _linear_losses(given: Inputs, upstream: Tensor | None, ask: Ask) -> tuple[Any, ...]:
     """(loss, (ce, kd, rank), prediction, d hidden, d weight, d bias, divisor's inverse)."""
     device = given.hidden.device
@@ -148,10 +118,10 @@ def _launch(
     taught: Tensor | None = None,
 ) -> Tensor:
     """Fills `losses`; the student's logits, or their gradient where any is wanted."""
-    z = _logits(part.hidden, part.weight, part.bias, logits)
+    z = project(part.hidden, part.weight, part.bias, logits)
     y = None
     if part.teacher_hidden is not None and part.teacher_weight is not None:
-        y = _logits(part.teacher_hidden, part.teacher_weight, part.teacher_bias, taught)
+        y = project(part.teacher_hidden, part.teacher_weight, part.teacher_bias, taught)
     teacher = Teacher(y, part.ids, part.log_probs)
     gradient = z if any(ask.wanted) else None
     launch_rows(z, teacher, part.target, part.counted, ask.settings, losses, gradient, gain, scale)
@@ -205,8 +175,8 @@ def _gradients(slope: Tensor, given: Inputs, ask: Ask) -> list[Tensor | None]:
     to_hidden, to_weight, to_bias = ask.wanted
     dtype = ask.gradient_dtype(given)
     return [
-        _fresh_product(slope, given.weight, dtype) if to_hidden else None,
-        _fresh_product(slope.t(), _states(given), dtype) if to_weight else None,
+        fresh_product(slope, given.weight, dtype) if to_hidden else None,
+        fresh_product(slope.t(), _states(given), dtype) if to_weight else None,
         slope.sum(0, dtype=torch.float32).to(dtype) if to_bias else None,
     ]
 
@@ -214,9 +184,9 @@ def _gradients(slope: Tensor, given: Inputs, ask: Ask) -> list[Tensor | None]:
 def _accumulate(gradients: list[Tensor | None], slope: Tensor, part: Inputs, first: int) -> None:
     to_hidden, to_weight, to_bias = gradients
     if to_hidden is not None:
-        _product(slope, part.weight, to_hidden[first : first + slope.shape[0]])
+        product(slope, part.weight, to_hidden[first : first + slope.shape[0]])
     if to_weight is not None:
-        _product(slope.t(), _states(part), to_weight, add=True)
+        product(slope.t(), _states(part), to_weight, add=True)
     if to_bias is not None:
         to_bias += slope.sum(0, dtype=torch.float32)
 

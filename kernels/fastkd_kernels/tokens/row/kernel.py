@@ -12,6 +12,7 @@ from fastkd_kernels.tokens.row.listed import SPREAD, read_listed, scores_at
 from fastkd_kernels.tokens.row.rank import derivative_at, ranking
 from fastkd_kernels.tokens.row.read import INF, LN2, LOG2E, finite_or_zero, read_row
 from fastkd_kernels.tokens.row.topk import ids_of, scores_of, strongest_of
+from fastkd_kernels.tokens.row.write import cross_entropy, store_parts, zero_row
 
 NO_TEACHER = tl.constexpr(0)
 DENSE = tl.constexpr(1)
@@ -45,47 +46,6 @@ POINTERS = (
 )
 # Of sizes and floats, what changes from call to call of one layout.
 VARYING = ("gain", "rows")
-
-
-@triton.jit
-def _cross_entropy(target_diff, log_sum, finite, total, smoothing, SMOOTH: tl.constexpr):
-    """(1 − ε)(log Σ − (z_t − m)) + ε·mean of (log Σ − (z − m)) over the finite logits."""
-    ce = tl.where(smoothing < 1, (1 - smoothing) * (log_sum - target_diff), 0.0)
-    ce = tl.where((smoothing < 1) & (target_diff == -INF), INF, ce)
-    if SMOOTH:
-        ce += tl.where(finite > 0, smoothing * (log_sum - total / tl.maximum(finite, 1.0)), 0.0)
-    return ce
-
-
-@triton.jit
-def _store_parts(parts, rows, ce, kd, rank):
-    """Of one row, in a table (3, rows)."""
-    tl.store(parts, ce)
-    tl.store(parts + rows, kd)
-    tl.store(parts + 2 * rows, rank)
-
-
-@triton.jit
-def _zero_row(
-    loss,
-    parts,
-    rows,
-    prediction,
-    gradient,
-    vocabulary,
-    PREDICT: tl.constexpr,
-    GRADIENT: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-):
-    tl.store(loss, 0.0)
-    _store_parts(parts, rows, 0.0, 0.0, 0.0)
-    if PREDICT:
-        tl.store(prediction, 0)
-    if GRADIENT:
-        for start in range(0, vocabulary, BLOCK_V):
-            ids = start + tl.arange(0, BLOCK_V)
-            zeros = tl.zeros([BLOCK_V], gradient.dtype.element_ty)
-            tl.store(gradient + ids, zeros, mask=ids < vocabulary)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -147,7 +107,7 @@ def token_losses_fwd(
         gradient += row * vocabulary
     if counted is not None:
         if tl.load(counted + row) == 0:
-            _zero_row(
+            zero_row(
                 losses + row,
                 parts + row,
                 rows,
@@ -250,7 +210,7 @@ def token_losses_fwd(
         if HAS_KD and TEACHER == DENSE:
             y_label = tl.load(teacher + label.to(tl.int64) * teacher_step, mask=known, other=-INF)
             y_label = y_label.to(tl.float32)
-        ce = _cross_entropy(z_label - m, tl.log(sum_one), finite, total, smoothing, SMOOTH)
+        ce = cross_entropy(z_label - m, tl.log(sum_one), finite, total, smoothing, SMOOTH)
     if HAS_KD and FORM != KL:
         log_p_sum = tl.log2(sum_p)
         log_q_sum = tl.log2(sum_q)
@@ -303,7 +263,7 @@ def token_losses_fwd(
     if HAS_RANK:
         loss += rank_weight * rank
     tl.store(losses + row, loss)
-    _store_parts(parts + row, rows, ce, kd, rank)
+    store_parts(parts + row, rows, ce, kd, rank)
 
     if GRADIENT:
         factor = gain

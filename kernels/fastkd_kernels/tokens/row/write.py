@@ -1,0 +1,47 @@
+"""What a row's program writes of its losses, and a row that counts nothing."""
+
+import triton
+import triton.language as tl
+
+from fastkd_kernels.tokens.row.read import INF
+
+
+@triton.jit
+def cross_entropy(target_diff, log_sum, finite, total, smoothing, SMOOTH: tl.constexpr):
+    """(1 − ε)(log Σ − (z_t − m)) + ε·mean of (log Σ − (z − m)) over the finite logits."""
+    ce = tl.where(smoothing < 1, (1 - smoothing) * (log_sum - target_diff), 0.0)
+    ce = tl.where((smoothing < 1) & (target_diff == -INF), INF, ce)
+    if SMOOTH:
+        ce += tl.where(finite > 0, smoothing * (log_sum - total / tl.maximum(finite, 1.0)), 0.0)
+    return ce
+
+
+@triton.jit
+def store_parts(parts, rows, ce, kd, rank):
+    """Of one row, in a table (3, rows)."""
+    tl.store(parts, ce)
+    tl.store(parts + rows, kd)
+    tl.store(parts + 2 * rows, rank)
+
+
+@triton.jit
+def zero_row(
+    loss,
+    parts,
+    rows,
+    prediction,
+    gradient,
+    vocabulary,
+    PREDICT: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    tl.store(loss, 0.0)
+    store_parts(parts, rows, 0.0, 0.0, 0.0)
+    if PREDICT:
+        tl.store(prediction, 0)
+    if GRADIENT:
+        for start in range(0, vocabulary, BLOCK_V):
+            ids = start + tl.arange(0, BLOCK_V)
+            zeros = tl.zeros([BLOCK_V], gradient.dtype.element_ty)
+            tl.store(gradient + ids, zeros, mask=ids < vocabulary)
