@@ -3,7 +3,6 @@
 Source of the format: torch/cuda/_memory_viz.py and `torch.cuda.memory._dump_snapshot`.
 """
 
-import io
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from fastkd.errors import InputError
 from fastkd.memory.profiling import MemoryProfile, summarised
 from fastkd.memory.tracker import Block
+from fastkd.reading import open_file
 
 _EARLIER = "before the recording"
 _NOWHERE = "outside Python"
@@ -47,15 +47,16 @@ class _Plain(pickle.Unpickler):
         raise pickle.UnpicklingError(f"holds {module}.{name}")
 
 
-def _loaded(file: Path) -> Mapping[str, Any]:
+def _loaded(path: Path) -> Mapping[str, Any]:
     try:
-        found = _Plain(io.BytesIO(file.read_bytes())).load()
+        with open_file(path) as file:
+            found = _Plain(file).load()
     except OSError as error:
-        raise InputError(f"{file}: {error.strerror}") from None
+        raise InputError(f"{path}: {error.strerror}") from None
     except Exception as error:  # whatever a damaged pickle leads to
-        raise InputError(f"{file}: no snapshot of PyTorch's CUDA memory: {error}") from None
+        raise InputError(f"{path}: no snapshot of PyTorch's CUDA memory: {error}") from None
     if not isinstance(found, Mapping):
-        raise InputError(f"{file}: no snapshot of PyTorch's CUDA memory")
+        raise InputError(f"{path}: no snapshot of PyTorch's CUDA memory")
     return found
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from fastkd.decode.score import Scores, tokenizer_of
 from fastkd.errors import InputError
 from fastkd.files import writable, write_file
+from fastkd.reading import read_text
 from fastkd.runs.checkpoint import read_meta
 from fastkd.runs.folder import RunFolder
 
@@ -44,7 +45,7 @@ def read_scores(run: RunFolder) -> list[dict[str, Any]]:
     """
     path = scores_file(run)
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["scores"]
+        entries = json.loads(read_text(path))["scores"]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError) as error:

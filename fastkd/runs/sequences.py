@@ -21,6 +21,7 @@ from fastkd.decode.score import sentence_chrf
 from fastkd.decode.translate import Translation, Translator
 from fastkd.errors import InputError
 from fastkd.files import whole_file, writable, write_file
+from fastkd.reading import expect_file, read_text, sha256_of
 from fastkd.runs.checkpoint import read_meta
 from fastkd.runs.folder import RunFolder
 from fastkd.runs.translation import OWN, Engine, decoding_settings, open_translator
@@ -112,13 +113,14 @@ class _Work:
         self.wanted = wanted
         self.lines = self.empty = self.bytes = 0
         try:
-            state = json.loads(self.state.read_text(encoding="utf-8"))
+            state = json.loads(read_text(self.state))
             if state["wanted"] == wanted and self.target.stat().st_size >= state["bytes"]:
                 self.lines, self.empty, self.bytes = (
                     int(state[key]) for key in ("lines", "empty", "bytes")
                 )
         except (OSError, ValueError, KeyError, TypeError):
             pass  # nothing was begun, or not whole: from the first line on
+        expect_file(self.target)
         with open(self.target, "ab") as file:
             file.truncate(self.bytes)
 
@@ -213,8 +215,7 @@ def _fingerprint(
 
 def _sha256(path: Path) -> str:
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
 
@@ -222,7 +223,7 @@ def _sha256(path: Path) -> str:
 def _completed(note: Path, wanted: str, files: list[Path]) -> dict[str, Any] | None:
     """The note of a text that is there and is what is wanted."""
     try:
-        found = json.loads(note.read_text(encoding="utf-8"))
+        found = json.loads(read_text(note))
         same = found["wanted"] == wanted and found["sha256"] == [_sha256(file) for file in files]
         return {key: int(found[key]) for key in ("lines", "empty")} if same else None
     except (OSError, ValueError, KeyError, TypeError, InputError):

@@ -56,3 +56,9 @@ def test_a_damaged_file_is_told(taught, run, capsys):
     (run / "scores.json").write_text("[")
     assert taught.run("score", str(run), "test") == 2
     assert "scores.json: damaged" in capsys.readouterr().err
+
+
+def test_a_device_in_its_place_is_not_read(taught, run, capsys):
+    (run / "scores.json").symlink_to("/dev/null")
+    assert taught.run("score", str(run), "test") == 2
+    assert "expected a file, not a device" in capsys.readouterr().err

@@ -86,3 +86,8 @@ def test_a_file_that_is_missing_or_no_pickle(tmp_path):
             file.write_bytes(content)
         with pytest.raises(InputError, match="none"):
             memory.read_snapshot(file)
+
+
+def test_a_device_is_not_read():
+    with pytest.raises(InputError, match="expected a file, not a device"):
+        memory.read_snapshot("/dev/null")

@@ -13,6 +13,7 @@ from fastkd.config.losses import CrossEntropy, LossConfig, WordKD
 from fastkd.config.types import STRICT, AboveZero, Flag, PathText, Positive, Size
 from fastkd.errors import InputError
 from fastkd.memory.pair.pair import MakesModel, Pair
+from fastkd.reading import read_text
 
 _FILE = "config.json"  # of a Transformers model's folder
 
@@ -77,7 +78,7 @@ def _maker(
 
     file = Path(path) / _FILE if Path(path).is_dir() else Path(path)
     try:
-        settings = json.loads(file.read_text())
+        settings = json.loads(read_text(file))
         config = transformers.AutoConfig.for_model(**settings)
     except OSError as error:
         raise InputError(f"{key}: {file}: cannot be read: {error.strerror}") from None
