@@ -155,6 +155,7 @@ class TrainingConfig:
     patience: Positive | None = None  # validations without a better early_metric
     bleu_sentences: Natural = 1000  # of dev, for BLEU and chrF in validation; 0 = off
     bleu_tokenizer: BleuTokenizer | None = None  # sacrebleu's; None = the target language's own
+    process_timeout: AboveZero = 1800.0  # seconds without progress of any of several processes
     max_skipped: Positive = 10  # updates in a row with a loss or gradient that is not finite
     ema: Probability = 0.0  # decay of the averaged weights; 0 = off
     tensorboard: Flag = False

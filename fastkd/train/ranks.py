@@ -6,18 +6,20 @@ import gc
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from fastkd.errors import RunFailed
+from fastkd.train.roll_call import RollCall
 
 Item = TypeVar("Item")
-_PATIENCE = datetime.timedelta(minutes=30)  # for the slowest rank; decoding may take a while
 
 
 @dataclass(frozen=True)
@@ -26,18 +28,28 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
+    roll_call: RollCall | None = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def join(cls, device: torch.device) -> "Ranks":
-        """Meets the other processes where `torchrun` started several: NCCL on GPUs, else gloo."""
+    def join(cls, device: torch.device, timeout: float) -> "Ranks":
+        """Meets the other processes where `torchrun` started several: NCCL on GPUs, else gloo.
+
+        timeout: seconds without progress after which a process that holds up the others is named,
+            and the run ends
+        """
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()
         if device.type == "cuda":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        if not dist.is_initialized():
-            backend = "nccl" if device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=_PATIENCE)
-        return cls(dist.get_rank(), dist.get_world_size())
+        if dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size())
+        # Where the roll call could not end the run, a process group that has waited twice as long.
+        patience = datetime.timedelta(seconds=2 * timeout)
+        store, rank, size = next(rendezvous("env://", timeout=patience))
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        group = {"rank": rank, "world_size": size, "timeout": patience}
+        dist.init_process_group(backend, store=PrefixStore("group", store), **group)
+        return cls(rank, size, RollCall(store.clone(), rank, size, timeout))
 
     @property
     def first(self) -> bool:
@@ -69,6 +81,7 @@ class Ranks:
         """The items of all processes in the order that `share` took them from."""
         if self.size == 1:
             return list(mine)
+        self.meet()
         shares: list[Any] = [None] * self.size
         dist.all_gather_object(shares, list(mine))
         missing = object()
@@ -79,6 +92,7 @@ class Ranks:
         """Sums by name over the processes, which must all have the same names."""
         if self.size == 1 or not values:
             return values
+        self.meet()
         stacked = torch.stack([value.double() for value in values.values()])
         dist.all_reduce(stacked)
         return dict(zip(values, stacked.unbind(), strict=True))
@@ -87,6 +101,7 @@ class Ranks:
         """Whether it is so in any process."""
         if self.size == 1:
             return here
+        self.meet()
         flag = torch.tensor(float(here), device=device)
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag)
@@ -95,13 +110,25 @@ class Ranks:
         """The largest of each over the processes, which must all have the same names."""
         stacked = torch.stack([value.double() for value in values.values()])
         if self.size > 1:
+            self.meet()
             dist.all_reduce(stacked, dist.ReduceOp.MAX)
         return dict(zip(values, stacked.tolist(), strict=True))
 
     def wait(self) -> None:
         """Until all processes are here."""
         if self.size > 1:
+            self.meet()
             dist.barrier()
+
+    def meet(self) -> None:
+        """Notes that this process has come to a place that all come to, equally often."""
+        if self.roll_call is not None:
+            self.roll_call.met()
+
+    def go_on(self) -> None:
+        """Notes that this process has done something that may take long."""
+        if self.roll_call is not None:
+            self.roll_call.went_on()
 
     def leave(self) -> None:
         """Parts from the other processes, when nothing holds a module of `parallel` any more.
@@ -109,6 +136,8 @@ class Ranks:
         A DistributedDataParallel that outlives the group destroys it with the interpreter locked,
         and may wait for ever for a thread of the group that waits for the interpreter.
         """
+        if self.roll_call is not None:
+            self.roll_call.end()
         if self.size > 1:
             gc.collect()
             dist.destroy_process_group()

@@ -26,7 +26,7 @@ def start(config: Config, prepared: Prepared) -> Trainer:
     Under `torchrun` it is one of several processes that train together.
     """
     device = pick_device(config.training.device)
-    ranks = Ranks.join(device)
+    ranks = Ranks.join(device, config.training.process_timeout)
     _check_lengths(config, prepared)
     tokenizers = prepared.tokenizers
     teacher = None if config.teacher is None else _teacher(config.teacher, prepared)

@@ -84,6 +84,7 @@ class Updater:
             torch.manual_seed(_seed(self.config.seed, update, piece.number))
             with self._gradients_exchanged(last=piece is pieces[-1]):
                 loss, values = self._forward(piece, counts, epoch)
+                self.ranks.meet()
                 loss.backward()
             for name, value in {"loss": loss.detach() / self.ranks.size, **values}.items():
                 components[name] = components[name] + value if name in components else value

@@ -129,6 +129,7 @@ def validation_loss(
         loss, pieces = objective.validation_loss(model, batch)
         sums["loss"] += loss
         sums["pieces"] += pieces
+        ranks.go_on()
         if stopped():
             break
     sums = ranks.total(sums)
@@ -150,6 +151,7 @@ def validation_scores(
     greedy = dataclasses.replace(config.decoding, beam=1)
 
     def progress(count: int) -> None:
+        ranks.go_on()
         if stopped():
             raise _Stopped
 

@@ -142,6 +142,36 @@ def test_a_process_that_dies_ends_the_run_which_can_go_on(config, alone, rank, s
     assert_same_checkpoint(folder, alone)
 
 
+STOPS = """
+import os, signal
+from fastkd.train.trainer import Trainer
+update = Trainer._update
+def stopping(self, *arguments):
+    if self.ranks.rank == {rank} and self.position.update == 3:
+        sys.stderr.write(f"STOPPED {{os.getpid()}}\\n")
+        sys.stderr.flush()
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return update(self, *arguments)
+Trainer._update = stopping
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rank", "sharding"), [(1, "none"), (0, "fully_shard")])
+def test_a_process_that_stops_is_named_and_ends_the_run(config, alone, rank, sharding):
+    path, folder = config(f"stops-{rank}-{sharding}", sharding=sharding, process_timeout=15.0)
+    run = start(2, path, code=STOPS.format(rank=rank))
+    _, error = run.communicate(timeout=400)
+    assert run.returncode == 1
+    (stopped,) = (line.split()[1] for line in error.splitlines() if line.startswith("STOPPED"))
+    (told,) = (line for line in error.splitlines() if "has not answered for 15 s" in line)
+    assert told.startswith(f"fastkd: process {1 - rank}: process {rank} (")
+    assert f"pid {stopped})" in told and "goes on from" in told
+    train(2, path)
+    assert_same_log(log(folder), log(alone))
+    assert_same_checkpoint(folder, alone)
+
+
 @pytest.mark.slow
 def test_terminated_processes_save_and_can_go_on(config, alone):
     path, folder = config("terminated", save_every=1000)
