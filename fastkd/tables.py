@@ -1,4 +1,4 @@
-"""The one way to write tables and numbers of bytes: on a terminal, as plain text, as Markdown."""
+"""The one way to write tables, bytes and durations: on a terminal, as plain text, as Markdown."""
 
 import contextlib
 import sys
@@ -95,3 +95,11 @@ def size(count: float | None) -> str:
         return f"{count:.0f} B"
     digits = 2 if abs(count) < 9.995 else 1 if abs(count) < 99.95 else 0
     return f"{count:,.{digits}f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """Of "0 s" and "2 min 5 s" to "35 min" and "2.5 h"."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 10:
+        return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"

@@ -9,8 +9,10 @@ from typing import NoReturn
 
 from fastkd.bench import SUMMARY, providers
 from fastkd.bench.command import DTYPES, NAMES, Question, answer, check, results_file
+from fastkd.bench.plan import plan, told
 from fastkd.bench.run import Effort
 from fastkd.bench.tables import TRAINING, tables
+from fastkd.cli.progress import counting
 from fastkd.errors import InputError
 from fastkd.runs.device import pick_device
 from fastkd.tables import show
@@ -45,8 +47,12 @@ def bench(arguments: Sequence[str]) -> int:
         out=options.out,
     )
     check(question)
-    for rows in answer(question):
-        show(tables(rows))
+    cases = plan(question)
+    print("\n".join(told(cases, question.device)), file=sys.stderr, flush=True)
+    with counting("measuring", len(cases)) as done:
+        for rows in answer(question):
+            show(tables(rows))
+            done(1)
     if question.out is not None:
         _draw(question, question.out)
     return 0

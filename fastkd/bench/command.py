@@ -15,7 +15,6 @@ from fastkd.bench.roofline import measured_rates
 from fastkd.bench.run import Effort, run_case
 from fastkd.bench.tables import TRAINING
 from fastkd.errors import InputError
-from fastkd.functional.dispatch import BACKENDS
 
 if TYPE_CHECKING:
     from fastkd.bench.training import Scale
@@ -55,9 +54,9 @@ def check(question: Question) -> None:
         if name not in NAMES:
             raise InputError(f"--op: expected one of {', '.join(NAMES)}, not {name!r}")
         if name in OPERATIONS:
-            _shapes(OPERATIONS[name], question)
+            shapes_of(OPERATIONS[name], question)
         else:
-            _scales(question)
+            scales_of(question)
     for name in question.against:
         if name not in providers.NAMES:
             known = ", ".join(providers.NAMES)
@@ -65,18 +64,19 @@ def check(question: Question) -> None:
 
 
 def _cases(name: str, question: Question) -> Iterator[list[Row]]:
-    operation, device = OPERATIONS[name], question.device
-    dtype = DTYPES[question.dtype or _usual_dtype(device)]
+    operation, device, dtype = OPERATIONS[name], question.device, dtype_of(question)
     rates = measured_rates(device, dtype)
-    for shape in _shapes(operation, question):
+    for shape in shapes_of(operation, question):
         yield run_case(operation, shape, dtype, device, question.against, rates, question.effort)
 
 
-def _usual_dtype(device: torch.device) -> str:
-    return "bfloat16" if device.type == "cuda" else "float32"
+def dtype_of(question: Question) -> torch.dtype:
+    usual = "bfloat16" if question.device.type == "cuda" else "float32"
+    dtype: torch.dtype = DTYPES[question.dtype or usual]
+    return dtype
 
 
-def _shapes(operation: Operation, question: Question) -> list[dict[str, int]]:
+def shapes_of(operation: Operation, question: Question) -> list[dict[str, int]]:
     shapes = []
     for text in question.shapes or (question.device.type,):
         named = text in operation.sweeps
@@ -85,19 +85,16 @@ def _shapes(operation: Operation, question: Question) -> list[dict[str, int]]:
 
 
 def _training(question: Question) -> Iterator[list[Row]]:
-    from fastkd.bench.training import METHODS, run_training
+    from fastkd.bench.training import METHODS, backends_of, run_training
 
-    ours = [name for name in question.against if name in BACKENDS]
-    if question.device.type == "cpu":
-        ours = [name for name in ours if name != "triton"]
-    effort = question.effort
-    for scale in _scales(question):
+    ours, effort = backends_of(question.against, question.device), question.effort
+    for scale in scales_of(question):
         yield run_training(
             scale, question.device, ours, tuple(METHODS), effort.least, effort.memory
         )
 
 
-def _scales(question: Question) -> "list[Scale]":
+def scales_of(question: Question) -> "list[Scale]":
     from fastkd.bench.training import SCALES
 
     names = question.shapes or (question.device.type,)

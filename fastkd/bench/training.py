@@ -18,9 +18,11 @@ from fastkd.config.load import validate
 from fastkd.config.tree import Config, ModelConfig
 from fastkd.data.batches import Batch
 from fastkd.errors import BackendUnavailable, InputError
+from fastkd.functional.dispatch import BACKENDS
 from fastkd.memory.step.measure import measure_in_own_process, measure_step
 from fastkd.memory.step.training_step import TrainingStep
 from fastkd.memory.step.workload import Update, Vocabulary
+from fastkd.nn.build import build_model
 
 _CE = {"name": "cross_entropy"}
 # A method's losses; "alone" and "masked alone" are what the methods below them are compared with.
@@ -55,6 +57,22 @@ SCALES = {
     "cpu": Scale("cpu", 256, 1024, 4, 3, 8000, 2048),
     "cuda": Scale("cuda", 512, 1024, 4, 3, 32000, 16384),
 }
+
+
+def backends_of(providers: Sequence[str], device: torch.device) -> tuple[str, ...]:
+    """Those of the providers that train: our backends that serve the device."""
+    served = [name for name in BACKENDS if device.type != "cpu" or name != "triton"]
+    return tuple(name for name in providers if name in served)
+
+
+def weights_of(scale: Scale, method: str) -> tuple[int, int]:
+    """Numbers that the student has, and that its teacher has where the method takes one."""
+    config, teacher = configure(scale, method, BACKENDS[0])
+    vocabulary = Vocabulary.of_sizes(scale.vocabulary, scale.vocabulary)
+    with torch.device("meta"):
+        models = [build_model(model, vocabulary) for model in (config.model, teacher) if model]
+    sizes = [sum(parameter.numel() for parameter in model.parameters()) for model in models]
+    return sizes[0], sum(sizes[1:])
 
 
 def run_training(

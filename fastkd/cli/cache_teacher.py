@@ -41,14 +41,15 @@ def command(
 
     A student whose config has teacher.cache trains on it with no teacher in memory.
     """
-    from fastkd.cli.progress import counting
+    from fastkd.cli.progress import stages
     from fastkd.runs.caching import cache_teacher
     from fastkd.runs.folder import RunFolder
 
     folder = Path(output or Path(run) / f"cache-{split}")
-    with counting("caching") as progress:
+    with stages() as progress:
         corpus = cache_teacher(
-            RunFolder.open(run), split, top_k, folder, checkpoint, dtype, device, progress
+            *(RunFolder.open(run), split, top_k, folder, checkpoint, dtype, device),
+            lambda done, total: progress("caching", done, total),
         )
     taken = sum(file.stat().st_size for file in folder.iterdir())
     click.echo(f"{folder}: {top_k} ids a position of {len(corpus):,} pairs, {size(taken)}")

@@ -1,5 +1,7 @@
 """`fastkd prepare`."""
 
+import shlex
+
 import click
 
 from fastkd.cli.arguments import CONFIG, OVERRIDES
@@ -19,3 +21,5 @@ def command(config: str, overrides: tuple[str, ...]) -> None:
         report = prepare(resolved, progress)
     for line in report.lines():
         click.echo(line)
+    if overrides:
+        click.echo(f"fastkd train needs the same: {shlex.join(overrides)}")

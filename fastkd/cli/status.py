@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 
+from fastkd.cli.streams import drop_unwritten, enduring
 from fastkd.errors import BackendUnavailable, InputError, RunFailed
 
 _LESS = "a smaller model, training.batch_tokens, decoding.batch_tokens or decoding.beam"
@@ -14,8 +15,15 @@ _LESS = "a smaller model, training.batch_tokens, decoding.batch_tokens or decodi
 def ended(work: Callable[[], int]) -> int:
     """The status of `work`, or the one of what it raised, which is told in one line.
 
+    What is printed may be cut off by its reader; the work goes on, and its files are written.
+
     Raises ModuleNotFoundError: told by `main`, which also meets those that the caller needs.
     """
+    with enduring():
+        return _ended(work)
+
+
+def _ended(work: Callable[[], int]) -> int:
     try:
         status = work()
         if sys.stdout is not None:
@@ -27,7 +35,8 @@ def ended(work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return told("interrupted", 1)
     except OSError as error:
-        _drop_unwritten()
+        if sys.stdout is not None:
+            drop_unwritten(sys.stdout)
         if error.errno == errno.EPIPE:
             return 1  # the reader has seen enough
         place = f"{error.filename}: " if error.filename else ""
@@ -54,11 +63,3 @@ def _out_of_memory(error: Exception) -> bool:
     """Whether Python, a GPU or PyTorch's allocator on the CPU could not have the memory."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or "allocate memory" in str(error)
-
-
-def _drop_unwritten() -> None:
-    """Forgets what standard output does not take, so that nothing fails again at exit."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -90,19 +90,19 @@ def _rows(number: int, found: "list[Translation]", numbered: bool, scored: bool)
         yield "\t".join(columns).encode() + b"\n"
 
 
-def _at_terminal(stream: BinaryIO | None) -> bool:
+def _at_terminal(stream: IO[Any] | None) -> bool:
     return stream is not None and stream.isatty()
 
 
 @contextlib.contextmanager
 def _watched(source: str | None, output: str | None) -> "Iterator[Any]":
-    """A bar with an estimate, for a file, where people see it and it meets no translation."""
+    """Progress, of a file with an estimate, unless lines are typed, or shown on the terminal."""
     from fastkd.cli.progress import counting
     from fastkd.data.lines import count_lines
 
-    aside = output is not None or not (sys.stdout and sys.stdout.isatty())
-    if source is None or not aside or not (sys.stderr and sys.stderr.isatty()):
+    typed = source is None and _at_terminal(sys.stdin)
+    if typed or (output is None and _at_terminal(sys.stdout)):
         yield lambda done: None
         return
-    with counting("translating", count_lines(source)) as done:
+    with counting("translating", None if source is None else count_lines(source)) as done:
         yield done

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from fastkd.compare.facts import Facts
 from fastkd.compare.methods import Mean, Method, differing
 from fastkd.compare.verdicts import Verdict
-from fastkd.tables import Table
+from fastkd.tables import Table, duration
 
 
 def of_methods(methods: Sequence[Method]) -> Table:
@@ -71,10 +71,3 @@ def _run(run: Facts) -> list[str]:
 
 def _number(value: int | None) -> str:
     return "-" if value is None else f"{value:,}"
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 10:
-        return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"

@@ -3,9 +3,7 @@
 import dataclasses
 import difflib
 import re
-import reprlib
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from fastkd.config.complaint import complaint
 from fastkd.config.recipes import recipes
 from fastkd.config.tree import Config
 from fastkd.errors import InputError
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Part = TypeVar("Part", bound="DataclassInstance")
-Location = tuple[str | int, ...]  # of a complaint of pydantic's
-UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")  # pydantic's names for it
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
@@ -57,12 +54,21 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     A file may name another file or recipe that it `extends`, which is read first and overlaid.
     """
     path = find_config(path)
-    return validate(overridden(read_tree(path), overrides), str(path))
+    tree = read_tree(path)
+    usual = [{"name": loss.name} for loss in Config.losses]
+    return validate(overridden(tree, overrides, usual), str(path))
 
 
-def overridden(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The tree with `key.path=value` overrides applied to it."""
+def overridden(
+    tree: dict[str, Any], overrides: Sequence[str], losses: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
+    """The tree with `key.path=value` overrides applied to it.
+
+    losses: those of a tree that names none, for `losses.NAME.key=value`
+    """
     for override in overrides:
+        if override.startswith("losses.") and tree.get("losses") is None:
+            tree["losses"] = [dict(loss) for loss in losses]
         _override(tree, override)
     return tree
 
@@ -77,7 +83,7 @@ def validate_as(kind: type[Part], tree: dict[str, Any], name: str) -> Part:
     try:
         return TypeAdapter(kind).validate_python(tree)
     except ValidationError as error:
-        raise InputError(f"{name}: {_complaint(error, tree, kind)}") from None
+        raise InputError(f"{name}: {complaint(error, tree, kind)}") from None
 
 
 def revised(part: Part, name: str, **changes: Any) -> Part:
@@ -85,7 +91,7 @@ def revised(part: Part, name: str, **changes: Any) -> Part:
     try:
         return dataclasses.replace(part, **changes)
     except ValidationError as error:
-        raise InputError(f"{name}: {_complaint(error, changes)}") from None
+        raise InputError(f"{name}: {complaint(error, changes, type(part))}") from None
 
 
 def dump_config(config: Config) -> str:
@@ -194,79 +200,11 @@ def _index(node: list[Any], part: str, override: str) -> int:
     if part in names:
         return names.index(part)
     if not part.isdecimal() or int(part) >= len(node):
-        known = "".join(f" or {name}" for name in names if name)
-        raise InputError(f"{override!r}: expected an index below {len(node)}{known}, not {part!r}")
+        known = [name for name in names if isinstance(name, str)]
+        told = "".join(f" or {name}" for name in known)
+        nearest = difflib.get_close_matches(part, known, 1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        raise InputError(
+            f"{override!r}: expected an index below {len(node)}{told}, not {part!r}{hint}"
+        )
     return int(part)
-
-
-def _complaint(error: ValidationError, tree: Any, kind: type = Config) -> str:
-    """The first complaint, in one line, with the nearest known key for an unknown one."""
-    problems = [p for p in error.errors() if not _other_alternative(p, tree)] or error.errors()
-    # An unknown key first: it is often the misspelt one that is reported as missing.
-    problem = min(problems, key=lambda p: p["type"] not in UNKNOWN)
-    location = [str(part) for part in _tree_path(problem["loc"], tree)]
-    key = ".".join(location)
-    if problem["type"] in UNKNOWN:
-        nearest = difflib.get_close_matches(location[-1], _known_keys(problem["loc"], kind), 1, 0.5)
-        hint = f"; did you mean {'.'.join([*location[:-1], nearest[0]])}?" if nearest else ""
-        return f"{key}: unknown key{hint}"
-    if problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
-        return f"{key}: required, but missing"
-    if problem["type"] == "union_tag_invalid":
-        tag = problem["ctx"]["discriminator"].strip("'")
-        return f"{key}.{tag}: expected one of {problem['ctx']['expected_tags']}"
-    if problem["type"] == "dataclass_type":
-        return f"{key}: expected a mapping of keys, not {reprlib.repr(problem['input'])}"
-    message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    if problem["type"] == "value_error":
-        return f"{key}: expected {message}"
-    # Bounded in depth: a few lines of YAML that refer to each other may stand for gigabytes.
-    shown = reprlib.repr(problem["input"])
-    return f"{key}: expected {message}, not {shown if len(shown) < 60 else shown[:57] + '...'}"
-
-
-def _other_alternative(problem: Mapping[str, Any], tree: Any) -> bool:
-    """Whether a complaint is about the alternative of a union that the input did not mean."""
-    location = problem["loc"]
-    if location[:1] != ("tokenizer",) or not isinstance(tree, dict) or len(location) < 2:
-        return False
-    meant = isinstance(tree.get("tokenizer"), dict)
-    return bool((location[1] == "TokenizerConfig") != meant)
-
-
-def _tree_path(location: Location, tree: Any) -> list[str | int]:
-    """`location` without the names of union alternatives that pydantic puts into it."""
-    path: list[str | int] = []
-    node = tree
-    for position, part in enumerate(location):
-        last = position == len(location) - 1
-        if isinstance(node, dict):
-            inside = part in node
-        else:
-            inside = isinstance(part, int) and isinstance(node, list | tuple) and part < len(node)
-        if inside:
-            node = node[part]
-        if inside or (last and isinstance(node, dict)) or (last and isinstance(part, int)):
-            path.append(part)
-    return path
-
-
-def _known_keys(location: Location, root: type) -> list[str]:
-    classes: list[type] = [root]
-    for part in location[:-1]:
-        tagged = [c for c in classes if getattr(c, "name", None) == part]
-        below = [
-            alternative
-            for c in classes
-            for f in dataclasses.fields(c)
-            if f.name == part
-            for alternative in _dataclasses_in(typing.get_type_hints(c)[part])
-        ]
-        classes = tagged or below or classes
-    return [f.name for c in classes for f in dataclasses.fields(c)]
-
-
-def _dataclasses_in(hint: Any) -> list[type]:
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return [hint]
-    return [c for argument in typing.get_args(hint) for c in _dataclasses_in(argument)]

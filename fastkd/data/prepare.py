@@ -160,7 +160,7 @@ def open_prepared(config: Config) -> Prepared:
     prepared = _open(folder, manifest)
     difference = _difference(config, manifest, prepared)
     if difference is not None:
-        raise InputError(f"{folder}: prepared with {difference}; run: fastkd prepare CONFIG")
+        raise InputError(f"{folder}: prepared with {difference}, or run: fastkd prepare CONFIG")
     for path in _changed(manifest):
         raise InputError(f"{path}: has changed since it was prepared; run: fastkd prepare CONFIG")
     if (kept := _kept_normalization(config, manifest)) is not None:
@@ -229,13 +229,16 @@ def _difference(config: Config, manifest: dict[str, Any], prepared: Prepared) ->
     was = manifest["made_from"]
     for key, value in _made_from(config).items():
         if "tokenizer.vocabulary" not in was and key.startswith("tokenizer."):
-            return "the tokenizer of another run, but the config asks to train one"
+            had = "the tokenizer of another run, but the config asks to train one"
+            return f"{had}; expected tokenizer=RUN here too"
         accepted = _BEFORE_THERE_WAS.get(key, ()) if key not in was else (was[key],)
         if value not in accepted:
-            return f"{key} = {(*accepted, None)[0]}, but the config says {value}"
+            had = (*accepted, None)[0]
+            same = f"{key}={'null' if had is None else had}"
+            return f"{key} = {had}, but the config says {value}; expected {same} here too"
     given = _given(config)
     if given is not None and given.sha256 != prepared.tokenizers.sha256:
-        return f"another tokenizer than that of {config.tokenizer}"
+        return f"another tokenizer than that of {config.tokenizer}; expected that one's run here"
     return None
 
 

@@ -57,7 +57,7 @@ def choose(
     that cannot serve raises `BackendUnavailable`.
     """
     if backend not in ("auto", *BACKENDS):
-        raise InputError(f"backend must be 'auto' or one of {BACKENDS}, not {backend!r}")
+        raise InputError(f"backend must be 'auto' or one of {', '.join(BACKENDS)}, not {backend!r}")
     names: tuple[str, ...] = (backend,)
     if backend == "auto":
         names = BACKENDS[::-1] if tensor.is_cuda else BACKENDS[1::-1]

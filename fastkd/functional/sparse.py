@@ -37,7 +37,8 @@ class SparseTeacher:
 
     def __post_init__(self) -> None:
         if self.rest not in RESTS:
-            raise InputError(f"SparseTeacher: rest must be one of {RESTS}, not {self.rest!r}")
+            known = ", ".join(RESTS)
+            raise InputError(f"SparseTeacher: rest must be one of {known}, not {self.rest!r}")
         if self.ids.is_floating_point() or self.ids.is_complex() or self.ids.dtype == torch.bool:
             raise InputError(f"SparseTeacher: ids must be integers, not {self.ids.dtype}")
         if self.ids.dtype not in (torch.int32, torch.int64):  # PyTorch computes little with others

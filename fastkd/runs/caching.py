@@ -26,9 +26,11 @@ def cache_teacher(
     checkpoint: str = "best",
     dtype: str = "float32",
     device: str = "auto",
-    progress: Callable[[int], None] = lambda sentences: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Corpus:
     """`top_k` ids and log-probabilities of every target position of a prepared split.
+
+    progress: called with the number of sentences done, and of all
 
     Raises InputError where `top_k` is more than the vocabulary, or the split is not prepared, or
     with another tokenizer than the run's.
@@ -53,6 +55,7 @@ def cache_teacher(
         corpus.source_lengths, corpus.target_lengths, max(longest, _BATCH_TOKENS), seed=0
     )
     with writing_cache(folder, corpus, top_k, vocabulary, dtype, about) as writer:
+        done = 0
         for sentences in plan.epoch(0):
             batch = collate(corpus, sentences, prepared.tokenizers, config.model.decoder_start)
             batch = batch.to(where)
@@ -63,5 +66,6 @@ def cache_teacher(
                 logits = model.logits(output.hidden[row, :length]).float()
                 best = logits.log_softmax(-1).topk(top_k)
                 writer.write(int(sentences[row]), best.indices.cpu(), best.values.cpu())
-            progress(len(sentences))
+            done += len(sentences)
+            progress(done, len(corpus))
     return corpus

@@ -175,3 +175,15 @@ def test_losses_import_without_the_trainer_packages():
 def test_a_misspelt_verb(capsys):
     assert main(["trian", "x"]) == 2
     assert "no such verb: 'trian'; did you mean train?" in capsys.readouterr().err
+
+
+def test_what_prepare_was_given_is_named(shop, capsys):
+    config = shop.config("run")
+    assert shop.run("prepare", config, "data.max_length=50", "tokenizer.vocabulary=31") == 0
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert told == "fastkd train needs the same: data.max_length=50 tokenizer.vocabulary=31"
+    assert shop.run("train", config) == 2
+    assert "expected data.max_length=50 here too, or run: fastkd prepare CONFIG" in complaint(
+        capsys
+    )
+    assert shop.run("train", config, *told.rpartition(": ")[2].split()) == 0

@@ -220,7 +220,7 @@ def test_a_reader_that_leaves_ends_it_quietly(run, tmp_path):
     assert process.stdout.readline()
     process.stdout.close()
     assert process.wait(timeout=240) == 1
-    assert process.stderr.read() == b""
+    assert b"fastkd" not in process.stderr.read()
 
 
 @pytest.mark.slow

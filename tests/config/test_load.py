@@ -1,7 +1,12 @@
+import copy
+import re
+
 import pytest
 import yaml
 
+from fastkd.config.complaint import paths
 from fastkd.config.load import dump_config, load_config, parse, validate
+from fastkd.config.tree import Config
 from fastkd.errors import InputError
 
 BASE = {
@@ -33,6 +38,42 @@ def test_a_loss_is_overridden_by_its_name(tmp_path):
     assert load_config(path, ["losses.word_kd.weight=0.25"]).losses[1].weight == 0.25
     with pytest.raises(InputError, match="below 2 or cross_entropy or word_kd, not 'tie_kd'"):
         load_config(path, ["losses.tie_kd.weight=0.25"])
+
+
+def test_a_loss_that_no_file_names_is_overridden_too(tmp_path):
+    path = written(tmp_path, BASE)
+    (loss,) = load_config(path, ["losses.cross_entropy.label_smoothing=0.0"]).losses
+    assert (loss.name, loss.label_smoothing) == ("cross_entropy", 0.0)
+
+
+def test_a_misspelt_loss(tmp_path):
+    tree = {**BASE, "losses": [{"name": "cross_entropy"}, {"name": "word_kd"}]}
+    with pytest.raises(InputError, match=r"not 'word-kd'; did you mean word_kd\?"):
+        load_config(written(tmp_path, tree), ["losses.word-kd.weight=0.25"])
+
+
+def test_no_message_speaks_of_python(tmp_path):
+    """Whatever stands where it does not belong: no tuple, dictionary, dataclass or union."""
+    python = re.compile(r"tuple|dictionary|dataclass|discriminator|instance|\bobject\b", re.I)
+    wrong = [None, 5, -1, "x", [], {}, [[1]], ["x"], [{}], {"a": 1}, {1: 2}, True, [None]]
+    wrong += [[{"name": name}] for name in (None, {}, "nope", 3)]
+    wrong += [[{"name": "a2d", "weight": value}] for value in ("x", [1], {}, {"value": {}})]
+    told = 0
+    for path in paths(Config):
+        for value in wrong:
+            tree = copy.deepcopy(BASE)
+            *above, last = path.split(".")
+            node = tree
+            for part in above:
+                node = node.setdefault(part, {})
+            node[last] = value
+            try:
+                validate(tree, "file")
+            except InputError as error:
+                told += 1
+                message = str(error).rpartition(", not ")[0] or str(error)
+                assert not python.search(message), message
+    assert told > 500
 
 
 def test_a_misspelt_recipe():
@@ -91,6 +132,14 @@ def test_extends_overlays_nested_keys(tmp_path):
             "losses.0.hidden: expected encoder or decoder",
         ),
         ({**BASE, "data": 5}, "data: expected a mapping of keys, not 5"),
+        ({**BASE, "losses": {"a2d": {}}}, "losses: expected a list, not {'a2d': {}}"),
+        ({**BASE, "losses": ["a2d"]}, "losses.0: expected a mapping of keys, not 'a2d'"),
+        ({**BASE, "losses": [{"weight": 1}]}, "losses.0.name: required, but missing"),
+        ({**BASE, "decoding": {1: 2}}, "decoding.1: expected keys that are words, not 1"),
+        ({**BASE, "lr": 1e-3}, "lr: unknown key; did you mean training.optimizer.lr?"),
+        ({**BASE, "training": {"lr": 1}}, "training.lr: unknown key; did you mean training.opt"),
+        ({**BASE, "training": {"warmpu": 1}}, "did you mean training.optimizer.warmup?"),
+        ({**BASE, "a2d": {"weight": 1}}, "a2d: unknown key; did you mean losses.a2d?"),
         ({**BASE, "tokenizer": {"vocabulary": 3}}, "tokenizer.vocabulary: expected greater than 5"),
     ],
 )

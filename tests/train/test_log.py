@@ -2,7 +2,6 @@
 
 import io
 
-import pytest
 from rich.console import Console
 
 from fastkd.train import log as module
@@ -34,7 +33,6 @@ def test_no_such_lines_beside_a_bar(monkeypatch, tmp_path):
 
 
 def test_numbers_go_to_tensorboard(monkeypatch, tmp_path):
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     written(monkeypatch, tmp_path, terminal=False, tensorboard=True)

@@ -46,10 +46,9 @@ class PairConfig:
 
     def pair(self) -> Pair:
         """Raises InputError for a model that Transformers does not know."""
-        usual = [CrossEntropy(weight=0.5), WordKD(weight=0.5)] if self.teacher else [CrossEntropy()]
         return Pair(
             _maker("student", self.student, self.gradient_checkpointing, self.lora),
-            self.losses or usual,
+            self.losses or _usual(self.teacher),
             _maker("teacher", self.teacher) if self.teacher else None,
             **{name: getattr(self, name) for name in _SAME},
             optimizer=self.optim,
@@ -68,7 +67,15 @@ def pair_config(path: str, overrides: Sequence[str]) -> PairConfig | None:
         tree: dict[str, Any] = {"student": path}
     elif "student" not in (tree := read_tree(find_config(path))):
         return None
-    return validate_as(PairConfig, overridden(tree, overrides), path)
+    losses = [given for given in overrides if given.startswith("losses.")]
+    tree = overridden(tree, [given for given in overrides if given not in losses])
+    usual = [{"name": loss.name, "weight": loss.weight} for loss in _usual(tree.get("teacher"))]
+    return validate_as(PairConfig, overridden(tree, losses, usual), path)
+
+
+def _usual(teacher: object) -> list[CrossEntropy | WordKD]:
+    """The losses where none are given."""
+    return [CrossEntropy(weight=0.5), WordKD(weight=0.5)] if teacher else [CrossEntropy()]
 
 
 def _maker(
