@@ -18,15 +18,15 @@ if [ "$1" = --tiny ]; then
     out=$(mktemp -d)
     trap 'rm -rf "$out"' EXIT
     main="B=2,T=48" rest="B=2,T=32" tokens="N=16,V=64,Ds=8,Dt=16" more="N=32,V=64,Ds=8,Dt=16"
-    scale=smoke rounds=2 seconds=0 attention=reference,torch,torch-uncompiled
-    losses=reference,by-hand,torch memory=--no-memory
+    scale=smoke rounds=2 seconds=0 attention=reference,plain,torch,torch-uncompiled
+    losses=reference,plain,torch memory=--no-memory
 else
     out=benchmarks/results
     main="B=2,T=1024 B=16,T=128 B=64,T=32" rest="B=32,T=64 B=8,T=256 B=4,T=512"
     tokens="N=3072,V=16000,Ds=256,Dt=256 N=256,V=16000,Ds=256,Dt=256"
     more="N=1024,V=16000,Ds=256,Dt=256 N=32,V=16000,Ds=256,Dt=256"
-    scale=cpu rounds=15 seconds=5 attention=reference,compile,torch,torch-uncompiled
-    losses=reference,by-hand,compile,torch memory=--memory
+    scale=cpu rounds=15 seconds=5 attention=reference,plain,compile,torch,torch-uncompiled
+    losses=reference,plain,compile,torch memory=--memory
 fi
 
 part() {
@@ -66,7 +66,7 @@ real benchmarks.training.alignment_step
 real benchmarks.training.throughput
 bench alignment-mixture "$main" "$attention"
 bench alignment-row "$rest" "$attention"
-bench "linear-tie linear-ce" "$more" reference,by-hand,torch
+bench "linear-tie linear-ce" "$more" reference,plain,torch
 
 [ "$1" = --tiny ] || "$python" -m benchmarks.readme --pictures || failed=1
 exit "$failed"

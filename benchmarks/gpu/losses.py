@@ -24,8 +24,18 @@ from fastkd.bench.tables import TRAINING, fastest, milliseconds, ratio, tables
 from fastkd.tables import Line, size, text_table
 
 _COMPILE = ("compile",)
-_OTHERS = ("reference", "torch", "triton", "liger", "cce", "pytorch", "pytorch-chunked")
-_ALL = ("reference", "compile", "torch", "triton", "liger", "cce", "pytorch", "pytorch-chunked")
+_OTHERS = ("reference", "plain", "torch", "triton", "liger", "cce", "pytorch", "pytorch-chunked")
+_ALL = (
+    "reference",
+    "plain",
+    "compile",
+    "torch",
+    "triton",
+    "liger",
+    "cce",
+    "pytorch",
+    "pytorch-chunked",
+)
 _EFFORT = Effort(seconds=0.5, least=7)
 _TINY_EFFORT = Effort(seconds=0.0, least=2, memory=False)
 CASE_SECONDS = 90.0  # compiling for a new shape included
@@ -72,7 +82,7 @@ CASES = (
     *_cases("linear-ce", ("N=8192",), _COMPILE),
     *_cases("alignment-row", _LENGTHS, _COMPILE),
 )
-_TINY_OTHERS = ("reference", "torch", "triton", "cce")
+_TINY_OTHERS = ("reference", "plain", "plain", "torch", "triton", "cce")
 TINY = (
     Case("alignment-row", "B=1,Ns=1,Nt=2,T=4,D=16", _TINY_OTHERS),
     Case("linear-kd", "N=3,V=70,Ds=8,Dt=16", _TINY_OTHERS),
@@ -115,14 +125,14 @@ def measure(cases: Sequence[Case], first: int, out: Path, seconds: float, device
 
 
 def short_table(rows: Sequence[Row]) -> str:
-    """One line a case: our best backend beside eager PyTorch and the best of the others."""
+    """One line a case: our best backend beside plain PyTorch and the best of the others."""
     lines: list[Line] = []
     both = [row for row in rows if row.direction == "both" and row.status == "ok"]
     for case in dict.fromkeys((row.operation, row.shape) for row in both):
         own = {row.provider: row for row in both if (row.operation, row.shape) == case}
         ours = fastest(own, ("torch", "triton"))
         others = fastest(own, ("compile", "liger", "cce", "pytorch", "pytorch-chunked"))
-        eager = own.get("reference")
+        eager = own.get("plain", own.get("reference"))
         if ours is None:
             continue
         lines.append(
@@ -137,7 +147,7 @@ def short_table(rows: Sequence[Row]) -> str:
                 f"{ratio(others.median_ms, ours.median_ms)} {others.provider}" if others else "",
             )
         )
-    header = ("case", "ours", "ms", "bound", "peak", "x eager", "its peak", "x best other")
+    header = ("case", "ours", "ms", "bound", "peak", "x plain", "its peak", "x best other")
     return text_table(header, lines)
 
 

@@ -5,6 +5,7 @@ from typing import ClassVar
 import torch
 
 from fastkd.backends.attention import reference
+from fastkd.bench import plain
 from fastkd.bench.operation import Inputs, Loss, Operation, Shape, Work, random_tensor
 from fastkd.functional import attention_alignment_loss
 from fastkd.functional.calls import AlignmentCall, AlignmentOptions, QueryKey
@@ -66,6 +67,9 @@ class Alignment(Operation):
         )
 
     def plain(self) -> Loss:
+        return lambda inputs: plain.alignment(inputs, self.normalization)
+
+    def definition(self) -> Loss:
         def loss(inputs: Inputs) -> torch.Tensor:
             scale = inputs["student_query"].shape[-1] ** -0.5
             query, key, teacher_query, teacher_key = ((inputs[name],) for name in _TENSORS)

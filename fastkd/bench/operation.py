@@ -53,8 +53,12 @@ class Operation(ABC):
         """Likewise, of each row or map by itself."""
 
     @abstractmethod
-    def plain(self) -> Loss:
+    def definition(self) -> Loss:
         """The reference backend called directly: what `torch.compile` is given."""
+
+    @abstractmethod
+    def plain(self) -> Loss:
+        """The loss as a user of PyTorch writes it."""
 
     @abstractmethod
     def forward_work(self, shape: Shape, element: int) -> Work: ...

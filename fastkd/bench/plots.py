@@ -14,9 +14,9 @@ from fastkd.bench.record import Machine, Row
 from fastkd.bench.section import newest
 
 _NAMES = {
-    "reference": "eager PyTorch",
+    "reference": "the definition in PyTorch",
     "compile": "torch.compile of it",
-    "by-hand": "by hand in PyTorch",
+    "plain": "plain PyTorch",
     "torch": "fastkd, torch",
     "torch-uncompiled": "fastkd without a C++ compiler",
     "triton": "fastkd, triton",

@@ -11,9 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastkd import watching
-from fastkd.bench.by_hand import token_losses
 from fastkd.bench.operation import Inputs, Loss, Operation
-from fastkd.bench.tokens import Tokens
 
 
 class Absent(Exception):  # noqa: N818 - nothing went wrong
@@ -51,7 +49,7 @@ def _interpreted() -> bool:
 
 def _compiled(operation: Operation, device: torch.device) -> Loss:
     # A fresh function a case: one shape each, never a recompilation for another.
-    return torch.compile(operation.plain(), dynamic=False, fullgraph=True)
+    return torch.compile(operation.definition(), dynamic=False, fullgraph=True)
 
 
 def _uncompiled(operation: Operation, device: torch.device) -> Loss:
@@ -67,10 +65,8 @@ def _uncompiled(operation: Operation, device: torch.device) -> Loss:
     return without_kernel
 
 
-def _by_hand(operation: Operation, device: torch.device) -> Loss:
-    if not isinstance(operation, Tokens):
-        raise Absent("has no such loss")
-    return lambda inputs: token_losses(inputs, operation.options)
+def _plain(operation: Operation, device: torch.device) -> Loss:
+    return operation.plain()
 
 
 def _cross_entropy(chunked: bool) -> Loss:
@@ -166,7 +162,7 @@ def _only(operation: Operation, losses: dict[str, Loss]) -> Loss:
 _PROVIDERS: dict[str, Callable[[Operation, torch.device], Loss]] = {
     "reference": _backend("reference"),
     "compile": _compiled,
-    "by-hand": _by_hand,
+    "plain": _plain,
     "torch": _backend("torch"),
     "torch-uncompiled": _uncompiled,
     "triton": _backend("triton"),

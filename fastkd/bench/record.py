@@ -70,6 +70,7 @@ class Row:
 
 Kind = TypeVar("Kind", Machine, Row)
 _NUMBERS = {"family": "cpu family", "model": "model"}  # by their names in /proc/cpuinfo
+_RENAMED = {"by-hand": "plain"}  # providers, as older results have them
 _COLUMNS = [field.name for field in (*fields(Machine), *fields(Row))]
 
 
@@ -127,7 +128,7 @@ def _typed(kind: type[Kind], line: dict[str, str]) -> Kind:
             number = float if "float" in str(field.type) else int
             values[field.name] = number(text) if text else None
         else:
-            values[field.name] = text
+            values[field.name] = _RENAMED.get(text, text)
     return kind(**values)
 
 

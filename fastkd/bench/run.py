@@ -62,7 +62,8 @@ def run_case(
     """Rows of every provider, by direction; a provider that cannot serve has one row saying so.
 
     Each first shows that it computes the reference's loss and gradients. Then they take turns,
-    round by round on fresh inputs, each beginning a round in turn.
+    round by round on fresh inputs, each beginning a round in turn. Their times are relative to the
+    reference's, or to those of the first where it does not take part.
     """
     losses: dict[str, Loss] = {}
     statuses: dict[str, str] = {}
@@ -88,6 +89,7 @@ def run_case(
     del truth, inputs
     clock = Clock(device)
     times = _rounds(operation, shape, dtype, clock, losses, effort)
+    base_name = "reference" if "reference" in times else next(iter(times), "")
     rows = []
     for name in providers:
         common: dict[str, Any] = {
@@ -113,7 +115,7 @@ def run_case(
         for direction in DIRECTIONS:
             own, base = (
                 [getattr(measured, direction) for measured in times.get(who, ())]
-                for who in (name, "reference")
+                for who in (name, base_name)
             )
             seconds, limit = rates.bound(operation.work(direction, shape, dtype))
             rows.append(

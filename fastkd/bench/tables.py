@@ -18,9 +18,9 @@ SPEED = ("training loop", "ms", "spread", "tokens/s", "speed")
 def tables(rows: Iterable[Row]) -> list[Table]:
     """One for each operation and shape, and one for all training steps.
 
-    spread: half the distance of the quartiles; speed: times the reference's; peak: bytes above
-    the inputs, of a step all of them; bound: the share of the roofline's speed that is
-    achieved; cost: times the step that the method adds to
+    spread: half the distance of the quartiles; speed: times that of the reference, or else of the
+    first; peak: bytes above the inputs, of a step all of them; bound: the share of the roofline's
+    speed that is achieved; cost: times the step that the method adds to
     """
     by_case: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
@@ -91,7 +91,10 @@ def _throughput(rows: list[Row]) -> Table:
 
 
 def summary(rows: Iterable[Row]) -> list[Line]:
-    """One line a case, as in `SUMMARY`: our fastest backend beside eager and compiled PyTorch."""
+    """One line a case, as in `SUMMARY`: our fastest backend beside eager and compiled PyTorch.
+
+    Eager is what a user would write, or, where that was not measured, the reference, and said so.
+    """
     both = [row for row in rows if row.direction == "both" and row.status == "ok"]
     lines: list[Line] = []
     for case in dict.fromkeys((row.operation, row.shape) for row in both):
@@ -100,12 +103,12 @@ def summary(rows: Iterable[Row]) -> list[Line]:
         if ours is None:
             continue
         loss = case[0].partition("-")[2]
-        eager, compiled = own.get("reference"), own.get("compile")
+        eager, compiled = own.get("plain", own.get("reference")), own.get("compile")
         lines.append(
             (
                 f"{_LOSSES.get(loss, loss)}, {short_shape(case[1])}",
                 milliseconds(ours.median_ms),
-                times(eager, ours),
+                times(eager, ours) + _whose(eager),
                 times(compiled, ours),
                 size(ours.peak_bytes),
                 size(eager.peak_bytes if eager else None),
@@ -114,6 +117,10 @@ def summary(rows: Iterable[Row]) -> list[Line]:
             )
         )
     return lines
+
+
+def _whose(eager: Row | None) -> str:
+    return "" if eager is None or eager.provider == "plain" else f" ({eager.provider})"
 
 
 def fastest(found: Mapping[str, Row], names: Iterable[str]) -> Row | None:

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import torch
 
 from fastkd.backends.tokens import reference
+from fastkd.bench import plain
 from fastkd.bench.operation import Inputs, Loss, Operation, Shape, Work, random_tensor
 from fastkd.functional import linear_token_distillation_loss, token_distillation_loss
 from fastkd.functional.calls import Projected, TokenCall, TokenOptions
@@ -88,6 +89,9 @@ class Tokens(Operation):
         )
 
     def plain(self) -> Loss:
+        return lambda inputs: plain.token_losses(inputs, self.options)
+
+    def definition(self) -> Loss:
         options = TokenOptions(**self.options, reduction="mean")
 
         def linear(inputs: Inputs) -> torch.Tensor:

@@ -92,13 +92,22 @@ def test_in_short_our_fastest_is_beside_eager_and_compiled():
     assert line == (
         "CE + KD, N 16 V 64",
         "2",
-        "4.00",
+        "4.00 (reference)",
         "3.00",
         "1.43 MiB",
         "8.58 MiB",
         "1.43 MiB",
         "25%",
     )
+    plain = case("plain", median_ms=6.0, relative=0.5, peak_bytes=9_000_000)
+    ((_, _, speed, *_),) = summary([*rows, *plain])
+    assert speed == "2.00"
+
+
+def test_a_provider_has_one_name_in_old_results(tmp_path):
+    append(tmp_path / "cpu.csv", MACHINE, [row(provider="by-hand")])
+    ((_, found),) = read(tmp_path / "cpu.csv")
+    assert found.provider == "plain"
 
 
 def test_cases_without_ours_are_not_told_in_short():

@@ -23,8 +23,6 @@ def measure(name, against, **effort):
 
 
 def serves(provider, name):
-    if provider == "by-hand":
-        return not name.startswith("alignment")
     if provider == "torch-uncompiled":
         return name.startswith("alignment")
     return {
@@ -35,7 +33,7 @@ def serves(provider, name):
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_who_is_there_computes_the_reference_loss(name):
-    against = ["reference", "by-hand", "torch", "torch-uncompiled", "pytorch", "pytorch-chunked"]
+    against = ["reference", "plain", "torch", "torch-uncompiled", "pytorch", "pytorch-chunked"]
     found = {row.provider: row for row in measure(name, against) if row.direction == "both"}
     assert found["reference"].loss_difference == 0
     assert found["reference"].relative == 1

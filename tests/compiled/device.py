@@ -10,7 +10,9 @@ from collections.abc import Iterator
 import fastkd_kernels
 import torch
 from fastkd_kernels import common
-from fastkd_kernels.attention.query_key.alignment import planned
+from fastkd_kernels.attention.mixing import maps
+from fastkd_kernels.attention.pairs import alignment as pairs
+from fastkd_kernels.attention.query_key import alignment as query_key
 
 
 def prepare() -> None:
@@ -54,10 +56,15 @@ def _in_place_of(name: str, value: object) -> Iterator[None]:
         raise RuntimeError(f"no module of fastkd_kernels has a {name}")
     for module, _ in kept:
         vars(module)[name] = value
-    planned.cache_clear()
+    _forget_plans()
     try:
         yield
     finally:
         for module, before in kept:
             vars(module)[name] = before
-        planned.cache_clear()
+        _forget_plans()
+
+
+def _forget_plans() -> None:
+    for module in (query_key, pairs, maps):
+        module.planned.cache_clear()

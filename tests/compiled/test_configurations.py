@@ -10,7 +10,6 @@ KEPT = "gradients of a graph that is kept; the calls drawn free theirs"
 UNREACHED: dict[str, dict[str, str]] = {
     "tokens": {},
     "attention": {
-        "sums_fwd []": "of losses without a gradient; the calls drawn take all gradients",
         "scale_gradients_bwd [bf16]": KEPT,
         "scale_gradients_bwd [fp32]": KEPT,
     },

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from fastkd_kernels.attention.config import PAIR_SIZES
-from fastkd_kernels.attention.operators import align_queries
+from fastkd_kernels.attention.operators import align_maps, align_pairs, align_queries
 from fastkd_kernels.common import unsupported
 from torch import Tensor
 
@@ -36,27 +36,24 @@ def unavailable(call: AlignmentCall[QueryKey] | AlignmentCall[Maps]) -> str | No
 
 
 def query_key_loss(call: AlignmentCall[QueryKey]) -> Tensor:
-    student, teacher, options = call.student, call.teacher, call.options
-    query, key = _operands(student)
-    constants = _operands(teacher)
-    settings = _settings(call, student.scale, teacher.scale, query)
+    student, teacher = call.student, call.teacher
+    operands = (*_operands(student), *_operands(teacher))
+    lengths = _lengths(call, operands[0])
+    options = _options(call.options, student.scale, teacher.scale)
+    reduce = _reduce(call.options, operands[0])
     if call.weight is None:
-        loss = torch.ops.fastkd.align_pairs(query, key, *constants, *settings)[0]
-        return _reduced(loss, call)
-    weight = _weight(call.weight, options)
-    reduce = {"none": 0.0, "sum": 1.0, "mean": 1.0 / query.shape[0]}[options.reduction]
-    lengths, chosen = settings[:2], settings[2:]
-    return _with_bias(
-        align_queries((query, key, *constants, weight, *lengths), chosen, reduce), call.bias
-    )
+        loss = align_pairs((*operands, *lengths), options, reduce)
+    else:
+        loss = align_queries((*operands, call.weight.float(), *lengths), options, reduce)
+    return _with_bias(loss, call.bias)
 
 
 def map_loss(call: AlignmentCall[Maps]) -> Tensor:
     student, teacher = _joined(call.student.layers), _joined(call.teacher.layers)
-    weight = None if call.weight is None else _weight(call.weight, call.options)
-    settings = _settings(call, 1.0, 1.0, student)
-    loss = torch.ops.fastkd.align_maps(student, teacher, weight, *settings)[0]
-    return _reduced(loss, call)
+    weight = None if call.weight is None else call.weight.float()
+    tensors = (student, teacher, weight, *_lengths(call, student))
+    reduce = _reduce(call.options, student)
+    return _with_bias(align_maps(tensors, _options(call.options, 1.0, 1.0), reduce), call.bias)
 
 
 def _joined(layers: Sequence[Tensor]) -> Tensor:
@@ -71,17 +68,11 @@ def _operands(side: QueryKey) -> tuple[Tensor, Tensor]:
     return pair[0].to(dtype), pair[1].to(dtype)
 
 
-def _settings(
-    call: AlignmentCall[QueryKey] | AlignmentCall[Maps],
-    student_scale: float,
-    teacher_scale: float,
-    beside: Tensor,
-) -> tuple[Tensor | None, Tensor | None, float, float, bool, str, float, bool]:
-    """The operators' arguments from `query_lengths` to `include`."""
-    options = call.options
+def _options(
+    options: AlignmentOptions, student_scale: float, teacher_scale: float
+) -> tuple[float, float, bool, str, float, bool]:
+    """The operators' arguments from `student_scale` to `include`."""
     return (
-        _lengths(call.query_lengths, beside),
-        _lengths(call.key_lengths, beside),
         student_scale,
         teacher_scale,
         options.causal,
@@ -91,22 +82,18 @@ def _settings(
     )
 
 
-def _lengths(lengths: Tensor | None, beside: Tensor) -> Tensor | None:
-    return None if lengths is None else lengths.to(beside.device, non_blocking=True)
+def _reduce(options: AlignmentOptions, beside: Tensor) -> float:
+    """What the sum of all losses is multiplied by; 0: they stay apart."""
+    return {"none": 0.0, "sum": 1.0, "mean": 1.0 / beside.shape[0]}[options.reduction]
 
 
-def _weight(weight: Tensor, options: AlignmentOptions) -> Tensor:
-    weight = weight.float()
-    return weight.softmax(1) if options.normalization == "mixture" else weight
+def _lengths(
+    call: AlignmentCall[QueryKey] | AlignmentCall[Maps], beside: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    def moved(lengths: Tensor | None) -> Tensor | None:
+        return None if lengths is None else lengths.to(beside.device, non_blocking=True)
 
-
-def _reduced(loss: Tensor, call: AlignmentCall[QueryKey] | AlignmentCall[Maps]) -> Tensor:
-    """loss: (B, Nt)"""
-    loss = _with_bias(loss, call.bias)
-    if call.options.reduction != "none":
-        loss = loss.sum()
-    batch = call.student.tensors[0].shape[0]
-    return loss / batch if call.options.reduction == "mean" else loss
+    return moved(call.query_lengths), moved(call.key_lengths)
 
 
 def _with_bias(loss: Tensor, bias: Tensor | None) -> Tensor:

@@ -17,7 +17,14 @@ from fastkd_kernels.attention.sums import sums_fwd
 from fastkd_kernels.scaling import scale_gradients_bwd
 
 LENGTHS = ("query_lengths", "key_lengths")
-FLOATS = ("scale", "inverse_temperature", "student_scale", "teacher_scale", "loss_factor")
+FLOATS = (
+    "scale",
+    "inverse_temperature",
+    "student_scale",
+    "teacher_scale",
+    "loss_factor",
+    "upstream_factor",
+)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -102,7 +109,7 @@ def products() -> Iterator:
             for size in _sizes(chosen.exact):
                 tile = config.product_tile(edge, edge, size, chosen)
                 for long in (False, True):
-                    sums = ("loss", "total", "weight_slots", "weight_gradient")
+                    sums = ("loss", "total", "weight_slots", "weight_gradient", "mixing")
                     yield _case(
                         score_gradient_bwd,
                         f"{name} {tile.rows}x{tile.keys} D{tile.size}"
@@ -251,8 +258,9 @@ def reductions() -> Iterator:
             BLOCK_J=16,
             representative=True,
         )
-    sums = ("loss", "total", "weight_slots", "weight_gradient")
-    yield _case(sums_fwd, "", dict.fromkeys(sums, "*fp32"), config.Launch(4))
+    sums = dict.fromkeys(("loss", "total", "weight_slots", "weight_gradient", "mixing"), "*fp32")
+    yield _case(sums_fwd, "", sums | {"mixing": None}, config.Launch(4))
+    yield _case(sums_fwd, "softmax", sums, config.Launch(4))
     for name in DTYPES:
         kept = "*fp32" if name == "fp16" else f"*{name}"
         scaled = dict.fromkeys(("first", "second"), kept)

@@ -2,7 +2,8 @@
 
 Operators `fastkd::align_*` return losses by sentence and teacher map, (B, Nt) in float32, or,
 with `reduce`, their sum times it. From queries and keys a reduced loss takes its gradients in the
-forward walk, while the maps are at hand, and backward only scales them.
+forward walk, while the maps are at hand, and backward only scales them. Where no compiler traces,
+an autograd Function stands in place of each operator.
 """
 
 from collections.abc import Callable
@@ -10,11 +11,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fastkd_kernels.attention.mixing import maps
 from fastkd_kernels.attention.mixing.launch import Settings
-from fastkd_kernels.attention.mixing.maps import MapAlignment
 from fastkd_kernels.attention.numerics import STATISTICS
-from fastkd_kernels.attention.pairs.alignment import PairAlignment
+from fastkd_kernels.attention.pairs import alignment as pairs
 from fastkd_kernels.attention.query_key.alignment import align
+from fastkd_kernels.attention.query_key.request import Layout
 from fastkd_kernels.once import early_dtype, only_first_order, runs_at_once
 from fastkd_kernels.scaling import scaled_gradients
 
@@ -25,21 +27,21 @@ OPTIONS = (
 QUERIES = "Tensor student_query, Tensor student_key, Tensor teacher_query, Tensor teacher_key"
 MAPS = "Tensor student, Tensor teacher, Tensor? weight"
 WANTED = "bool gradient, bool weight_gradient"
+SECOND_ORDER = (
+    "the triton backend has no second-order gradient of the attention alignment loss: "
+    "use backend='reference'"
+)
 
-SCHEMAS = {
-    "align_queries": f"({QUERIES}, Tensor weight, {OPTIONS}, float reduce, {WANTED}) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
-    "align_queries_bwd": f"(Tensor upstream, {QUERIES}, Tensor weight, {OPTIONS}, {WANTED}) "
-    "-> (Tensor, Tensor, Tensor)",
-    "align_pairs": f"({QUERIES}, {OPTIONS}) -> (Tensor, Tensor, Tensor)",
-    "align_pairs_bwd": f"(Tensor upstream, Tensor logs, Tensor statistics, {QUERIES}, {OPTIONS}) "
-    "-> (Tensor, Tensor)",
-    "align_maps": f"({MAPS}, {OPTIONS}) -> (Tensor, Tensor)",
-    "align_maps_bwd": f"(Tensor upstream, Tensor statistics, {MAPS}, {OPTIONS}, {WANTED}) "
-    "-> (Tensor, Tensor)",
-}
-for name, schema in SCHEMAS.items():
-    torch.library.define(f"fastkd::{name}", schema)
+
+def _operator(name: str, schema: str, fake: Callable) -> Callable[[Callable], Callable]:
+    """Registers a function as `fastkd::name`."""
+
+    def register(function: Callable) -> Callable:
+        made = torch.library.custom_op(f"fastkd::{name}", function, mutates_args=(), schema=schema)
+        made.register_fake(fake)
+        return made
+
+    return register
 
 
 def _nothing(like: Tensor) -> Tensor:
@@ -47,10 +49,10 @@ def _nothing(like: Tensor) -> Tensor:
     return like.new_empty(0, dtype=torch.float32)
 
 
-SECOND_ORDER = (
-    "the triton backend has no second-order gradient of the attention alignment loss: "
-    "use backend='reference'"
-)
+def _softened(weight: Tensor, options: tuple) -> tuple[Tensor, bool]:
+    """(what maps are mixed with, whether it is the weight's softmax)."""
+    softmax = options[3] == "mixture"
+    return (weight.softmax(1) if softmax else weight.contiguous()), softmax
 
 
 # From queries and keys, with a weight.
@@ -60,18 +62,11 @@ NAMES = ("student_query", "student_key", "teacher_query", "teacher_key", "weight
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
 
 
-def _aligned(inputs, options, reduce, wanted, upstream, dtype) -> tuple[Tensor | None, ...]:
+def _aligned(inputs, settings, reduce, upstream, dtype) -> tuple[Tensor | None, ...]:
     *queries, weight, query_lengths, key_lengths = inputs
-    tensors = dict(zip(NAMES, (*queries, weight.contiguous()), strict=True))
+    tensors = dict(zip(NAMES, (*queries, weight), strict=True))
     optional = {"query_lengths": query_lengths, "key_lengths": key_lengths, "upstream": upstream}
-    return align(tensors, optional, Settings(*options, *wanted), reduce, dtype)
-
-
-def _align_queries(*inputs):
-    *options, reduce, gradient, weight_gradient = inputs[7:]
-    dtype = early_dtype(inputs[0].dtype)
-    found = _aligned(inputs[:7], options, reduce, (gradient, weight_gradient), None, dtype)
-    return tuple(_nothing(inputs[4]) if each is None else each for each in found)
+    return align(tensors, optional, settings, reduce, dtype)
 
 
 def _align_queries_fake(student_query, student_key, teacher_query, teacher_key, weight, *options):
@@ -84,6 +79,21 @@ def _align_queries_fake(student_query, student_key, teacher_query, teacher_key, 
         student_key.new_empty(student_key.shape, dtype=dtype) if gradient else _nothing(weight),
         weight.new_empty(weight.shape) if weight_gradient else _nothing(weight),
     )
+
+
+@_operator(
+    "align_queries",
+    f"({QUERIES}, Tensor weight, {OPTIONS}, float reduce, {WANTED}) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    _align_queries_fake,
+)
+def align_queries_op(*inputs):
+    *options, reduce, gradient, weight_gradient = inputs[7:]
+    tensors = (*inputs[:4], inputs[4].contiguous(), *inputs[5:7])
+    wanted: tuple[bool, ...] = gradient, weight_gradient
+    settings = Settings(*options, *wanted)
+    found = _aligned(tensors, settings, reduce, None, early_dtype(inputs[0].dtype))
+    return tuple(_nothing(inputs[4]) if each is None else each for each in found)
 
 
 def _align_queries_setup(ctx, inputs, output):
@@ -110,11 +120,9 @@ def _align_queries_backward(ctx, upstream, *_):
     return query, key, None, None, change, *(None for _ in range(11))
 
 
-def _align_queries_bwd(upstream, *inputs):
-    *options, gradient, weight_gradient = inputs[7:]
-    wanted = gradient, weight_gradient
-    found = _aligned(inputs[:7], options, 0.0, wanted, upstream.float(), inputs[0].dtype)
-    return tuple(_nothing(inputs[4]) if each is None else each for each in found[1:])
+align_queries_op.register_autograd(  # type: ignore[attr-defined]
+    _align_queries_backward, setup_context=_align_queries_setup
+)
 
 
 def _align_queries_bwd_fake(
@@ -128,31 +136,48 @@ def _align_queries_bwd_fake(
     )
 
 
+@_operator(
+    "align_queries_bwd",
+    f"(Tensor upstream, {QUERIES}, Tensor weight, {OPTIONS}, {WANTED}) -> (Tensor, Tensor, Tensor)",
+    _align_queries_bwd_fake,
+)
+def align_queries_bwd_op(upstream, *inputs):
+    tensors = (*inputs[:4], inputs[4].contiguous(), *inputs[5:7])
+    settings = Settings(*inputs[7:])
+    found = _aligned(tensors, settings, 0.0, upstream.float(), inputs[0].dtype)
+    return tuple(_nothing(inputs[4]) if each is None else each for each in found[1:])
+
+
 class AlignQueries(torch.autograd.Function):
-    """`fastkd::align_queries` where no compiler traces: without the way through a dispatcher."""
+    """`fastkd::align_queries` without the way through a dispatcher."""
 
     @staticmethod
     def forward(ctx, options, reduce, *tensors):
-        wanted = (
+        *queries, weight, query_lengths, key_lengths = tensors
+        weight, softmax = _softened(weight, options)
+        wanted: tuple[bool, ...] = (
             ctx.needs_input_grad[2] or ctx.needs_input_grad[3],
             ctx.needs_input_grad[6],
+            softmax,
         )
+        given = (*queries, weight, query_lengths, key_lengths)
+        settings = Settings(*options, *wanted)
         dtype = early_dtype(tensors[0].dtype)
-        loss, *found = _aligned(tensors, options, reduce, wanted, None, dtype)
-        ctx.options, ctx.reduce, ctx.wanted = options, reduce, wanted
-        ctx.save_for_backward(*tensors, *found)
+        loss, *found = _aligned(given, settings, reduce, None, dtype)
+        ctx.settings, ctx.reduce = settings, reduce
+        ctx.save_for_backward(*tensors, weight, *found)
         return loss
 
     @staticmethod
     def backward(ctx, upstream):
-        *tensors, query, key, change = ctx.saved_tensors
+        *tensors, weight, query, key, change = ctx.saved_tensors
         learned = tensors[0], tensors[1], tensors[4]
         if ctx.reduce:
             found = scaled_gradients(upstream, (query, key, change), learned)
         else:
             upstream = upstream.contiguous().float()
-            dtype = tensors[0].dtype
-            _, *found = _aligned(tensors, ctx.options, 0.0, ctx.wanted, upstream, dtype)
+            given = (*tensors[:4], weight, *tensors[5:])
+            _, *found = _aligned(given, ctx.settings, 0.0, upstream, tensors[0].dtype)
         query, key, change = only_first_order(found, learned, SECOND_ORDER)
         return None, None, query, key, None, None, change, None, None
 
@@ -165,9 +190,10 @@ def align_queries(tensors: Inputs, options: tuple, reduce: float) -> Tensor:
     if runs_at_once(*tensors):
         return AlignQueries.apply(options, reduce, *tensors)
     learning = torch.is_grad_enabled()
-    query, key, _, _, weight, *lengths = tensors
+    query, key, teacher_query, teacher_key, weight, *lengths = tensors
+    weight, _ = _softened(weight, options)
     loss = torch.ops.fastkd.align_queries(
-        *tensors[:5], *lengths, *options, 1.0 if reduce else 0.0,
+        query, key, teacher_query, teacher_key, weight, *lengths, *options, 1.0 if reduce else 0.0,
         learning and (query.requires_grad or key.requires_grad),
         learning and weight.requires_grad,
     )[0]  # fmt: skip
@@ -176,23 +202,21 @@ def align_queries(tensors: Inputs, options: tuple, reduce: float) -> Tensor:
 
 # From queries and keys, head against head.
 
+PAIR_NAMES = (*pairs.NAMES, "query_lengths", "key_lengths")
 
-def _pairs(
-    student_query, student_key, teacher_query, teacher_key, query_lengths, key_lengths, *options
-) -> PairAlignment:
+
+def _pairs(tensors, options, reduce=0.0) -> pairs.PairAlignment:
+    student_query, student_key, teacher_query, teacher_key, query_lengths, key_lengths = tensors
     wanted: tuple[bool, ...] = True, False
-    return PairAlignment(
-        (student_query, student_key),
-        (teacher_query, teacher_key),
-        query_lengths,
-        key_lengths,
+    request = pairs.Request(
+        (Layout.of(student_query), Layout.of(student_key)),
+        (Layout.of(teacher_query), Layout.of(teacher_key)),
+        (query_lengths is not None, key_lengths is not None),
         Settings(*options, *wanted),
+        reduce,
+        student_query.device,
     )
-
-
-def _align_pairs(*inputs):
-    loss, logs, statistics = _pairs(*inputs).forward()
-    return loss.sum(2), logs, statistics
+    return pairs.planned(request)
 
 
 def _align_pairs_fake(student_query, *inputs):
@@ -203,6 +227,12 @@ def _align_pairs_fake(student_query, *inputs):
         student_query.new_empty((batch, heads, 5, queries), dtype=torch.float32),
         student_query.new_empty((batch, STATISTICS.value, heads, groups), dtype=torch.float32),
     )
+
+
+@_operator("align_pairs", f"({QUERIES}, {OPTIONS}) -> (Tensor, Tensor, Tensor)", _align_pairs_fake)
+def align_pairs_op(*inputs):
+    tensors = inputs[:6]
+    return _pairs(tensors, inputs[6:]).forward(dict(zip(PAIR_NAMES, tensors, strict=True)))
 
 
 def _align_pairs_setup(ctx, inputs, output):
@@ -219,34 +249,94 @@ def _align_pairs_backward(ctx, upstream, *_):
     return *only_first_order(found, inputs[:2], SECOND_ORDER), *(None for _ in range(10))
 
 
-def _align_pairs_bwd(upstream, logs, statistics, *inputs):
-    return _pairs(*inputs).backward(logs, statistics, upstream)
+align_pairs_op.register_autograd(  # type: ignore[attr-defined]
+    _align_pairs_backward, setup_context=_align_pairs_setup
+)
 
 
 def _align_pairs_bwd_fake(upstream, logs, statistics, student_query, student_key, *inputs):
     return student_query.new_empty(student_query.shape), student_key.new_empty(student_key.shape)
 
 
+@_operator(
+    "align_pairs_bwd",
+    f"(Tensor upstream, Tensor logs, Tensor statistics, {QUERIES}, {OPTIONS}) -> (Tensor, Tensor)",
+    _align_pairs_bwd_fake,
+)
+def align_pairs_bwd_op(upstream, logs, statistics, *inputs):
+    tensors = inputs[:6]
+    known = {"logs": logs, "statistics": statistics, "upstream": upstream}
+    given = dict(zip(PAIR_NAMES, tensors, strict=True)) | known
+    return _pairs(tensors, inputs[6:]).backward(given)
+
+
+class AlignPairs(torch.autograd.Function):
+    """`fastkd::align_pairs`, and the sum of its losses, without the way through a dispatcher."""
+
+    @staticmethod
+    def forward(ctx, options, reduce, *tensors):
+        ctx.plan = _pairs(tensors, options, reduce)
+        loss, *known = ctx.plan.forward(dict(zip(PAIR_NAMES, tensors, strict=True)))
+        ctx.save_for_backward(*tensors, *known)
+        return loss
+
+    @staticmethod
+    def backward(ctx, upstream):
+        *tensors, logs, statistics = ctx.saved_tensors
+        known = {"logs": logs, "statistics": statistics, "upstream": upstream.contiguous()}
+        found = ctx.plan.backward(dict(zip(PAIR_NAMES, tensors, strict=True)) | known)
+        query, key = only_first_order(found, tensors[:2], SECOND_ORDER)
+        return None, None, query, key, None, None, None, None
+
+
+def align_pairs(tensors: tuple[Tensor | None, ...], options: tuple, reduce: float) -> Tensor:
+    """As `align_queries`, head n with head n, (B, N); tensors: queries and keys, lengths."""
+    if runs_at_once(*tensors):
+        return AlignPairs.apply(options, reduce, *tensors)
+    loss = torch.ops.fastkd.align_pairs(*tensors, *options)[0]
+    return loss.sum() * reduce if reduce else loss
+
+
 # From maps.
 
+MAP_NAMES = ("student_maps", "teacher_maps", "weight", "query_lengths", "key_lengths")
 
-def _align_maps(student, teacher, weight, query_lengths, key_lengths, *options):
-    weight = None if weight is None else weight.contiguous()
-    wanted: tuple[bool, ...] = False, False
-    settings = Settings(*options, *wanted)
-    call = MapAlignment(student, teacher, weight, query_lengths, key_lengths, settings)
-    loss, statistics = call.forward()
-    return loss.sum(1), _nothing(loss) if statistics is None else statistics
+
+def _maps(tensors, settings, reduce=0.0) -> maps.MapAlignment:
+    student, teacher, weight, query_lengths, key_lengths = tensors
+    request = maps.Request(
+        Layout.of(student),
+        Layout.of(teacher),
+        weight is not None,
+        (query_lengths is not None, key_lengths is not None),
+        settings,
+        reduce,
+        student.device,
+    )
+    return maps.planned(request)
+
+
+def _map_tensors(student, teacher, weight, *lengths) -> tuple[Tensor | None, ...]:
+    return student, teacher, None if weight is None else weight.contiguous(), *lengths
 
 
 def _align_maps_fake(student, teacher, weight, query_lengths, key_lengths, *options):
-    batch, maps, queries, _ = teacher.shape
+    batch, heads, queries, _ = teacher.shape
     rows = {"row": queries, "map": 1}.get(options[3])
-    shape = (batch, STATISTICS.value, maps, rows) if rows else (0,)
+    shape = (batch, STATISTICS.value, heads, rows) if rows else (0,)
     return (
-        teacher.new_empty((batch, maps), dtype=torch.float32),
+        teacher.new_empty((batch, heads), dtype=torch.float32),
         teacher.new_empty(shape, dtype=torch.float32),
     )
+
+
+@_operator("align_maps", f"({MAPS}, {OPTIONS}) -> (Tensor, Tensor)", _align_maps_fake)
+def align_maps_op(*inputs):
+    wanted: tuple[bool, ...] = False, False
+    tensors = _map_tensors(*inputs[:5])
+    plan = _maps(tensors, Settings(*inputs[5:], *wanted))
+    loss, statistics = plan.forward(dict(zip(MAP_NAMES, tensors, strict=True)))
+    return loss, _nothing(loss) if statistics is None else statistics
 
 
 def _align_maps_setup(ctx, inputs, output):
@@ -269,14 +359,9 @@ def _align_maps_backward(ctx, upstream, *_):
     return gradient, None, change, *(None for _ in range(8))
 
 
-def _align_maps_bwd(
-    upstream, statistics, student, teacher, weight, query_lengths, key_lengths, *options
-):
-    weight = None if weight is None else weight.contiguous()
-    settings = Settings(*options)
-    call = MapAlignment(student, teacher, weight, query_lengths, key_lengths, settings)
-    found = call.backward(statistics if statistics.numel() else None, upstream)
-    return tuple(_nothing(upstream) if gradient is None else gradient for gradient in found)
+align_maps_op.register_autograd(  # type: ignore[attr-defined]
+    _align_maps_backward, setup_context=_align_maps_setup
+)
 
 
 def _align_maps_bwd_fake(upstream, statistics, student, teacher, weight, *options):
@@ -287,25 +372,50 @@ def _align_maps_bwd_fake(upstream, statistics, student, teacher, weight, *option
     )
 
 
-KERNELS: dict[str, tuple[Callable[..., object], Callable[..., object]]] = {
-    "align_queries": (_align_queries, _align_queries_fake),
-    "align_queries_bwd": (_align_queries_bwd, _align_queries_bwd_fake),
-    "align_pairs": (_align_pairs, _align_pairs_fake),
-    "align_pairs_bwd": (_align_pairs_bwd, _align_pairs_bwd_fake),
-    "align_maps": (_align_maps, _align_maps_fake),
-    "align_maps_bwd": (_align_maps_bwd, _align_maps_bwd_fake),
-}
-for name, (kernel, fake) in KERNELS.items():
-    for device in ("cpu", "cuda"):
-        torch.library.impl(f"fastkd::{name}", device, kernel)
-    torch.library.register_fake(f"fastkd::{name}", fake)
+@_operator(
+    "align_maps_bwd",
+    f"(Tensor upstream, Tensor statistics, {MAPS}, {OPTIONS}, {WANTED}) -> (Tensor, Tensor)",
+    _align_maps_bwd_fake,
+)
+def align_maps_bwd_op(upstream, statistics, *inputs):
+    tensors = _map_tensors(*inputs[:5])
+    known = {"statistics": statistics if statistics.numel() else None, "upstream": upstream}
+    given = dict(zip(MAP_NAMES, tensors, strict=True)) | known
+    found = _maps(tensors, Settings(*inputs[5:])).backward(given)
+    return tuple(_nothing(upstream) if gradient is None else gradient for gradient in found)
 
-torch.library.register_autograd(
-    "fastkd::align_queries", _align_queries_backward, setup_context=_align_queries_setup
-)
-torch.library.register_autograd(
-    "fastkd::align_pairs", _align_pairs_backward, setup_context=_align_pairs_setup
-)
-torch.library.register_autograd(
-    "fastkd::align_maps", _align_maps_backward, setup_context=_align_maps_setup
-)
+
+class AlignMaps(torch.autograd.Function):
+    """`fastkd::align_maps`, and the sum of its losses, without the way through a dispatcher."""
+
+    @staticmethod
+    def forward(ctx, options, reduce, *tensors):
+        student, teacher, weight, *lengths = tensors
+        mixing, softmax = None, False
+        if weight is not None:
+            mixing, softmax = _softened(weight, options)
+        given = (student, teacher, mixing, *lengths)
+        wanted: tuple[bool, ...] = ctx.needs_input_grad[2], ctx.needs_input_grad[4], softmax
+        ctx.plan = _maps(given, Settings(*options, *wanted), reduce)
+        loss, statistics = ctx.plan.forward(dict(zip(MAP_NAMES, given, strict=True)))
+        ctx.save_for_backward(*given, weight, statistics)
+        return loss
+
+    @staticmethod
+    def backward(ctx, upstream):
+        *given, weight, statistics = ctx.saved_tensors
+        known = {"statistics": statistics, "upstream": upstream.contiguous()}
+        found = ctx.plan.backward(dict(zip(MAP_NAMES, given, strict=True)) | known)
+        gradient, change = only_first_order(found, (given[0], weight), SECOND_ORDER)
+        return None, None, gradient, None, change, None, None
+
+
+def align_maps(tensors: tuple[Tensor | None, ...], options: tuple, reduce: float) -> Tensor:
+    """As `align_queries`; tensors: the maps of both, weight or None, lengths."""
+    if runs_at_once(*tensors):
+        return AlignMaps.apply(options, reduce, *tensors)
+    student, teacher, weight, *lengths = tensors
+    if weight is not None:
+        weight, _ = _softened(weight, options)
+    loss = torch.ops.fastkd.align_maps(student, teacher, weight, *lengths, *options)[0]
+    return loss.sum() * reduce if reduce else loss

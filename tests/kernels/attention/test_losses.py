@@ -48,6 +48,30 @@ def test_every_normalization_padding_and_reduction(normalization, padding, reduc
     )
 
 
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_losses_of_one_teacher_map_stay_apart(normalization):
+    options = {"normalization": normalization, "reduction": "none"}
+    assert_as_exact_as_reference(attention(batch=3, teachers=1, queries=2), **options)
+    assert_as_exact_as_reference(maps(batch=3, teachers=1, queries=2), **options)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_reduced_losses_of_maps_and_pairs(normalization, reduction):
+    options = {"normalization": normalization, "reduction": reduction}
+    pairs = attention(batch=3, teachers=3, queries=2, keys=5, weighted=False)
+    assert_as_exact_as_reference(pairs, **options)
+    assert_as_exact_as_reference(maps(batch=3, queries=2, keys=5), **options)
+
+
+@pytest.mark.parametrize("students", [3, 40])
+def test_gradient_through_the_softmax_of_a_weight(students):
+    """Of rows of one block of columns and of two."""
+    inputs = attention(students=students, teachers=2, queries=2, keys=5)
+    assert_as_exact_as_reference(inputs, normalization="mixture")
+    assert_as_exact_as_reference(maps(students=students, teachers=2), normalization="mixture")
+
+
 @pytest.mark.parametrize("padding", ["exclude", "include"])
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 def test_head_against_head(normalization, padding):

@@ -28,7 +28,8 @@ RUNTIME = (
     "student_sentence student_head student_row student_key teacher_sentence teacher_head "
     "teacher_row teacher_key out_sentence out_head out_row out_key student_width teacher_width "
     "student_maps teacher_maps queries keys first_sentence first_row rows row_groups rows_each "
-    "inverse_temperature sharp statistic_rows accumulate head_parts parts part"
+    "inverse_temperature sharp statistic_rows upstream_step upstream_factor accumulate head_parts "
+    "parts part"
 ).split()
 
 
@@ -41,7 +42,7 @@ def mix_gradient_bwd(
     key_lengths,
     statistics,  # (sentences, STATISTICS, Nt, statistic rows), or None: rows are held whole;
     # with `loss`: (sentences, head parts, STATISTICS, Nt, rows), for this program to fill
-    upstream,  # (B, Nt), or None for ones
+    upstream,  # (B, Nt) or, with a step of 0, one number; None for ones
     loss,  # (B, parts, Nt), a part a program; or None: it is known, as are the statistics
     out,  # gradient of the maps or scores, like `student`; or None
     weight_slots,  # (programs, Nt, Ns), or None
@@ -71,6 +72,8 @@ def mix_gradient_bwd(
     inverse_temperature,
     sharp,  # whether exp(a) may overflow
     statistic_rows,
+    upstream_step,
+    upstream_factor,
     accumulate,
     head_parts,  # programs that share the student maps of the same rows
     parts,  # of a sentence
@@ -104,7 +107,7 @@ def mix_gradient_bwd(
     if out is not None:
         out += slot.to(tl.int64) * out_sentence * STUDENT_UNIT
     if upstream is not None:
-        upstream += sentence.to(tl.int64) * teacher_maps
+        upstream += sentence.to(tl.int64) * teacher_maps * upstream_step
     if statistics is not None:
         own_place = slot.to(tl.int64)
         if loss is not None:
@@ -187,7 +190,9 @@ def mix_gradient_bwd(
                     )  # fmt: skip
                     factor = tl.full((BLOCK_J,), 1.0, tl.float32)
                     if upstream is not None:
-                        factor = tl.load(upstream + rival, mask=rival < teacher_maps, other=0.0)
+                        factor = upstream_factor * tl.load(
+                            upstream + rival * upstream_step, mask=rival < teacher_maps, other=0.0
+                        )
                     divergence = tl.zeros((BLOCK_J,), tl.float32)
                     if MIXTURE:
                         difference, divergence = mixture_divergence(

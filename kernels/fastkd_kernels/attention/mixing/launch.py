@@ -2,18 +2,14 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from fastkd_kernels.attention.config import Launch, MixTile, Precision
+from fastkd_kernels.attention.config import MixTile, Precision
 from fastkd_kernels.attention.mixing.gradient import mix_gradient_bwd
-from fastkd_kernels.attention.mixing.merge import merge_statistics_fwd
 from fastkd_kernels.attention.mixing.statistics import mix_statistics_fwd
 from fastkd_kernels.attention.plan import Chunk
 from fastkd_kernels.common import ceil_div, stride_unit
 from fastkd_kernels.launching import Step, step
 
 LEAST_TEMPERATURE = 1 / 8  # down to it exp(a), a <= 1 / temperature, is summed as it stands
-MERGED = {"BLOCK_P": 64, "BLOCK_J": 16}
 
 
 @dataclass(frozen=True)
@@ -28,6 +24,7 @@ class Settings:
     include: bool
     gradient: bool  # of queries and keys, or of the maps
     weight_gradient: bool
+    softmax: bool = False  # the weight is a softmax, which its gradient goes back through
 
 
 @dataclass(frozen=True)
@@ -35,13 +32,8 @@ class MapView:
     """Maps of a chunk, (sentences, N, rows, keys) by strides, under the name a call has them."""
 
     name: str
-    strides: tuple[int, int, int, int]
+    strides: tuple[int, ...]
     width: int  # keys that a row has in memory
-
-    @staticmethod
-    def of(name: str, maps: Tensor) -> "MapView":
-        sentence, head, row, key = maps.stride()
-        return MapView(name, (sentence, head, row, key), maps.shape[3])
 
     def in_units(self, side: str, unit: int) -> dict[str, int]:
         sentence, head, row, key = self.strides
@@ -122,21 +114,6 @@ class Mixing:
             self.tile.launch.options,
         )
 
-    def merge(self, chunk: Chunk, parts: int) -> Step:
-        """From "partials" to "statistics" and "loss" (B, Nt)."""
-        return step(
-            merge_statistics_fwd,
-            chunk.sentences * ceil_div(self.teacher_maps, MERGED["BLOCK_J"]),
-            {name: name for name in ("partials", "statistics", "loss")},
-            {
-                "parts": parts,
-                "teacher_maps": self.teacher_maps,
-                "first_sentence": chunk.first_sentence,
-            },
-            MERGED,
-            Launch(4, fp_fusion=False).options,
-        )
-
     def gradient(
         self,
         chunk: Chunk,
@@ -147,6 +124,7 @@ class Mixing:
         known: bool,  # statistics are given
         measure: bool,  # the loss is wanted
         upstream: bool,
+        reduce: float = 0.0,  # of one upstream gradient for all: what it is multiplied by
         to_maps: bool,
         weight_gradient: bool,
         accumulate: bool = False,
@@ -182,6 +160,8 @@ class Mixing:
                 **strides.in_units("out", unit),
                 **self._extents(chunk, student, teacher, units),
                 "statistic_rows": chunk.rows if per_row else 1,
+                "upstream_step": int(reduce == 0),
+                "upstream_factor": reduce or 1.0,
                 "accumulate": int(accumulate),
                 "head_parts": head_parts,
                 "parts": parts,

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from fastkd_kernels.attention.config import Launch
 from fastkd_kernels.attention.numerics import (
     FIELDS,
     LEVEL,
@@ -11,11 +12,14 @@ from fastkd_kernels.attention.numerics import (
     finish,
     store_statistics,
 )
+from fastkd_kernels.common import ceil_div
+from fastkd_kernels.launching import Step, step
 
 # Mean size of the terms of Σw·(expm1(d) − d) up to which their rounding is no more than that of
 # the plain logarithms of sums.
 MOST_TERMS = tl.constexpr(8.0)
 RUNTIME = "parts teacher_maps first_sentence".split()
+MERGED = {"BLOCK_P": 64, "BLOCK_J": 16}
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -105,3 +109,15 @@ def part_places(start, parts, rival, teacher_maps, BLOCK_P: tl.constexpr):
     part = start + tl.arange(0, BLOCK_P)
     place = part.to(tl.int64)[:, None] * FIELDS * teacher_maps + rival[None, :]
     return place, (part < parts)[:, None] & (rival < teacher_maps)[None, :]
+
+
+def merge_step(sentences: int, parts: int, teacher_maps: int, first_sentence: int) -> Step:
+    """From "partials" (sentences, parts, FIELDS, Nt) to "statistics" and "loss" (B, Nt)."""
+    return step(
+        merge_statistics_fwd,
+        sentences * ceil_div(teacher_maps, MERGED["BLOCK_J"]),
+        {name: name for name in ("partials", "statistics", "loss")},
+        {"parts": parts, "teacher_maps": teacher_maps, "first_sentence": first_sentence},
+        MERGED,
+        Launch(4, fp_fusion=False).options,
+    )

@@ -16,7 +16,7 @@ RUNTIME = (
     "student_scale teacher_scale heads student_group teacher_group student_units "
     "teacher_units queries keys inverse_temperature"
 ).split()
-BACKWARD_RUNTIME = [*RUNTIME, "statistic_rows"]
+BACKWARD_RUNTIME = [*RUNTIME, "statistic_rows", "upstream_step", "upstream_factor"]
 
 
 @triton.jit

@@ -26,7 +26,7 @@ def pair_key_bwd(
     key_lengths,
     logs,  # (B, N, 5, Tq)
     statistics,  # (B, STATISTICS, N, statistic rows), or None
-    upstream,  # (B, N)
+    upstream,  # (B, N) or, with a step of 0, one number
     delta,  # (B, N, Tq), or None
     gradient,  # (B, N_kv, Tk, Ds), contiguous
     student_query_batch,
@@ -56,6 +56,8 @@ def pair_key_bwd(
     keys,
     inverse_temperature,
     statistic_rows,
+    upstream_step,
+    upstream_factor,
     MIXTURE: tl.constexpr,
     CAUSAL: tl.constexpr,
     INCLUDE: tl.constexpr,
@@ -97,7 +99,8 @@ def pair_key_bwd(
     total = tl.zeros((BLOCK_K, SIZE), tl.float32)
     for member in range(student_group):
         head = key_head * student_group + member
-        factor = tl.load(upstream + sentence.to(tl.int64) * heads + head)
+        from_above = (sentence.to(tl.int64) * heads + head) * upstream_step
+        factor = tl.load(upstream + from_above) * upstream_factor
         own_student_query = (
             student_query,
             (student_query_batch, student_query_head, student_query_row, student_query_size),

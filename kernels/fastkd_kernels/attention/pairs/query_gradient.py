@@ -26,7 +26,7 @@ def pair_query_bwd(
     key_lengths,
     logs,  # (B, N, 5, Tq)
     statistics,  # (B, STATISTICS, N, statistic rows), or None
-    upstream,  # (B, N)
+    upstream,  # (B, N) or, with a step of 0, one number
     delta,  # (B, N, Tq), or None
     gradient,  # (B, N, Tq, Ds), contiguous
     student_query_batch,
@@ -56,6 +56,8 @@ def pair_query_bwd(
     keys,
     inverse_temperature,
     statistic_rows,
+    upstream_step,
+    upstream_factor,
     MIXTURE: tl.constexpr,
     CAUSAL: tl.constexpr,
     INCLUDE: tl.constexpr,
@@ -104,7 +106,8 @@ def pair_query_bwd(
     forward = load_forward(
         logs, statistics, sentence, head, heads, row, row_end, queries, statistic_rows
     )
-    factor = tl.load(upstream + sentence.to(tl.int64) * heads + head)
+    from_above = (sentence.to(tl.int64) * heads + head) * upstream_step
+    factor = tl.load(upstream + from_above) * upstream_factor
 
     delta_sum = tl.zeros((BLOCK_Q,), tl.float32)
     total = tl.zeros((BLOCK_Q, SIZE), tl.float32)

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from fastkd_kernels import common
 from fastkd_kernels.attention.config import (
-    Launch,
     mix_tile,
     precision,
     probability_tile,
@@ -16,12 +15,13 @@ from fastkd_kernels.attention.config import (
     score_operand,
 )
 from fastkd_kernels.attention.mixing.launch import MapView, Mixing, Settings
+from fastkd_kernels.attention.mixing.merge import merge_step
 from fastkd_kernels.attention.numerics import FIELDS, STATISTICS
 from fastkd_kernels.attention.plan import SLOTS, Chunk, make_plan, scratch_bytes
 from fastkd_kernels.attention.query_key.probabilities import probabilities_fwd
 from fastkd_kernels.attention.query_key.request import Layout, Request, Shape, Side
 from fastkd_kernels.attention.query_key.score_gradient import score_gradient_bwd
-from fastkd_kernels.attention.sums import COLUMNS, sums_fwd
+from fastkd_kernels.attention.sums import Sums
 from fastkd_kernels.common import ceil_div, stride_unit
 from fastkd_kernels.launching import Step, play, step
 
@@ -141,10 +141,7 @@ class QueryKeyAlignment:
                 if settings.gradient:
                     yield self._products(chunk, last_group and chunk is group[-1])
         if not settings.gradient:
-            yield step(
-                sums_fwd, self._sum_programs, self._sum_tensors, self._sum_scalars, {},
-                Launch(4).options,
-            )  # fmt: skip
+            yield self.sums.step()
 
     def _measured(self, group: tuple[Chunk, ...]) -> Iterator[Step]:
         """Statistics of whole maps."""
@@ -153,7 +150,8 @@ class QueryKeyAlignment:
             yield self._probabilities(chunk)
             yield self.mixing.statistics(chunk, *self._views(chunk), self.parts, part)
             part += self.mixing.row_groups(chunk)
-        yield self.mixing.merge(group[0], self.parts)
+        first = group[0]
+        yield merge_step(first.sentences, self.parts, self.teacher.heads, first.first_sentence)
 
     def _views(self, chunk: Chunk) -> tuple[MapView, MapView]:
         pitch = self.plan.pitch
@@ -251,12 +249,12 @@ class QueryKeyAlignment:
         }
         return step(
             score_gradient_bwd,
-            query_programs + key_programs + (self._sum_programs if last else 0),
-            names | self._sum_tensors | self._lengths(every_query=self.settings.include),
+            query_programs + key_programs + (self.sums.programs if last else 0),
+            names | self.sums.tensors | self._lengths(every_query=self.settings.include),
             {
                 **side.strides(unit, ""),
                 **self._extents(chunk),
-                **self._sum_scalars,
+                **self.sums.scalars,
                 "scale": side.scale * (self.request.reduce or 1.0),
                 "heads": side.heads,
                 "group": side.group,
@@ -283,35 +281,17 @@ class QueryKeyAlignment:
             tile.launch.options,
         )
 
-    @property
-    def _sum_tensors(self) -> dict[str, str | None]:
-        weight = self.settings.weight_gradient
-        return {
-            "loss": "loss",
-            "total": "total",
-            "weight_slots": "weight_slots" if weight else None,
-            "weight_gradient": "weight_gradient" if weight else None,
-        }
-
-    @property
-    def _sum_programs(self) -> int:
-        totals = 1 if self.request.reduce else self.batch
-        weights = self.student.heads * self.teacher.heads if self.settings.weight_gradient else 0
-        return totals + ceil_div(weights, COLUMNS.value)
-
-    @property
-    def _sum_scalars(self) -> dict[str, int | float]:
+    @cached_property
+    def sums(self) -> Sums:
+        """The last sums: losses, and the slots of the weight's gradient."""
         teachers = self.teacher.heads
         parts = 1 if self.settings.normalization == "map" else self.parts
-        reduced = bool(self.request.reduce)
-        return {
-            "loss_parts": self.batch * parts * teachers if reduced else parts,
-            "loss_maps": 1 if reduced else teachers,
-            "loss_factor": self.request.reduce or 1.0,
-            "totals": 1 if reduced else self.batch,
-            "slots": self.slots,
-            "weight_size": self.student.heads * teachers,
-        }
+        return Sums(
+            (self.batch, parts, teachers),
+            self.request.reduce,
+            (self.slots, teachers, self.student.heads) if self.settings.weight_gradient else None,
+            self.settings.softmax,
+        )
 
 
 @lru_cache(maxsize=256)

@@ -15,7 +15,7 @@ RUNTIME = (
     "scale query_batch query_head query_row query_size key_batch key_head key_row key_size heads "
     "group size_units first_sentence first_row rows queries keys pitch_units "
     "row_blocks column_blocks size_blocks query_programs key_programs first_chunk last_chunk "
-    "loss_parts loss_maps loss_factor totals slots weight_size"
+    "loss_parts loss_maps loss_factor totals slots weight_size student_maps"
 ).split()
 
 
@@ -58,6 +58,7 @@ def score_gradient_bwd(
     total,
     weight_slots,
     weight_gradient,
+    mixing,
     scale,  # of the gradients
     query_batch,
     query_head,
@@ -89,6 +90,7 @@ def score_gradient_bwd(
     totals,
     slots,
     weight_size,
+    student_maps,
     CAUSAL: tl.constexpr,
     CONTIGUOUS: tl.constexpr,
     UNIT: tl.constexpr,  # of strides and of the head size
@@ -126,7 +128,8 @@ def score_gradient_bwd(
     else:
         add_up(
             program - query_programs - key_programs, loss, total, loss_parts, loss_maps,
-            loss_factor, totals, weight_slots, weight_gradient, slots, weight_size,
+            loss_factor, totals, weight_slots, weight_gradient, mixing, slots, weight_size,
+            student_maps,
         )  # fmt: skip
 
 
