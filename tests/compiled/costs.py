@@ -1,16 +1,20 @@
 """What calls cost on a GPU, counted without one: launches, instructions and bytes.
 
-`python -m tests.compiled.costs [--target 90] [--only TEXT]` executes calls of the losses and prints
-a row for each kernel: launches, instructions that a thread issues for a unit of work, by kind, and
-bytes of global memory for it, as issued (caches may save some). The unit is a cell of a student map
-of an alignment, and a logit of a token loss. Instructions are those of PTX: ptxas removes most
-moves and joins some others. Kernels are executed unwatched, in bfloat16.
+`python -m tests.compiled.costs [--target 90] [--only TEXT] [--write FILE]` executes calls of the
+losses and prints a row for each kernel: launches, instructions that a thread issues for a unit of
+work, by kind, and bytes of global memory for it, as issued (caches may save some). The unit is a
+cell of a student map of an alignment, and a logit of a token loss. Instructions are those of PTX:
+ptxas removes most moves and joins some others. Kernels are executed unwatched, in bfloat16. FILE is
+the table that `fastkd bench --predict` reads, `fastkd/bench/kernel_costs.csv`.
 """
 
 import argparse
+import csv
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -91,25 +95,32 @@ def _alignments() -> Iterator[Call]:
     from tests.compiled.cases.alignment import NORMALIZATIONS, in_model_order
     from tests.kernels.attention_compare import attention, maps
 
-    heads, length, size = 12, 64, 64
-    shape = {"batch": 1, "students": heads, "teachers": heads, "dtype": torch.bfloat16}
-    extents = {"queries": length, "keys": length}
-    units = length * length * heads
-    for form in NORMALIZATIONS:
-        for weighted in (True, False):
+    heads, queries, size = 12, 64, 64
+    common = {"batch": 1, "students": heads, "queries": queries, "dtype": torch.bfloat16}
+    sizes = {"student_size": size, "teacher_size": size}
+    # Rows of one block and of several; as many teacher maps, and twice as many.
+    for keys, teachers, form in itertools.product((64, 192), (12, 24), NORMALIZATIONS):
+        shape = common | {"keys": keys, "teachers": teachers}
+        units = queries * keys * heads
 
-            def queries(form: str = form, weighted: bool = weighted) -> None:
-                sizes = {"student_size": size, "teacher_size": size}
-                made = attention(**shape, **extents, **sizes, weighted=weighted)
-                _learn(attention_alignment_loss, in_model_order(made), (0, 1, 4), form)
+        def weighted(form: str = form, shape: dict = shape) -> None:
+            made = attention(**shape, **sizes)
+            _learn(attention_alignment_loss, in_model_order(made), (0, 1, 4), form)
 
-            kind = "" if weighted else ", head against head"
-            yield Call(f"{form} 12→12 64x64 D64{kind}", units, queries)
+        name = f"{form} {heads}→{teachers} {queries}x{keys}"
+        yield Call(f"{name} D{size}", units, weighted)
+        if teachers != heads:
+            continue
 
-        def given(form: str = form) -> None:
-            _learn(alignment_loss_from_maps, maps(**shape, **extents), (0, 2), form)
+        def pairs(form: str = form, shape: dict = shape) -> None:
+            made = attention(**shape, **sizes, weighted=False)
+            _learn(attention_alignment_loss, in_model_order(made), (0, 1, 4), form)
 
-        yield Call(f"{form} 12→12 64x64 from maps", units, given)
+        def given(form: str = form, shape: dict = shape) -> None:
+            _learn(alignment_loss_from_maps, maps(**shape), (0, 2), form)
+
+        yield Call(f"{name} D{size}, head against head", units, pairs)
+        yield Call(f"{name} from maps", units, given)
 
 
 def _learn(loss: Callable[..., Tensor], inputs: list, learned: tuple[int, ...], form: str) -> None:
@@ -173,6 +184,16 @@ def totals(found: list[Cost]) -> str:
     return "\n".join(lines)
 
 
+def write(found: list[Cost], file: Path) -> None:
+    """By call and kernel: instructions, bytes read and bytes written for a unit of work."""
+    with open(file, "w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(("call", "kernel", "instructions", "read", "written"))
+        for cost in found:
+            figures = (cost.total, cost.read, cost.written)
+            writer.writerow((cost.call, cost.kernel, *(f"{figure:.3f}" for figure in figures)))
+
+
 def report(only: str, target: int) -> list[dict[str, object]]:
     """As the worker returns it."""
     wanted = [call for call in calls() if only in call.name]
@@ -185,12 +206,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.compiled.costs", description=__doc__)
     parser.add_argument("--target", type=int, default=90, help="compute capability: 80 or 90")
     parser.add_argument("--only", default="", help="calls whose name holds this")
+    parser.add_argument("--write", type=Path, help="CSV file")
     options = parser.parse_args()
     device.prepare()
     found = []
     for call in calls():
         if options.only in call.name:
             found += list(costs(call, options.target))
+    if options.write:
+        write(found, options.write)
     print(table(found), totals(found), sep="\n\n")
 
 

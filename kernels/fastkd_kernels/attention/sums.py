@@ -73,6 +73,7 @@ def softmax_gradient(weight_slots, weight_gradient, mixing, slots, weight_size, 
         column = start + tl.arange(0, COLUMNS)
         added = tl.load(weight_gradient + column, mask=column < end, other=0.0)
         share = tl.load(mixing + column, mask=column < end, other=0.0)
+        tl.debug_barrier()  # each warp holds all columns: none writes before all have read
         tl.store(weight_gradient + column, (added - product) * share, mask=column < end)
 
 
