@@ -6,6 +6,7 @@ import sys
 
 import fastkd
 from fastkd.cli.status import ended, told
+from fastkd.cli.streams import hold_streams
 from fastkd.waiting import wait_briefly
 
 _TORCH = (2, 11)  # as pyproject.toml has it
@@ -15,6 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs a verb; 0 done, 1 the work failed, 2 the command line, config or data is wrong."""
     arguments = sys.argv[1:] if arguments is None else arguments
     wait_briefly()
+    hold_streams()
     try:
         if arguments == ["--version"]:
             print(f"fastkd, version {fastkd.__version__}")

@@ -11,3 +11,11 @@ class RunFailed(RuntimeError):  # noqa: N818
 
 class InputError(ValueError):
     """A config, file or command line is wrong; one line that names it and what was expected."""
+
+
+class Stopped(Exception):  # noqa: N818
+    """A signal has stopped the work, which is saved and can go on."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by signal {number}")
+        self.number = number

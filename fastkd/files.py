@@ -42,9 +42,11 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
     Raises OSError where `path`, or what it links to, is a FIFO or a device.
     """
-    target = path.resolve()
-    expect_file(target)
-    with named(path), _partial(target, lambda partial: open(partial, "xb").close()) as partial:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(named(path))
+        target = path.resolve()
+        expect_file(target)
+        partial = stack.enter_context(_partial(target, lambda new: open(new, "xb").close()))
         with open(partial, "wb") as file:
             yield file
             file.flush()
@@ -62,9 +64,9 @@ def replaced_folder(folder: Path, holds: Collection[str]) -> Iterator[Path]:
 
     Raises InputError where `folder` holds anything else, which is somebody's, or cannot be written.
     """
-    target = folder.resolve()
     with contextlib.ExitStack() as stack:
         with writable(folder):
+            target = folder.resolve()
             refuse_foreign(folder, holds)
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = stack.enter_context(_partial(target, Path.mkdir))
@@ -73,6 +75,13 @@ def replaced_folder(folder: Path, holds: Collection[str]) -> Iterator[Path]:
             sync_tree(partial)
             refuse_foreign(folder, holds)  # put there meanwhile
             _put_in_place(partial, target)
+
+
+@contextlib.contextmanager
+def temporary_folder(place: Path, name: str) -> Iterator[Path]:
+    """A folder in `place`, this user's alone, until the block ends; what is left of others goes."""
+    with _partial(place / name, lambda new: new.mkdir(0o700)) as partial:
+        yield partial
 
 
 def refuse_foreign(folder: Path, holds: Collection[str]) -> None:
@@ -153,11 +162,15 @@ def named(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _partial(target: Path, make: Callable[[Path], None]) -> Iterator[Path]:
-    """A new temporary file or folder, locked; deleted if it is still there at the end."""
+    """A new temporary file or folder, locked; deleted if it is still there at the end.
+
+    Errors that name it, or what is in it, name the target in its place.
+    """
     clear_leftovers(target.parent, _start_of(target))
     with contextlib.ExitStack() as stack:
         while True:
             partial = _temporary_name(target)
+            stack.enter_context(_called(partial, target))
             make(partial)
             stack.callback(_delete, partial)
             try:
@@ -168,6 +181,28 @@ def _partial(target: Path, make: Callable[[Path], None]) -> Iterator[Path]:
                 pass  # a file system without locks: its leftovers stay
             break
         yield partial
+
+
+@contextlib.contextmanager
+def _called(partial: Path, target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            error.filename = os.fsdecode(error.filename).replace(str(partial), str(target))
+        raise
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Waits until no other process is in such a block, where the file system has locks."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

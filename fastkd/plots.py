@@ -12,7 +12,7 @@ from torch import Tensor
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from fastkd.runs.checkpoint import read_group
+from fastkd.pictures import write_picture
 from fastkd.runs.folder import OBJECTIVE, RunFolder
 from fastkd.train.log import read_log
 
@@ -28,12 +28,12 @@ def plot_learning_curves(runs: Mapping[str, RunFolder], file: Path) -> None:
         axis.set(xlabel="updates", ylabel=f"dev {name}")
         axis.grid(alpha=0.3)
     axes[1].legend()
-    _save(figure, file)
+    write_picture(figure, file, dpi=120)
 
 
 def plot_head_alignment(run: RunFolder, teacher: RunFolder, file: Path) -> None:
     """`head_alignment` in a file."""
-    _save(head_alignment(run, teacher), file)
+    write_picture(head_alignment(run, teacher), file, dpi=120)
 
 
 def head_alignment(run: RunFolder, teacher: RunFolder) -> Figure:
@@ -42,7 +42,7 @@ def head_alignment(run: RunFolder, teacher: RunFolder) -> Figure:
     For normalization "mixture" the rows are the mixture's weights, softmax(W).
     """
     term = next(loss for loss in run.config.losses if loss.name == "a2d")
-    tensors = read_group(run.weights_folder("last"), OBJECTIVE)
+    tensors = run.read_weights("last", OBJECTIVE).tensors
     learned = {
         name.split(".")[-2]: tensor.softmax(1) if term.normalization == "mixture" else tensor.abs()
         for name, tensor in tensors.items()
@@ -74,11 +74,3 @@ def _heat_map(
         xlabel=f"student head ({student_heads} a layer)",
         ylabel=f"teacher head ({teacher_heads} a layer)",
     )
-
-
-def _save(figure: Figure, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}")
-    figure.savefig(temporary, dpi=120, format=file.suffix[1:])
-    temporary.rename(file)
-    plt.close(figure)

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from fastkd.errors import InputError
+from fastkd.errors import InputError, RunFailed
 
 # Bytes of a file that is read into memory as text; those of a run have some thousand.
 LARGEST_TEXT = 1 << 26
 _AT_ONCE = 1 << 24
+# What is wrong then is not the file.
+_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _KINDS = {
     stat.S_IFIFO: "FIFO",
     stat.S_IFCHR: "device",
@@ -25,8 +27,16 @@ _KINDS = {
 
 
 def open_file(path: str | Path) -> io.BufferedReader:
-    """A file for reading; OSError for a FIFO or a device, which might be waited for, or endless."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    """A file for reading; OSError for a FIFO or a device, which might be waited for, or endless.
+
+    Raises RunFailed where the system's limits are reached: the file may be as it should be.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in _LIMITS:
+            raise RunFailed(f"{path}: cannot be read: {error.strerror}") from None
+        raise
     try:
         _expect_file(os.fstat(descriptor), path)
         return io.BufferedReader(io.FileIO(descriptor))

@@ -203,3 +203,15 @@ def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
         fill(new)
     assert told.value.filename == str(tmp_path / "f")
     assert names(tmp_path) == set()
+
+
+def test_an_error_names_what_is_to_be_written(tmp_path):
+    """Not the temporary name, nor nothing where a relative path has no folder left."""
+    (tmp_path / "f").mkdir()
+    with pytest.raises(OSError) as told, replaced_folder(tmp_path / "f", HOLDS) as new:
+        (new / "a" / "b").write_text("")
+    assert told.value.filename == str(tmp_path / "f" / "a" / "b")
+    with pytest.raises(InputError, match=r"below/f: cannot be written"):
+        (tmp_path / "below").write_text("")
+        with replaced_folder(tmp_path / "below" / "f", HOLDS):
+            pass

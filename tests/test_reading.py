@@ -1,12 +1,13 @@
 """What is read is a file, of the right size, and holds what it should."""
 
+import errno
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fastkd.errors import InputError
+from fastkd.errors import InputError, RunFailed
 from fastkd.reading import bad_value, map_array, open_file, read_bytes, read_text, sha256_of
 
 
@@ -22,6 +23,16 @@ def test_what_is_no_file_is_not_waited_for(tmp_path, read, kind):
         path.mkdir()
     with pytest.raises(OSError, match=f"expected a file, not a {kind}"):
         read(path)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM])
+def test_what_the_system_lacks_is_no_damage_of_the_file(tmp_path, monkeypatch, number):
+    def refuse(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(RunFailed, match=f"it: cannot be read: {os.strerror(number)}"):
+        map_array(tmp_path / "it", "float32", (4, 3))
 
 
 def test_text_that_fills_the_memory_is_not_read(tmp_path):

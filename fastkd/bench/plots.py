@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 from fastkd.bench.operations import OPERATIONS
 from fastkd.bench.record import Machine, Row
 from fastkd.bench.section import newest
+from fastkd.pictures import write_picture
 
 _NAMES = {
     "reference": "the definition in PyTorch",
@@ -64,9 +65,7 @@ def plot_operation(results: Sequence[tuple[Machine, Row]], file: Path, kind: str
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize="small")
     figure.suptitle(f"{operation.name} in {rows[0].dtype}, {machine.where(kind)}")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=110, metadata={"Software": None})
-    plt.close(figure)
+    write_picture(figure, file, dpi=110, metadata={"Software": None})
 
 
 def plot_all(results: Sequence[tuple[Machine, Row]], folder: Path, kind: str) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import csv
 import datetime
+import io
 import platform
 import subprocess
 from collections.abc import Iterable
@@ -13,6 +14,8 @@ from typing import Any, TypeVar
 import torch
 
 from fastkd.errors import InputError
+from fastkd.files import locked, writable, write_file
+from fastkd.reading import read_text
 
 
 @dataclass(frozen=True)
@@ -90,23 +93,22 @@ def this_machine(device: torch.device) -> Machine:
 
 def append(file: Path, machine: Machine, rows: Iterable[Row]) -> None:
     """Adds rows at the end; InputError where `file` holds something else."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not file.exists() or file.stat().st_size == 0
-    if not fresh:
-        with open(file, newline="", encoding="utf-8") as stream:
-            if next(csv.reader(stream), []) != _COLUMNS:
+    added = io.StringIO(newline="")
+    writer = csv.DictWriter(added, _COLUMNS, lineterminator="\n")
+    writer.writerows({**asdict(machine), **_short(asdict(row))} for row in rows)
+    with writable(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with locked(file.parent):  # else of two that add rows one's would be lost
+            before = read_text(file) if file.exists() else ""
+            if before and next(csv.reader([before.partition("\n")[0]]), []) != _COLUMNS:
                 raise InputError(f"{file}: other columns than these results have; name another")
-    with open(file, "a", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, _COLUMNS, lineterminator="\n")
-        if fresh:
-            writer.writeheader()
-        for row in rows:
-            writer.writerow({**asdict(machine), **_short(asdict(row))})
+            content = (before or ",".join(_COLUMNS) + "\n") + added.getvalue()
+            write_file(file, content.encode())
 
 
 def read(file: Path) -> list[tuple[Machine, Row]]:
-    with open(file, newline="", encoding="utf-8") as stream:
-        return [(_typed(Machine, line), _typed(Row, line)) for line in csv.DictReader(stream)]
+    lines = csv.DictReader(io.StringIO(read_text(file), newline=""))
+    return [(_typed(Machine, line), _typed(Row, line)) for line in lines]
 
 
 def latest(results: Iterable[tuple[Machine, Row]]) -> list[tuple[Machine, Row]]:

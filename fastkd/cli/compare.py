@@ -1,5 +1,6 @@
 """`fastkd compare`."""
 
+import contextlib
 from pathlib import Path
 
 import click
@@ -40,23 +41,26 @@ def command(
     from fastkd.compare.samples import samples_of
     from fastkd.compare.table import of_methods, of_settings, of_verdicts
     from fastkd.compare.verdicts import Verdict, sentences, verdicts
+    from fastkd.data.lines import opened_output
     from fastkd.errors import InputError
-    from fastkd.files import write_file
     from fastkd.tables import show
 
     if output and Path(output).suffix != ".html":
         raise InputError(f"--output: expected a name that ends in .html, not {output!r}")
-    methods = methods_of([Facts.read(run) for run in runs])
-    settings = of_settings(methods)
-    show([of_methods(methods), *([settings] if settings.lines else [])])
-    found: list[Verdict] = []
-    if split:
-        with counting(f"translating {split}", sentences(methods, split)) as done:
-            found = verdicts(methods, split, device, done)
-        show([of_verdicts(found, split)])
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(opened_output(output, None)) if output else None
+        methods = methods_of([Facts.read(run) for run in runs])
+        settings = of_settings(methods)
+        show([of_methods(methods), *([settings] if settings.lines else [])])
+        found: list[Verdict] = []
+        if split:
+            with counting(f"translating {split}", sentences(methods, split)) as done:
+                found = verdicts(methods, split, device, done)
+            show([of_verdicts(found, split)])
+        if file:
+            trained = all(method.first.meta for method in methods)
+            with counting("translating samples", len(methods)) as done:
+                shown = samples_of(methods, samples, device, done) if samples and trained else []
+            file.write(page(methods, shown, found, split or "dev").encode())
     if output:
-        trained = all(method.first.meta for method in methods)
-        with counting("translating samples", len(methods)) as done:
-            shown = samples_of(methods, samples, device, done) if samples and trained else []
-        write_file(Path(output), page(methods, shown, found, split or "dev").encode())
         click.echo(f"{output}: written")

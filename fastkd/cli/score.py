@@ -1,6 +1,8 @@
 """`fastkd score`."""
 
 import contextlib
+import logging
+import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,8 @@ from fastkd.cli.arguments import CHECKPOINT, DEVICE, RUN, engine_options, search
 
 if TYPE_CHECKING:
     from fastkd.runs.folder import RunFolder
+
+LOGGER = logging.getLogger(__name__)
 
 
 @click.command("score")
@@ -73,12 +77,15 @@ def command(
         if file:
             file.writelines(line.encode() + b"\n" for line in hypotheses)
     result = score(hypotheses, references, tokenizer)
-    decoding = asdict(decoding_settings(folder, **search))
-    record_scores(
-        *(folder, result, len(references), split, checkpoint, decoding, engine, compute_type)
-    )
     click.echo(f"BLEU {result.bleu:.2f}  {result.bleu_signature}")
     click.echo(f"chrF {result.chrf:.2f}  {result.chrf_signature}")
+    decoding = asdict(decoding_settings(folder, **search))
+    if os.access(folder.path, os.W_OK):
+        record_scores(
+            *(folder, result, len(references), split, checkpoint, decoding, engine, compute_type)
+        )
+    else:
+        LOGGER.warning("%s: cannot be written; the scores are not kept there", folder.path)
     if other is not None:
         _compare(translated(other), hypotheses, references, tokenizer, str(against))
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 
 from fastkd.cli.streams import drop_unwritten, enduring
-from fastkd.errors import BackendUnavailable, InputError, RunFailed
+from fastkd.errors import BackendUnavailable, InputError, RunFailed, Stopped
 
 _LESS = "a smaller model, training.batch_tokens, decoding.batch_tokens or decoding.beam"
 
@@ -32,6 +32,8 @@ def _ended(work: Callable[[], int]) -> int:
         return told(str(error), 2)
     except RunFailed as error:
         return told(str(error), 1)
+    except Stopped as error:
+        return 128 + error.number
     except KeyboardInterrupt:
         return told("interrupted", 1)
     except OSError as error:
@@ -46,6 +48,8 @@ def _ended(work: Callable[[], int]) -> int:
     except Exception as error:
         if _out_of_memory(error):
             return told(f"out of memory; less is taken by {_LESS} ({error})", 1)
+        if os.strerror(errno.EAGAIN) in str(error):  # of a thread, from a library
+            return told(f"the system's limits of processes or memory are reached ({error})", 1)
         if os.environ.get("FASTKD_TRACEBACK"):
             raise
         return told(f"{type(error).__name__}: {error} (FASTKD_TRACEBACK=1 shows where)", 1)

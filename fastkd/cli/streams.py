@@ -1,11 +1,31 @@
-"""Standard streams whose readers may leave before the work is done."""
+"""Standard streams: closed, in an encoding that lacks what is said, or left by their readers."""
 
 import contextlib
 import errno
+import io
 import os
 import sys
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
+
+
+def hold_streams() -> None:
+    """Gives a closed stream the null device, and text that its encoding lacks another look.
+
+    Else the next file that is opened takes its number, and what a library says on standard error is
+    written into a checkpoint. `sys.stdin` and `sys.stdout` stay None, so that a verb that needs
+    them can say so.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        with contextlib.suppress(io.UnsupportedOperation):
+            sys.stdout.reconfigure(errors="backslashreplace")
 
 
 class Enduring:

@@ -30,13 +30,14 @@ def command(config: str, overrides: tuple[str, ...]) -> None:
     prepared = open_prepared(resolved)
 
     # Whoever is refused by now need not wait for PyTorch to be imported.
+    from fastkd.errors import Stopped
     from fastkd.train.ranks import noticing_loss
 
     with noticing_loss():
         ranks, stopped_by = _train(resolved, prepared)
     ranks.leave()
     if stopped_by is not None:
-        raise click.exceptions.Exit(128 + stopped_by)
+        raise Stopped(stopped_by)
 
 
 def _train(config: "Config", prepared: "Prepared") -> "tuple[Ranks, int | None]":

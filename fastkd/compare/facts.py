@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from fastkd.config.tree import Config
 from fastkd.errors import InputError
-from fastkd.runs.checkpoint import read_meta
+from fastkd.reading import expect_file
 from fastkd.runs.folder import MODEL, RunFolder
 from fastkd.train.log import read_log
 
@@ -31,8 +31,7 @@ class Facts:
     def read(cls, path: str | Path) -> "Facts":
         """Raises InputError where `path` is no run, or its newest checkpoint is damaged."""
         folder = RunFolder.open(path)
-        checkpoints = folder.checkpoints()
-        meta = read_meta(checkpoints[-1]) if checkpoints else {}
+        meta = folder.read_meta("last") if folder.checkpoints() else {}
         return cls(folder, folder.config, meta, read_log(folder.log_file))
 
     @property
@@ -55,6 +54,7 @@ class Facts:
             return None
         file = self.folder.weights_folder("last") / f"{MODEL}.safetensors"
         try:
+            expect_file(file)
             with safe_open(file, "pt") as tensors:
                 shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
         except (OSError, SafetensorError) as error:

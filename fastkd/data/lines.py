@@ -48,9 +48,9 @@ def opened_output(path: str | None, standard: BinaryIO | None) -> Iterator[Binar
         yield standard
         return
     target = Path(path)
-    device = target.exists() and not target.is_file()
     with contextlib.ExitStack() as stack:
         with writable(target):
+            device = target.exists() and not target.is_file()
             opened_file = open(target, "wb") if device else whole_file(target)  # noqa: SIM115
             file = stack.enter_context(opened_file)
         if target.suffix == ".gz":

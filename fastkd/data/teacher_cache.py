@@ -63,6 +63,12 @@ class TeacherCache:
         if not hashes:
             self._look_through()
 
+    @property
+    def sha256(self) -> str | None:
+        """Of what it holds; None where that is not known."""
+        known = self.meta.get("sha256", {})
+        return known.get(_META) and _digest({name: known[name] for name in (_IDS, _LOG_PROBS)})
+
     def check_vocabulary(self, size: int) -> None:
         """InputError where an id is not below `size`."""
         if self.meta.get("vocabulary", 0) != size and bad_value(self.ids, 0, size - 1) is not None:

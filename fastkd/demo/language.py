@@ -39,6 +39,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fastkd.demo.lexicon import Lexicon, Sense, Word, lexicon
+from fastkd.files import replaced_folder
 
 SOURCE, TARGET = "qlo", "qtu"
 MAX_WORDS = 15
@@ -109,14 +110,15 @@ def write_corpus(
     No sentence of either language occurs twice, in one split or in two. The same seed gives the
     same files.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     sentences = translations(seed)
-    for split, count in (("test", test), ("dev", dev), ("train", pairs)):
-        chosen = list(itertools.islice(sentences, count))
-        for side, language in enumerate((SOURCE, TARGET)):
-            text = "".join(f"{pair[side]}\n" for pair in chosen)
-            (folder / f"{split}.{language}").write_text(text, encoding="utf-8")
+    splits = {"test": test, "dev": dev, "train": pairs}
+    names = [f"{split}.{language}" for split in splits for language in (SOURCE, TARGET)]
+    with replaced_folder(Path(folder), names) as new:
+        for split, count in splits.items():
+            chosen = list(itertools.islice(sentences, count))
+            for side, language in enumerate((SOURCE, TARGET)):
+                text = "".join(f"{pair[side]}\n" for pair in chosen)
+                (new / f"{split}.{language}").write_text(text, encoding="utf-8")
 
 
 def translations(seed: int) -> Iterator[tuple[str, str]]:

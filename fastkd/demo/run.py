@@ -10,7 +10,7 @@ from fastkd.data.prepare import open_prepared, prepare
 from fastkd.demo.estimate import estimated_seconds, in_words
 from fastkd.demo.language import write_corpus
 from fastkd.demo.table import Row, measure, show
-from fastkd.errors import InputError
+from fastkd.errors import InputError, Stopped
 from fastkd.plots import plot_head_alignment, plot_learning_curves
 from fastkd.runs.checkpoint import read_meta
 from fastkd.runs.folder import RunFolder
@@ -37,11 +37,8 @@ def run_demo(folder: Path, say: Callable[[str], None]) -> list[Row]:
     rows: list[Row] = []
     runs: dict[str, RunFolder] = {}
     for title, recipe in RECIPES.items():
-        run = trained(folder, recipe, title, say)
-        if run is None:
-            return rows
-        runs[title] = run
-        rows.append(measure(title, run))
+        runs[title] = trained(folder, recipe, title, say)
+        rows.append(measure(title, runs[title]))
     plot_learning_curves(runs, folder / "learning_curves.png")
     plot_head_alignment(runs["A2D"], runs["teacher"], folder / "head_alignment.png")
     show(rows, "Invented language, test set", folder / "table.csv")
@@ -77,15 +74,15 @@ def write_demo_corpus(folder: Path, say: Callable[[str], None]) -> None:
     prepare(demo_config(folder, "teacher"))
 
 
-def trained(folder: Path, recipe: str, title: str, say: Callable[[str], None]) -> RunFolder | None:
-    """The run of a `demo/*` recipe, trained to its end; None where a signal stopped it."""
+def trained(folder: Path, recipe: str, title: str, say: Callable[[str], None]) -> RunFolder:
+    """The run of a `demo/*` recipe, trained to its end; Stopped where a signal came before that."""
     say(f"training: {title}")
     config = demo_config(folder, recipe)
     trainer = start(config, open_prepared(config))
     trainer.train()
-    if not trainer.finished:
+    if not trainer.finished and trainer.stopped_by is not None:
         say("stopped; the same command goes on")
-        return None
+        raise Stopped(trainer.stopped_by)
     return RunFolder.open(folder / recipe)
 
 

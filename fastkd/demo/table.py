@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from fastkd import tables
 from fastkd.decode.score import score
+from fastkd.files import write_file
 from fastkd.runs.checkpoint import read_meta
 from fastkd.runs.folder import RunFolder
 from fastkd.runs.translation import translate_split
@@ -61,7 +63,8 @@ def show(rows: list[Row], title: str, file: Path) -> None:
         for row in rows
     ]
     tables.show([tables.Table(title, header, lines)])
-    with open(file, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, [field.name for field in dataclasses.fields(Row)])
-        writer.writeheader()
-        writer.writerows(dataclasses.asdict(row) for row in rows)
+    content = io.StringIO(newline="")
+    writer = csv.DictWriter(content, [field.name for field in dataclasses.fields(Row)])
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(row) for row in rows)
+    write_file(file, content.getvalue().encode())

@@ -16,6 +16,7 @@ from fastkd.decode.score import score
 from fastkd.decode.translate import OwnSearch, Translator
 from fastkd.errors import InputError
 from fastkd.export.ctranslate2 import export_ctranslate2
+from fastkd.files import temporary_folder
 from fastkd.runs.folder import RunFolder
 
 MKL = "CT2_USE_MKL"
@@ -53,8 +54,8 @@ class CTranslate2Search:
         if folder is not None:
             self._translator = _loaded(folder, self.device, compute_type)
         else:
-            with tempfile.TemporaryDirectory() as temporary:
-                made = Path(temporary) / "model"
+            with temporary_folder(Path(tempfile.gettempdir()), "fastkd") as temporary:
+                made = temporary / "model"
                 export_ctranslate2(run, made, checkpoint)
                 self._translator = _loaded(made, self.device, compute_type)
         target = self.tokenizers.target

@@ -12,12 +12,12 @@ where the other side's lists it.)
 
 import contextlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from fastkd.config.load import validate
@@ -31,7 +31,8 @@ from fastkd.nn.build import build_model
 from fastkd.reading import open_file, read_text
 from fastkd.runs.checkpoint import write_checkpoint
 from fastkd.runs.folder import MODEL, RunFolder
-from fastkd.runs.weights import check_values, load_weights
+from fastkd.runs.weights import load_weights
+from fastkd.tensors import check_values, read_tensors
 
 _ACTIVATIONS = {"relu": "relu", "swish": "swish", "silu": "swish"}
 # What a run's model is, for which Marian has settings.
@@ -255,18 +256,17 @@ def _reordered(
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
-    try:
-        if (file := folder / "model.safetensors").is_file():
-            open_file(file).close()
-            tensors = load_file(file)
-        else:
-            file = folder / "pytorch_model.bin"
+    if os.path.lexists(file := folder / "model.safetensors"):
+        tensors = read_tensors(file)
+    else:
+        file = folder / "pytorch_model.bin"
+        try:
             with open_file(file) as stream:
                 tensors = torch.load(stream, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"{folder}: expected model.safetensors or pytorch_model.bin") from None
-    except Exception as error:
-        raise InputError(f"{file}: damaged: {error}") from None
+        except FileNotFoundError:
+            raise InputError(f"{folder}: expected model.safetensors or pytorch_model.bin") from None
+        except Exception as error:
+            raise InputError(f"{file}: damaged: {error}") from None
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             raise InputError(f"{file}: {name}: expected real numbers")

@@ -14,8 +14,8 @@ from fastkd.data.tokenizer import Tokenizer, Tokenizers
 from fastkd.errors import InputError
 from fastkd.export.layout import to_transformers
 from fastkd.files import replaced_folder
-from fastkd.runs.checkpoint import save_tensors
 from fastkd.runs.folder import RunFolder
+from fastkd.tensors import write_tensors
 
 EXPORTED = "fastkd.json"  # what `fastkd import` needs to make the same run again
 _FILES = (
@@ -39,9 +39,9 @@ def export_transformers(run: RunFolder, folder: Path, checkpoint: str = "best") 
     """
     config, tokenizers = run.config, run.tokenizers
     refuse_what_does_not_fit(config.model)
-    tensors = to_transformers(config.model, run.read_weights(checkpoint)[1])
+    tensors = to_transformers(config.model, run.read_weights(checkpoint).tensors)
     with replaced_folder(folder, _FILES) as new:
-        save_tensors(tensors, new / "model.safetensors", {"format": "pt"})
+        write_tensors(tensors, new / "model.safetensors", {"format": "pt"})
         _write(new / "config.json", model_config(config.model, tokenizers))
         _write(new / "generation_config.json", generation_config(config, tokenizers))
         _write_tokenizer(new, config, tokenizers)

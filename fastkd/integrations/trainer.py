@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import DynamoBackend
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Seq2SeqTrainer, Trainer
 
 from fastkd.errors import InputError
+from fastkd.files import write_file
 from fastkd.integrations.compiled import compile_layers
 from fastkd.integrations.distillation import Distillation
 from fastkd.integrations.models import COLUMNS
 from fastkd.integrations.sharded import divide_like
+from fastkd.tensors import read_tensors
 
 _ATTRIBUTE = "fastkd_distillation"  # of the student, while it trains
 _FILE = (
@@ -220,14 +222,14 @@ class DistillationMixin(_Trainer):
         with self._part_of_the_student(False):
             super()._save(output_dir, state_dict)
         if learned and self.args.should_save:
-            save_file(learned, Path(output_dir or str(self.args.output_dir)) / _FILE)
+            write_file(Path(output_dir or str(self.args.output_dir)) / _FILE, save(learned))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *arguments: Any) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, *arguments)
         if self.is_fsdp_enabled:
             return  # what is learned has been loaded as a part of the student
         if (file := Path(resume_from_checkpoint) / _FILE).is_file():
-            self.distillation.load_state_dict(load_file(file))
+            self.distillation.load_state_dict(read_tensors(file))
 
 
 def _split(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -10,9 +10,8 @@ from fastkd.data.corpus import Corpus
 from fastkd.data.prepare import open_prepared
 from fastkd.data.teacher_cache import writing_cache
 from fastkd.errors import InputError
-from fastkd.runs.checkpoint import read_meta
 from fastkd.runs.device import pick_device
-from fastkd.runs.folder import MODEL, RunFolder
+from fastkd.runs.folder import RunFolder
 
 _BATCH_TOKENS = 4096
 
@@ -47,9 +46,9 @@ def cache_teacher(
     if config.model.kind != "transformer":
         raise InputError(f"{run.path}: expected a model of kind transformer to be cached")
     where = pick_device(device)
-    model = run.load_model(checkpoint, where)
-    weights = read_meta(run.weights_folder(checkpoint))["sha256"]
-    about = {"teacher": str(run.path), "teacher_sha256": weights[f"{MODEL}.safetensors"]}
+    weights = run.read_weights(checkpoint)
+    model = run.load_model(checkpoint, where, weights)
+    about = {"teacher": str(run.path), "teacher_sha256": weights.sha256}
     longest = int(max(corpus.source_lengths.max(), corpus.target_lengths.max())) + 1
     plan = BatchPlan(
         corpus.source_lengths, corpus.target_lengths, max(longest, _BATCH_TOKENS), seed=0

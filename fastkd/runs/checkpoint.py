@@ -1,19 +1,16 @@
 """Checkpoints: folders of safetensors files that appear whole or not at all."""
 
-import errno
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fastkd.errors import InputError
 from fastkd.files import replaced_folder, write_file
 from fastkd.reading import read_text, sha256_of
-from fastkd.runs.weights import check_values
+from fastkd.tensors import read_tensors, write_tensors
 
 META = "meta.json"
 CHECKPOINT_FILES = (META, "*.safetensors", ".*.partial")
@@ -30,7 +27,7 @@ def write_checkpoint(
         checksums = {}
         for group, tensors in groups.items():
             file = new / f"{group}.safetensors"
-            save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+            write_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
             checksums[file.name] = sha256_of(file)
         write_meta(new, meta, checksums)
 
@@ -65,21 +62,9 @@ def read_group(folder: Path, group: str, device: str = "cpu") -> dict[str, Tenso
     try:
         if expected != sha256_of(file):
             raise InputError(f"{file}: damaged: its checksum is not the one in {META}")
-        tensors = load_file(file, device=device)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise InputError(f"{file}: damaged or missing: {error}") from None
-    check_values(tensors, file)
-    return tensors
-
-
-def save_tensors(
-    tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None
-) -> None:
-    """Writes a safetensors file; OSError where the disk does not take it."""
-    try:
-        save_file(tensors, file, metadata)
-    except SafetensorError as error:  # a full disk, of which it keeps only the words
-        raise OSError(errno.EIO, f"cannot be written: {error}", str(file)) from None
+    return read_tensors(file, device)
 
 
 def _checksum_of(meta: dict[str, Any]) -> str:

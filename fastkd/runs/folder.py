@@ -4,14 +4,13 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from fastkd.config.load import dump_config, parse, validate
@@ -31,7 +30,8 @@ from fastkd.runs.checkpoint import (
     write_checkpoint,
     write_meta,
 )
-from fastkd.runs.manifest import NAME, Manifest, differences
+from fastkd.runs.lock import RunLock
+from fastkd.runs.manifest import NAME, Manifest, Reads, differences
 from fastkd.runs.room import check_room
 from fastkd.runs.weights import load_weights
 
@@ -45,6 +45,8 @@ _WRITTEN = (*_FILES, "tokenizer", "checkpoints", "average")
 _RESOLVED = {"run", "data", "tokenizer", "model", "training", "decoding", "start", "teacher"}
 SELECTIONS = ("best", "last", "average")
 
+Read = TypeVar("Read")
+
 
 @dataclass(frozen=True)
 class Saved:
@@ -55,6 +57,20 @@ class Saved:
     groups: dict[str, dict[str, Tensor]]
 
 
+@dataclass(frozen=True)
+class Weights:
+    """A model's weights as a checkpoint or an average has them."""
+
+    folder: Path
+    meta: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    @property
+    def sha256(self) -> str:
+        """Of the file."""
+        return str(self.meta["sha256"][f"{MODEL}.safetensors"])
+
+
 class RunFolder:
     """`config.yaml`, `tokenizer/`, `log.jsonl`, `checkpoints/<update>/`, `average/`, `run.json`.
 
@@ -63,8 +79,8 @@ class RunFolder:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self._lock = FileLock(self.path / ".lock", timeout=0)
-        self._reads: tuple[str, dict[str, str]] | None = None  # hashes of tokenizers and corpora
+        self._lock = RunLock(self.path)
+        self._reads: Reads | None = None  # what it is trained on
 
     @classmethod
     def open(cls, path: str | Path) -> "RunFolder":
@@ -76,19 +92,25 @@ class RunFolder:
 
     @classmethod
     def create(
-        cls, config: Config, tokenizers: Tokenizers, corpora: dict[str, str] | None = None
+        cls,
+        config: Config,
+        tokenizers: Tokenizers,
+        corpora: dict[str, str] | None = None,
+        teacher: str | None = None,
     ) -> "RunFolder":
         """The folder of a run about to start or to go on, with what it needs to be used.
 
         corpora: hashes of what it is trained and validated on, by split
+        teacher: the hash of its teacher's weights or cache
 
         It is this process's own until `close`. Raises InputError where it is another's, or holds
-        what is no run, or a run of another model, tokenizer or corpus; other settings are told.
+        what is no run, or a run of another model, tokenizer, corpus or teacher; other settings and
+        versions are told.
         """
         run = cls(config.run)
         run._refuse_foreign()
-        run._reads = tokenizers.sha256, corpora or {}
-        run._take()
+        run._reads = Reads(tokenizers.sha256, corpora or {}, teacher)
+        run._lock.take()
         clear_leftovers(run.path)
         clear_leftovers(run.path / "checkpoints")
         manifest = Manifest.read(run.path)
@@ -102,12 +124,13 @@ class RunFolder:
                     *(run.path, NAME),
                 )
             else:
-                manifest.check_corpora(run._reads[1], run.path)
-            if others := differences(run.config, config):
+                manifest.check_reads(run._reads, run.path)
+            others = manifest.other_versions() if manifest else []
+            if others := [*differences(run.config, config), *others]:
                 LOGGER.warning("%s: goes on with %s", run.path, ", ".join(others))
         with writable(run.path):
             if manifest is None and not run.config_file.exists():
-                Manifest.of(config, *run._reads).write(run.path)
+                Manifest.of(config, run._reads).write(run.path)
             tokenizers.save(run.path)
         if not run.config_file.is_file():
             run.record(config)
@@ -115,10 +138,11 @@ class RunFolder:
 
     def record(self, config: Config) -> None:
         """Writes what the run is trained with from now on."""
+        self._lock.check()
         with writable(self.path):
             write_file(self.config_file, dump_config(config).encode())
             if self._reads is not None:
-                Manifest.of(config, *self._reads).write(self.path)
+                Manifest.of(config, self._reads).write(self.path)
 
     def _refuse_foreign(self) -> None:
         """InputError where what would be written is there, and was written by something else."""
@@ -146,17 +170,6 @@ class RunFolder:
     def close(self) -> None:
         """Lets others write to the folder; so does the end of the process, whatever ends it."""
         self._lock.release()
-
-    def _take(self) -> None:
-        with writable(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            try:
-                self._lock.acquire()
-            except Timeout:
-                raise InputError(
-                    f"{self.path}: another process trains this run; wait for it, or give this"
-                    " config another run folder"
-                ) from None
 
     @property
     def config_file(self) -> Path:
@@ -214,23 +227,29 @@ class RunFolder:
         """Writes a checkpoint; then drops the ones beyond the newest `keep` and the best ones.
 
         keep: None drops none
+
+        Raises RunFailed where the folder was deleted or replaced since `create`.
         """
+        self._lock.check()
         write_checkpoint(self.checkpoint(update), groups, meta)
         self._drop(keep)
 
     def revise(self, update: int, meta: dict[str, Any], keep: int | None) -> None:
         """Gives a checkpoint another `meta`, as one that has been validated; then drops as above"""
+        self._lock.check()
         folder = self.checkpoint(update)
         write_meta(folder, meta, read_meta(folder)["sha256"])
         self._drop(keep)
 
     def _drop(self, keep: int | None) -> None:
-        """What holds more than a checkpoint does is somebody's, and stays."""
+        """What holds more than a checkpoint does, or is a link, is somebody's, and stays."""
         folders = self.checkpoints()
         if keep is None:
             return
         wanted = {*folders[-max(keep, 2) :], *map(self._best_of, folders[-2:])}
         for folder in folders:
+            if folder.is_symlink():
+                continue
             if folder not in wanted:
                 if foreign_file(folder, CHECKPOINT_FILES) is None:
                     drop_folder(folder)
@@ -285,18 +304,34 @@ class RunFolder:
         return folder if best is None else self.checkpoint(best)
 
     def load_model(
-        self, selection: str = "best", device: torch.device | str = "cpu"
+        self,
+        selection: str = "best",
+        device: torch.device | str = "cpu",
+        weights: Weights | None = None,
     ) -> Transformer:
-        """The run's model in eval mode, with its `best`, `last` or `average` weights."""
+        """The run's model in eval mode, with its `best`, `last` or `average` weights.
+
+        weights: these, where they are read already
+        """
         config, tokenizers = self.config.model, self.tokenizers
         check_room(config, tokenizers, f"{self.config_file}: model")
         model = build_model(config, tokenizers)
-        folder, tensors = self.read_weights(selection)
-        load_weights(model, tensors, folder)
+        weights = weights or self.read_weights(selection)
+        load_weights(model, weights.tensors, weights.folder)
         return model.to(device).eval()
 
-    def read_weights(self, selection: str = "best") -> tuple[Path, dict[str, Tensor]]:
-        """The folder of the `best`, `last` or `average` weights, and these, by name.
+    def read_weights(self, selection: str = "best", group: str = MODEL) -> Weights:
+        """The `best`, `last` or `average` weights of the model, or of another group."""
+        return self._settled(
+            selection, lambda place: Weights(place, read_meta(place), read_group(place, group))
+        )
+
+    def read_meta(self, selection: str = "best") -> dict[str, Any]:
+        """What is known of the `best`, `last` or `average` weights."""
+        return self._settled(selection, read_meta)
+
+    def _settled(self, selection: str, read: Callable[[Path], Read]) -> Read:
+        """What is read in the folder of a selection.
 
         Where the run is being trained, the folder may be dropped or replaced before it is read;
         then what is the best or the last by now.
@@ -305,7 +340,7 @@ class RunFolder:
             folder = self.weights_folder(selection)
             before = _inode(folder)
             try:
-                return folder, read_group(folder, MODEL)
+                return read(folder)
             except InputError:
                 if before == _inode(folder) and folder == self.weights_folder(selection):
                     raise

@@ -27,6 +27,15 @@ _FREE = ("updates", "epochs", "log_every", "save_every", "keep_last", "device", 
 
 
 @dataclass(frozen=True)
+class Reads:
+    """Hashes of what a run is trained on."""
+
+    tokenizers: str
+    corpora: dict[str, str]  # by split
+    teacher: str | None = None  # of its weights or its cache; None: there is none
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Hashes of what a run reads, its model, and the versions that wrote it last."""
 
@@ -38,19 +47,18 @@ class Manifest:
     commit: str | None  # of a checkout
     torch: str
     python: str
+    teacher_sha256: str | None = None  # of weights or a cache; None: none, or not known
     format: int = FORMAT
 
     @classmethod
-    def of(cls, config: Config, tokenizers_sha256: str, corpora: dict[str, str]) -> "Manifest":
+    def of(cls, config: Config, reads: Reads) -> "Manifest":
         return cls(
-            tokenizers_sha256=tokenizers_sha256,
-            corpora_sha256=corpora,
+            tokenizers_sha256=reads.tokenizers,
+            corpora_sha256=reads.corpora,
+            teacher_sha256=reads.teacher,
             model=_plain(config.model),
             config_sha256=hashlib.sha256(dump_config(config).encode()).hexdigest(),
-            fastkd=__version__,
-            commit=_commit(),
-            torch=metadata.version("torch"),
-            python=platform.python_version(),
+            **_versions(),
         )
 
     @classmethod
@@ -73,6 +81,14 @@ class Manifest:
     def write(self, folder: Path) -> None:
         write_file(folder / NAME, (json.dumps(asdict(self), indent=1) + "\n").encode())
 
+    def other_versions(self) -> list[str]:
+        """What else the run goes on with, of what computes."""
+        return [
+            f"{name} {before} → {now}"
+            for name, now in _versions().items()
+            if (before := getattr(self, name)) != now
+        ]
+
     def check_model(self, config: Config, source: Path) -> None:
         """InputError where the model of a config is not the run's."""
         found = _plain(config.model)
@@ -83,9 +99,14 @@ class Manifest:
                     f" it, not {found[key]!r}"
                 )
 
-    def check_corpora(self, corpora: dict[str, str], source: Path) -> None:
-        """InputError where a run would go on with another corpus."""
-        for split, found in corpora.items():
+    def check_reads(self, reads: Reads, source: Path) -> None:
+        """InputError where a run would go on with another corpus or teacher."""
+        if self.teacher_sha256 not in (None, reads.teacher):
+            raise InputError(
+                f"{source}: was trained with another teacher than there is by now, one with other"
+                " weights or another cache; give this config another run folder"
+            )
+        for split, found in reads.corpora.items():
             if self.corpora_sha256.get(split, found) != found:
                 raise InputError(
                     f"{source}: was trained with another {split} corpus than the prepared one;"
@@ -126,6 +147,15 @@ def _plain(part: Any) -> dict[str, Any]:
     """As JSON gives it back."""
     tree: dict[str, Any] = json.loads(json.dumps(asdict(part)))
     return tree
+
+
+def _versions() -> dict[str, Any]:
+    return {
+        "fastkd": __version__,
+        "commit": _commit(),
+        "torch": metadata.version("torch"),
+        "python": platform.python_version(),
+    }
 
 
 def _commit() -> str | None:

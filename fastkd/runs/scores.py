@@ -7,7 +7,7 @@ from typing import Any
 
 from fastkd.decode.score import Scores, tokenizer_of
 from fastkd.errors import InputError
-from fastkd.files import writable, write_file
+from fastkd.files import locked, writable, write_file
 from fastkd.reading import read_text
 from fastkd.runs.checkpoint import read_meta
 from fastkd.runs.folder import RunFolder
@@ -65,8 +65,11 @@ def record_scores(
     engine: str,
     compute_type: str,
 ) -> None:
-    """Adds an entry, in the place of one of the same split, checkpoint and search."""
-    update = read_meta(run.weights_folder(checkpoint)).get("update")
+    """Adds an entry, in the place of one of the same split, checkpoint and search.
+
+    Raises InputError where the run's folder cannot be written.
+    """
+    update = run.read_meta(checkpoint).get("update")
     new = asdict(
         Entry(
             split=split,
@@ -79,9 +82,9 @@ def record_scores(
             compute_type=compute_type,
         )
     )
-    others = [e for e in read_scores(run) if any(e.get(key) != new[key] for key in _KEYS)]
-    content = json.dumps({"scores": [*others, new]}, indent=2) + "\n"
-    with writable(run.path):
+    with writable(run.path), locked(run.path):  # else of two that add one would be lost
+        others = [e for e in read_scores(run) if any(e.get(key) != new[key] for key in _KEYS)]
+        content = json.dumps({"scores": [*others, new]}, indent=2) + "\n"
         write_file(scores_file(run), content.encode())
 
 

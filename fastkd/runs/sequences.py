@@ -22,7 +22,6 @@ from fastkd.decode.translate import Translation, Translator
 from fastkd.errors import InputError
 from fastkd.files import whole_file, writable, write_file
 from fastkd.reading import expect_file, read_text, sha256_of
-from fastkd.runs.checkpoint import read_meta
 from fastkd.runs.folder import RunFolder
 from fastkd.runs.translation import OWN, Engine, decoding_settings, open_translator
 
@@ -203,7 +202,7 @@ def _fingerprint(
     """Of all that the translations depend on."""
     parts = [
         _FORMAT,
-        read_meta(run.weights_folder(request.checkpoint))["sha256"],
+        run.read_meta(request.checkpoint)["sha256"],
         run.tokenizers.sha256,
         asdict(decoding_settings(run, **search)),
         [None if file is None else _sha256(file) for file in (source, reference)],

@@ -7,30 +7,9 @@ from torch import Tensor, nn
 
 from fastkd.errors import InputError
 
-BIAS = "output_bias"
-
 
 def weights_of(module: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in module.named_parameters()}
-
-
-def check_values(tensors: dict[str, Tensor], source: Path) -> None:
-    """InputError where a tensor of real numbers, read from `source`, has NaN or an infinity.
-
-    −inf is a value of an output bias: it keeps an id from being written.
-    """
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            continue
-        bad = ~tensor.isfinite()
-        if name.endswith(BIAS):
-            bad &= tensor != -torch.inf
-        count = int(bad.sum())
-        if count:
-            raise InputError(
-                f"{source}: {name}: {count:,} of {tensor.numel():,} numbers are not finite;"
-                " expected another checkpoint, or a run trained anew"
-            )
 
 
 @torch.no_grad()

@@ -1,7 +1,15 @@
-"""SIGTERM and Ctrl-C as a request to stop after the update, or the batch of dev, at hand."""
+"""Signals as a request to stop after the update, or the batch of dev, at hand."""
 
 import signal
 from types import FrameType
+
+# Asked to end, a terminal that is gone, and a batch system's limit of time.
+TERMINATING = (signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU)
+
+
+def terminating() -> list[int]:
+    """Those that are not ignored, as `nohup` has it for one."""
+    return [number for number in TERMINATING if signal.getsignal(number) != signal.SIG_IGN]
 
 
 class StopRequest:
@@ -12,7 +20,7 @@ class StopRequest:
         self._handlers: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (*terminating(), signal.SIGINT):
             self._handlers[number] = signal.signal(number, self._request)
         return self
 

@@ -11,9 +11,8 @@ from fastkd.methods.cached_teacher import CachedTeacher
 from fastkd.methods.objective import Objective
 from fastkd.nn.build import build_model
 from fastkd.nn.transformer import Transformer
-from fastkd.runs.checkpoint import read_group
 from fastkd.runs.device import pick_device
-from fastkd.runs.folder import MODEL, OBJECTIVE, RunFolder
+from fastkd.runs.folder import OBJECTIVE, RunFolder
 from fastkd.runs.room import TRAINED, check_room
 from fastkd.runs.weights import load_weights
 from fastkd.train.ranks import Ranks
@@ -29,7 +28,7 @@ def start(config: Config, prepared: Prepared) -> Trainer:
     ranks = Ranks.join(device, config.training.process_timeout)
     _check_lengths(config, prepared)
     tokenizers = prepared.tokenizers
-    teacher = None if config.teacher is None else _teacher(config.teacher, prepared)
+    teacher, taught = (None, None) if config.teacher is None else _teacher(config.teacher, prepared)
     shares = 1 if config.training.sharding == "none" else ranks.size
     copies = (TRAINED + bool(config.training.ema)) / shares
     check_room(config.model, tokenizers, "model", max(1, copies), device)
@@ -37,8 +36,8 @@ def start(config: Config, prepared: Prepared) -> Trainer:
     model = build_model(config.model, tokenizers)
     if config.start is not None and not RunFolder(config.run).checkpoints():
         begin = _run_of("start.run", config.start.run, prepared)
-        folder = begin.weights_folder(config.start.checkpoint)
-        load_weights(model, read_group(folder, MODEL), folder, partly=True)
+        weights = begin.read_weights(config.start.checkpoint)
+        load_weights(model, weights.tensors, weights.folder, partly=True)
     objective = Objective(config, tokenizers.target.pad_id, teacher)
     if (
         config.start is not None
@@ -49,19 +48,19 @@ def start(config: Config, prepared: Prepared) -> Trainer:
     corpora = {"train": prepared.train.sha256, "dev": prepared.dev.sha256}
     run = RunFolder(config.run)
     if ranks.first:
-        run = RunFolder.create(config, tokenizers, corpora)
+        run = RunFolder.create(config, tokenizers, corpora, taught)
     ranks.wait()
     return Trainer(config, prepared, model, objective, run, device, ranks)
 
 
 def _take_learned(objective: Objective, config: StartConfig, prepared: Prepared) -> None:
     """What both runs' losses learn begins as it is there."""
-    folder = _run_of("start.run", config.run, prepared).weights_folder(config.checkpoint)
+    begin = _run_of("start.run", config.run, prepared)
     if config.checkpoint == "average":
         raise InputError("start.learned: expected checkpoint best or last; averages hold no losses")
-    theirs = read_group(folder, OBJECTIVE)
-    ours = dict(objective.named_parameters())
-    shared = {name: tensor for name, tensor in theirs.items() if name in ours}
+    theirs = begin.read_weights(config.checkpoint, OBJECTIVE)
+    ours, folder = dict(objective.named_parameters()), theirs.folder
+    shared = {name: tensor for name, tensor in theirs.tensors.items() if name in ours}
     if not shared:
         raise InputError(f"start.learned: {folder}: its losses learn nothing that these do")
     load_weights(objective, shared, folder, partly=True)
@@ -86,14 +85,14 @@ def _check_lengths(config: Config, prepared: Prepared) -> None:
 
 def _teacher(
     config: TeacherConfig, prepared: Prepared
-) -> tuple[Transformer, ModelConfig] | CachedTeacher:
-    """The teacher's model and its configuration, or its cache."""
+) -> tuple[tuple[Transformer, ModelConfig] | CachedTeacher, str | None]:
+    """The teacher's model and its configuration, or its cache; and the hash of either."""
     if (config.run is None) == (config.cache is None):
         raise InputError("teacher: expected one of the keys run and cache")
     if config.cache is not None:
         cache = TeacherCache(config.cache, prepared.train)
         cache.check_vocabulary(prepared.tokenizers.target.size)
-        return CachedTeacher(cache, config.rest)
+        return CachedTeacher(cache, config.rest), cache.sha256
     assert config.run is not None
     run = _run_of("teacher.run", config.run, prepared)
     longest = max(prepared.train.source_lengths.max(), prepared.train.target_lengths.max()) + 1
@@ -104,7 +103,9 @@ def _teacher(
             f"; expected at least {longest:,}, the pieces of the longest training sentence, or"
             " data.max_length no larger than that"
         )
-    return run.load_model(config.checkpoint), run.config.model
+    weights = run.read_weights(config.checkpoint)
+    model = run.load_model(config.checkpoint, weights=weights)
+    return (model, run.config.model), weights.sha256
 
 
 def _run_of(key: str, path: str, prepared: Prepared) -> RunFolder:

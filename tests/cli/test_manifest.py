@@ -3,8 +3,11 @@
 import json
 import os
 import shutil
+from importlib import metadata
 
 import pytest
+
+from fastkd.train.trainer import Trainer
 
 TRAINING = {"updates": 2, "save_every": 1, "validate_every": 100, "bleu_sentences": 0}
 
@@ -82,6 +85,59 @@ def test_other_settings_are_told_or_refused(taught, run, capsys, caplog, change,
     _, config = run
     assert taught.run("train", config, "training.updates=3", change) == status
     assert said in caplog.text + capsys.readouterr().err
+
+
+def test_other_versions_are_told(taught, run, caplog):
+    folder, config = run
+    path = folder / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "torch": "1.0", "commit": "abc"}))
+    assert taught.run("train", config, "training.updates=3") == 0
+    assert f"torch 1.0 → {metadata.version('torch')}" in caplog.text
+    assert "commit abc → " in caplog.text
+    assert json.loads(path.read_text())["torch"] == metadata.version("torch")
+
+
+@pytest.mark.parametrize("kind", ["run", "cache"])
+def test_another_teacher_under_the_same_path_is_refused(taught, tmp_path, capsys, kind):
+    teacher, cache = str(tmp_path / "teacher"), str(tmp_path / "cache")
+    taught_by = {"run": teacher} if kind == "run" else {"cache": cache}
+    first = taught.config("first", run=teacher, training=TRAINING)
+    losses = [{"name": "cross_entropy"}, {"name": "word_kd"}]
+    config = taught.config(
+        "student", run=str(tmp_path / "run"), training=TRAINING, teacher=taught_by, losses=losses
+    )
+    caching = ["cache-teacher", teacher, "train", "--top-k", "4", "-o", cache]
+    for updates in (2, 3):
+        assert taught.run("train", first, f"training.updates={updates}") == 0
+        assert taught.run(*caching) == 0
+        status = taught.run("train", config, f"training.updates={2 * updates}")
+        assert status == (0 if updates == 2 else 2)
+    assert "another teacher" in last_line(capsys)
+
+
+def test_a_checkpoint_that_is_a_link_is_somebodys(taught, run, tmp_path):
+    folder, config = run
+    linked = folder / "checkpoints" / "00000001"
+    linked.rename(tmp_path / "mine")
+    linked.symlink_to(tmp_path / "mine")
+    before = everything(tmp_path / "mine")
+    assert taught.run("train", config, "training.updates=6", "training.keep_last=1") == 0
+    assert linked.is_symlink() and everything(tmp_path / "mine") == before
+    assert not list((folder / "checkpoints").glob(".*"))
+
+
+def test_a_run_that_is_deleted_while_it_is_trained_ends(taught, tmp_path, capsys, monkeypatch):
+    folder, update = tmp_path / "run", Trainer._update
+
+    def deleting(self, ids, epoch):
+        update(self, ids, epoch)
+        if self.position.update == 1:
+            shutil.rmtree(folder)
+
+    monkeypatch.setattr(Trainer, "_update", deleting)
+    assert taught.run("train", taught.config("deleted", run=str(folder), training=TRAINING)) == 1
+    assert f"{folder}: was deleted, moved or replaced" in last_line(capsys)
+    assert not folder.exists()
 
 
 def test_more_updates_are_nothing_to_tell(taught, run, caplog):

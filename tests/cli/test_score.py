@@ -1,10 +1,18 @@
 """`fastkd score`: what it prints and what it keeps."""
 
 import json
+import os
 import shutil
+import threading
+import time
 
 import pytest
 import yaml
+
+from fastkd.decode.score import Scores
+from fastkd.runs import scores
+from fastkd.runs.folder import RunFolder
+from fastkd.runs.scores import record_scores
 
 
 @pytest.fixture
@@ -62,3 +70,34 @@ def test_a_device_in_its_place_is_not_read(taught, run, capsys):
     (run / "scores.json").symlink_to("/dev/null")
     assert taught.run("score", str(run), "test") == 2
     assert "expected a file, not a device" in capsys.readouterr().err
+
+
+def test_a_run_that_cannot_be_written_is_scored_all_the_same(
+    taught, run, capsys, caplog, monkeypatch
+):
+    monkeypatch.setattr("fastkd.cli.score.os.access", lambda path, mode: mode != os.W_OK)
+    assert taught.run("score", str(run), "test") == 0
+    assert "BLEU" in capsys.readouterr().out and not (run / "scores.json").exists()
+    assert f"{run}: cannot be written; the scores are not kept there" in caplog.text
+
+
+def test_two_that_score_at_once_both_keep_theirs(run, monkeypatch):
+    """Each reads what is there before it adds its own."""
+    read, folder = scores.read_scores, RunFolder.open(run)
+
+    def slowly(run):
+        found = read(run)
+        time.sleep(0.2)
+        return found
+
+    def record(split):
+        values = Scores(1.0, 2.0, "signature", "signature")
+        record_scores(folder, values, 5, split, "best", {}, "pytorch", "float32")
+
+    monkeypatch.setattr(scores, "read_scores", slowly)
+    threads = [threading.Thread(target=record, args=(split,)) for split in ("dev", "test")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {entry["split"] for entry in entries(run)} == {"dev", "test"}

@@ -6,17 +6,23 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from fastkd.__main__ import main
+from fastkd.cli.signals import cleaning_up
+from fastkd.demo import run as demo
 from fastkd.train import validation
+from fastkd.train.interrupt import StopRequest
 from fastkd.train.log import read_log
 from fastkd.train.trainer import Trainer
 from tests.cli.conftest import checkpoint, position
 
 
-def test_a_terminated_verb_leaves_nothing(taught, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_terminated_verb_leaves_nothing(taught, tmp_path, number):
     """Waits for its input, with the temporary output there."""
     run, output = str(taught.folder / "teacher"), str(tmp_path / "out.txt")
     command = [sys.executable, "-m", "fastkd", "translate", run, "-o", output]
@@ -25,8 +31,8 @@ def test_a_terminated_verb_leaves_nothing(taught, tmp_path):
         while not list(tmp_path.iterdir()):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == -signal.SIGTERM
+        process.send_signal(number)
+        assert process.wait(60) == -number
         assert process.stderr is not None and process.stderr.read() == b""
     assert not list(tmp_path.iterdir())
 
@@ -59,7 +65,27 @@ def test_an_error_in_place_of_a_signal_is_the_signal(taught, tmp_path, number, s
     assert done.stderr.strip() == ("" if number == signal.SIGTERM else "fastkd: interrupted")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_demo_that_is_stopped_ends_as_training_does(monkeypatch, tmp_path):
+    """At 0.1 with 0, so that what waits for it goes on."""
+    stopped = SimpleNamespace(train=lambda: None, finished=False, stopped_by=signal.SIGTERM)
+    monkeypatch.setattr(demo, "start", lambda config, prepared: stopped)
+    monkeypatch.setattr(demo, "open_prepared", lambda config: None)
+    for name in ("write_demo_corpus", "tell_estimate"):
+        monkeypatch.setattr(demo, name, lambda *arguments: None)
+    assert main(["demo", "--out", str(tmp_path)]) == 128 + signal.SIGTERM
+
+
+def test_what_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop, cleaning_up():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_during_validation(taught, tmp_path, number, monkeypatch, capsys):
     """Is obeyed at the next batch, after a checkpoint; what follows is as without it."""
     runs = {}

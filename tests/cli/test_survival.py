@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-import fastkd.runs.checkpoint
+import fastkd.tensors
 from fastkd import files
 from fastkd.__main__ import main
 from fastkd.train.log import read_log
@@ -169,7 +169,7 @@ class FailingDisk:
         (Path, "unlink"),
         (os, "fsync"),
         (files, "open"),
-        (fastkd.runs.checkpoint, "save_file"),
+        (fastkd.tensors, "save_file"),
     )
 
     def __init__(self, patch, count):

@@ -12,16 +12,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from fastkd.memory.step.report import StepMemory
+from fastkd.pictures import write_picture
 
 _SHADES = {"forward": "#4477aa", "backward": "#ee6677", "optimizer": "#ccbb44"}
 
 
 def plot_timeline(columns: Sequence[tuple[str, StepMemory]], title: str, file: Path) -> None:
     """Bytes that tensors take over the births and deaths of one step, one panel a batch size."""
-    figure = timeline(columns, title)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=120)
-    plt.close(figure)
+    write_picture(timeline(columns, title), file, dpi=120)
 
 
 def timeline(columns: Sequence[tuple[str, StepMemory]], title: str) -> Figure:

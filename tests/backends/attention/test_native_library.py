@@ -66,6 +66,15 @@ def test_it_is_built_once_and_kept_for_this_user_alone(source, monkeypatch):
     assert answer(source) == 42
 
 
+def test_what_a_killed_build_left_is_deleted(source):
+    folder = native_library.cache_folder()
+    (folder / ".build.0123abcd.partial").mkdir(parents=True)
+    (folder / ".build.0123abcd.partial" / "library").write_bytes(b"half")
+    folder.chmod(0o700)
+    assert answer(source) == 42
+    assert [path.name for path in folder.iterdir()] == [built().name]
+
+
 @pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "zeroed", "longer"])
 def test_a_damaged_one_is_built_anew(source, damage):
     assert answer(source) == 42

@@ -15,11 +15,10 @@ import shutil
 import stat
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fastkd.files import write_file
+from fastkd.files import temporary_folder, write_file
 
 COMPILERS = ("c++", "g++", "clang++")
 TIMEOUT = 120  # seconds
@@ -93,8 +92,8 @@ def _own(path: Path, flags: int = 0) -> Iterator[int]:
 
 
 def _build(command: list[str], folder: Path) -> bytes:
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        output = Path(scratch) / "library"
+    with temporary_folder(folder, "build") as scratch:
+        output = scratch / "library"
         done = subprocess.run(
             [*command, "-o", str(output)],
             capture_output=True,

@@ -1,0 +1,59 @@
+"""Files of tensors, in the safetensors format: written whole, and read with nothing on trust."""
+
+import errno
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fastkd.errors import InputError, RunFailed
+from fastkd.reading import open_file
+
+_BIAS = "output_bias"
+
+
+def read_tensors(file: Path, device: str = "cpu") -> dict[str, Tensor]:
+    """The tensors of a file; InputError where it is damaged, no file, or has what is not finite.
+
+    Raises RunFailed where the system's limits are reached.
+    """
+    try:
+        open_file(file).close()
+        tensors = load_file(file, device=device)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file}: damaged or missing: {error}") from None
+    except RuntimeError as error:  # of the system's limits, not of the file
+        raise RunFailed(f"{file}: cannot be read: {error}") from None
+    check_values(tensors, file)
+    return tensors
+
+
+def write_tensors(
+    tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Writes a file, for a folder that appears whole; OSError where the disk does not take it."""
+    try:
+        save_file(tensors, file, metadata)
+    except SafetensorError as error:  # a full disk, of which it keeps only the words
+        raise OSError(errno.EIO, f"cannot be written: {error}", str(file)) from None
+
+
+def check_values(tensors: dict[str, Tensor], source: Path) -> None:
+    """InputError where a tensor of real numbers, read from `source`, has NaN or an infinity.
+
+    −inf is a value of an output bias: it keeps an id from being written.
+    """
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            continue
+        bad = ~tensor.isfinite()
+        if name.endswith(_BIAS):
+            bad &= tensor != -torch.inf
+        count = int(bad.sum())
+        if count:
+            raise InputError(
+                f"{source}: {name}: {count:,} of {tensor.numel():,} numbers are not finite;"
+                " expected another checkpoint, or a run trained anew"
+            )
