@@ -1,10 +1,17 @@
-"""Beam search with a key-value cache."""
+"""Beam search with a key-value cache.
 
+The model and the choice of candidates are work for its device. Which hypotheses these make, what
+is finished and what may still win is little: the host does it, waiting for the device once a step.
+"""
+
+import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -12,6 +19,10 @@ from fastkd.decode.topk import largest
 from fastkd.nn.transformer import Transformer
 
 _DROP_FRACTION = 8  # finished sentences leave the batch once they are one in so many of it
+
+Integers = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.floating]
+Flags = npt.NDArray[np.bool_]
 
 
 class Hypothesis(NamedTuple):
@@ -75,143 +86,176 @@ def beam_search(
     """
     if not 1 <= n_best <= beam:
         raise ValueError(f"n_best must be from 1 to {beam}, the beam, not {n_best}")
-    search = _Search(
-        source.shape[0], beam, n_best, length_penalty, max_lengths, bos, eos, device=source.device
-    )
-    barred = torch.tensor(sorted({pad, bos, *banned} - {eos}), device=source.device)
-    state = model.start(model.encode(source, source_lengths))
+    device = source.device
+    bias = model.bias_barring(sorted({pad, bos, *banned} - {eos}))
+    size = bias.shape[0]
+    search = _Search(max_lengths.numpy(), size, beam, n_best, length_penalty, bos, eos)
+    state = model.start(model.encode(source, source_lengths), beam)
     while True:
-        logits = model.logits(model.step(search.last_tokens, state))
-        inside = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        log_p = logits.index_fill_(2, barred, -torch.inf).log_softmax(2, inside)  # (A, beam, V)
-        end = log_p[:, :, eos].clone()
-        log_p[:, :, eos] = -torch.inf
-        values, ids = largest(log_p, min(beam, log_p.shape[2]))
-        parents = search.advance(values, ids, end)
+        logits = model.logits(model.step(_on(device, search.last_tokens), state), bias)
+        log_p = logits.log_softmax(1, torch.promote_types(logits.dtype, torch.float32))
+        log_p.add_(_on(device, search.scores)[:, None])  # (A · beam, V), of all tokens so far
+        # Each hypothesis has one candidate that ends, so this many have `beam` that go on.
+        values, places = largest(log_p.view(-1, beam * size), min(2 * beam, beam * size))
+        ends = _off(log_p[:, eos]) if search.at_a_limit else None
+        rows = search.advance(_off(values), _off(places), ends)
         if search.complete:
             return search.result()
-        state.reorder(parents)
+        state.reorder(_on(device, rows))
         if (kept := search.drop_finished()) is not None:
-            state.keep(kept)
+            state.keep(_on(device, kept))
+
+
+def _on(device: torch.device, array: npt.NDArray[Any]) -> Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.to(device, non_blocking=True)
+
+
+def _off(tensor: Tensor) -> npt.NDArray[Any]:
+    found: npt.NDArray[Any] = (tensor if tensor.device.type == "cpu" else tensor.cpu()).numpy()
+    return found
+
+
+class _Finished(NamedTuple):
+    """A hypothesis that ended: its score, its length with the end, and which it continued."""
+
+    score: float
+    length: int
+    parent: int
+
+
+class _Step(NamedTuple):
+    """What the hypotheses of A sentences were continued by."""
+
+    rows: Integers  # (S,) where each sentence's hypotheses are among the A
+    tokens: Integers  # (A, beam)
+    parents: Integers  # (A, beam) which hypothesis of the step before each continues
 
 
 class _Search:
-    """The hypotheses of all sentences; A of the S sentences are still in the batch."""
+    """The hypotheses of all S sentences; A of them are still in the batch."""
 
     def __init__(
         self,
-        sentences: int,
+        max_lengths: Integers,
+        size: int,
         beam: int,
         n_best: int,
         penalty: float,
-        max_lengths: Tensor,
         bos: int,
         eos: int,
-        device: torch.device,
     ) -> None:
         if int(max_lengths.min()) < 1:
             raise ValueError("max_lengths must be at least 1")
-        self.beam = beam
-        self.penalty = penalty
+        sentences = len(max_lengths)
+        self.size, self.beam, self.n_best, self.penalty, self.eos = size, beam, n_best, penalty, eos
         self.length = 0  # tokens of each live hypothesis, its start not counted
-        self.limits = max_lengths.to(device)  # (A,)
-        self.sentences = torch.arange(sentences, device=device)  # (A,) which these are
-        self.done = torch.zeros(sentences, dtype=torch.bool, device=device)  # (A,)
-        self.finished = torch.zeros(sentences, dtype=torch.int64, device=device)  # (A,)
-        # One hypothesis at first: the others have probability 0 until candidates fill them.
-        self.scores = torch.full((sentences, beam), -torch.inf, device=device)  # log p, (A, beam)
+        self.limits = max_lengths  # (A,)
+        self.sentences = np.arange(sentences)  # (A,) which these are
+        self.rows = np.arange(sentences)  # (S,) the other way round
+        self.done = np.zeros(sentences, bool)  # (A,)
+        self.finished = np.zeros(sentences, np.int64)  # (A,) hypotheses
+        self.worst = np.full(sentences, -np.inf)  # (A,) score of the last of `n_best` finished ones
+        # Of each live hypothesis (A · beam,): log p and last token. One at first: the others have
+        # probability 0 until candidates fill them.
+        self.scores: Floats = np.full((sentences, beam), -np.inf, np.float32)
         self.scores[:, 0] = 0.0
-        self.tokens = torch.full((sentences, beam, 1), bos, device=device)  # (A, beam, 1 + length)
-        # The best finished ones of each sentence, in falling order; a score of −inf is none.
-        self.best_scores = torch.full((sentences, n_best), -torch.inf, device=device)  # (S, N)
-        self.best_lengths = torch.zeros(sentences, n_best, dtype=torch.int64, device=device)
-        self.best_tokens = torch.full(
-            (sentences, n_best, int(max_lengths.max())), eos, device=device
-        )  # (S, N, longest)
+        self.scores = self.scores.reshape(-1)
+        self.last_tokens = np.full(sentences * beam, bos)
+        self.steps: list[_Step] = []
+        self.best: list[list[_Finished]] = [[] for _ in range(sentences)]  # in falling order
 
     @property
-    def last_tokens(self) -> Tensor:
-        return self.tokens[:, :, -1]
+    def at_a_limit(self) -> bool:
+        """Whether the next step is the last one of a sentence."""
+        return self.length + 1 >= int(self.limits.min())
 
     @property
     def complete(self) -> bool:
         return bool(self.done.all())
 
-    def advance(self, values: Tensor, ids: Tensor, end: Tensor) -> Tensor:
-        """One step, given log-probabilities and ids (A, beam, K) to continue, and (A, beam) to end.
+    def advance(self, values: Floats, places: Integers, ends: Floats | None) -> Integers:
+        """One step, given log p of the best candidates (A, K), in falling order, and their places.
 
-        Returns which hypothesis each of the new ones continues, (A, beam).
+        places: (A, K) hypothesis · size + token
+        ends: (A · beam,) log p of each hypothesis ended now; needed where one is at its limit
+
+        Returns which of the A · beam hypotheses each of the new ones continues, (A · beam,).
         """
-        self.scores = self.scores.to(values.dtype)
-        self.best_scores = self.best_scores.to(values.dtype)
-        candidates = (self.scores[:, :, None] + values).flatten(1)  # (A, beam · K)
-        ended = self.scores + end
-        live, chosen = candidates.topk(min(self.beam, candidates.shape[1]), dim=1)
         self.length += 1
-        self._finish(ended, live)
-        parents = chosen // values.shape[2]
-        new = ids.flatten(1).gather(1, chosen)
-        history = self.tokens.gather(1, parents[:, :, None].expand(-1, -1, self.length))
-        self.tokens = torch.cat([history, new[:, :, None]], dim=2)
-        self.scores = live
-        return parents
+        parents, tokens = np.divmod(places, self.size)
+        ended = tokens == self.eos
+        row = np.arange(len(values))[:, None]
+        if ended.any():
+            live = np.argsort(ended, axis=1, kind="stable")[:, : self.beam]  # what goes on first
+            chosen: Any = (row, live)
+        else:
+            chosen = (slice(None), slice(self.beam))
+        self._finish(values, parents, ended, values[chosen][:, 0], ends)
+        step = _Step(self.rows, tokens[chosen], parents[chosen])
+        self.steps.append(step)
+        self.scores, self.last_tokens = values[chosen].reshape(-1), step.tokens.reshape(-1)
+        return (row * self.beam + step.parents).reshape(-1)
 
-    def _finish(self, ended: Tensor, live: Tensor) -> None:
-        """Takes in what ends now, with log-probabilities (A, beam), and what goes on beside it."""
+    def _finish(
+        self, values: Floats, parents: Integers, ended: Flags, live: Floats, ends: Floats | None
+    ) -> None:
+        """Takes in what ends now; live: (A,) log p of the best that goes on."""
         at_limit = self.limits == self.length
-        others = torch.cat([ended, live], dim=1)
-        rank = (others[:, None, :] > ended[:, :, None]).sum(2)  # (A, beam)
-        accepted = ((rank < self.beam) | at_limit[:, None]) & ~self.done[:, None]
-        accepted &= ended > -torch.inf
-        score = (ended / self.length**self.penalty).masked_fill(~accepted, -torch.inf)
-        improved = score.amax(1) > self.best_scores[self.sentences, -1]
-        if bool(improved.any()):
-            self._keep_best(score[improved], self.tokens[improved, :, 1:], self.sentences[improved])
-        self.finished += accepted.sum(1)
+        among_best = values >= values[:, self.beam - 1, None]
+        accepted = ended & among_best & (values > -np.inf) & ~(self.done | at_limit)[:, None]
+        self._accept(accepted, values, parents)
+        if ends is not None:
+            ends = ends.reshape(-1, self.beam)
+            every = (ends > -np.inf) & (at_limit & ~self.done)[:, None]
+            self._accept(every, ends, np.broadcast_to(np.arange(self.beam), ends.shape))
         # The length at which what goes on would score highest: log p is negative.
-        reach = self.limits if self.penalty >= 0 else torch.full_like(self.limits, self.length + 1)
-        bound = live[:, 0] / reach.to(live.dtype) ** self.penalty
-        beaten = self.best_scores[self.sentences, -1] >= bound
+        reach = self.limits if self.penalty >= 0 else np.full_like(self.limits, self.length + 1)
+        beaten = self.worst >= live / reach.astype(np.float64) ** self.penalty
         self.done |= at_limit | (self.finished >= self.beam) | beaten
 
-    def _keep_best(self, scores: Tensor, tokens: Tensor, rows: Tensor) -> None:
-        """Of finished ones (R, beam), with tokens (R, beam, length), those that are among the best.
+    def _accept(self, accepted: Flags, values: Floats, parents: Integers) -> None:
+        """Those of (A, K) hypotheses, with log p and parents, that are finished."""
+        rows = np.nonzero(accepted)[0].tolist()
+        found = zip(rows, values[accepted].tolist(), parents[accepted].tolist(), strict=True)
+        for row, value, parent in found:
+            best = self.best[self.sentences[row]]
+            new = _Finished(value / self.length**self.penalty, self.length, parent)
+            bisect.insort(best, new, key=lambda one: -one.score)  # of equal ones the earlier first
+            del best[self.n_best :]
+            self.finished[row] += 1
+            if len(best) == self.n_best:
+                self.worst[row] = best[-1].score
 
-        rows: (R,) which sentences they are of. Of equal scores the earlier one comes first.
-        """
-        wanted, length = self.best_scores.shape[1], self.length - 1
-        pool = torch.cat([self.best_scores[rows], scores], dim=1)  # (R, N + beam)
-        order = pool.argsort(dim=1, descending=True, stable=True)[:, :wanted]  # (R, N)
-        new = order - wanted  # below 0: one that was there
-        old = order.clamp(max=wanted - 1)
-        lengths = self.best_lengths[rows].gather(1, old).masked_fill(new >= 0, length)
-        kept = self.best_tokens[rows[:, None], old]  # (R, N, longest)
-        places = torch.arange(len(rows), device=rows.device)[:, None]
-        kept[:, :, :length] = torch.where(
-            (new >= 0)[:, :, None], tokens[places, new.clamp(min=0)], kept[:, :, :length]
-        )
-        self.best_scores[rows] = pool.gather(1, order)
-        self.best_lengths[rows] = lengths
-        self.best_tokens[rows] = kept
-
-    def drop_finished(self) -> Tensor | None:
+    def drop_finished(self) -> Integers | None:
         """Drops sentences that are done, when they are many; the indices of those that stay."""
-        if int(self.done.sum()) * _DROP_FRACTION < self.done.shape[0]:
+        count = len(self.done)
+        if int(self.done.sum()) * _DROP_FRACTION < count:
             return None
-        kept = (~self.done).nonzero().squeeze(1)
-        for name in ("limits", "sentences", "done", "finished", "scores", "tokens"):
-            setattr(self, name, getattr(self, name).index_select(0, kept))
+        kept = np.flatnonzero(~self.done)
+        for name in ("limits", "sentences", "done", "finished", "worst"):
+            setattr(self, name, getattr(self, name)[kept])
+        for name in ("scores", "last_tokens"):
+            setattr(self, name, getattr(self, name).reshape(count, -1)[kept].reshape(-1))
+        self.rows = self.rows.copy()  # as steps hold the old one
+        self.rows[self.sentences] = np.arange(len(kept))
         return kept
 
     def result(self) -> Hypotheses:
-        tokens, lengths = self.best_tokens.tolist(), self.best_lengths.tolist()
-        lists = [
-            [
-                Hypothesis(row[:length], score)
-                for row, length, score in zip(*sentence, strict=True)
-                if score > -math.inf
-            ]
-            for sentence in zip(tokens, lengths, self.best_scores.tolist(), strict=True)
-        ]
         # Where no end had any probability, an empty one stands for it.
-        return Hypotheses([found or [Hypothesis([], -math.inf)] for found in lists])
+        nothing = [Hypothesis([], -math.inf)]
+        return Hypotheses(
+            [
+                [Hypothesis(self._tokens(sentence, one), one.score) for one in found] or nothing
+                for sentence, found in enumerate(self.best)
+            ]
+        )
+
+    def _tokens(self, sentence: int, found: _Finished) -> list[int]:
+        """Those of a finished hypothesis, from its last one back."""
+        tokens, place = [], found.parent
+        for step in reversed(self.steps[: found.length - 1]):
+            row = step.rows[sentence]
+            tokens.append(int(step.tokens[row, place]))
+            place = step.parents[row, place]
+        return tokens[::-1]

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastkd.nn.cache import KeyValues
 from fastkd.nn.layout import Layout
 
 _INPUT_GAIN = 2**-0.5  # of the query, key and value projections at the start
@@ -52,26 +51,13 @@ class SelfAttention(nn.Module):
         A causal layer needs no padding mask: padding lies at the end, after every token.
         """
         projected = self.qkv(rows)
-        query, key, value = _split(layout.pad(_exact(projected)), 3, self.heads)
+        query, key, value = _split(layout.pad(exact(projected)), 3, self.heads)
         if taps is not None:
             taps.append((query, key))
         mask = None if causal else layout.key_mask
         dropout = self.dropout if self.training else 0.0
-        mixed = _attend(query, key, value, mask, dropout, causal)
+        mixed = attend(query, key, value, mask, dropout, causal)
         result: Tensor = self.output(layout.rows(mixed.to(projected.dtype)))
-        return result
-
-    def step(self, hidden: Tensor, cache: KeyValues, visible: Tensor | None) -> Tensor:
-        """One more token for each of `beam` hypotheses of S sentences, (S, beam, width).
-
-        cache: the keys and values of the steps before, to which this one's are added
-        visible: (S, 1, beam, stored) added to scores, 0 where a hypothesis sees what is stored and
-            −∞ elsewhere; None: it sees all of it
-        """
-        projected = self.qkv(hidden)
-        parts = _exact(projected).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = _attend(parts[0], *cache.append(parts[1:]), visible)
-        result: Tensor = self.output(mixed.to(projected.dtype))
         return result
 
 
@@ -102,28 +88,20 @@ class CrossAttention(nn.Module):
     ) -> Tensor:
         """Target rows (N, width) and source rows (M, width) to (N, width)."""
         projected = self.query(rows)
-        (query,) = _split(layout.pad(_exact(projected)), 1, self.heads)
+        (query,) = _split(layout.pad(exact(projected)), 1, self.heads)
         key, value = self.project(source_rows, source_layout)
         if taps is not None:
             taps.append((query, key))
         dropout = self.dropout if self.training else 0.0
-        mixed = _attend(query, key, value, source_layout.key_mask, dropout)
+        mixed = attend(query, key, value, source_layout.key_mask, dropout)
         result: Tensor = self.output(layout.rows(mixed.to(projected.dtype)))
         return result
 
     def project(self, source_rows: Tensor, source_layout: Layout) -> tuple[Tensor, Tensor]:
         """Keys and values of the source, (B, heads, Ts, head size) each."""
-        projected = _exact(self.key_value(source_rows))
+        projected = exact(self.key_value(source_rows))
         key, value = _split(source_layout.pad(projected), 2, self.heads)
         return key, value
-
-    def step(self, hidden: Tensor, source: KeyValues, mask: Tensor | None) -> Tensor:
-        """(S, beam, width) to the same: the hypotheses are queries to their sentence's keys."""
-        projected = self.query(hidden)
-        (query,) = _split(_exact(projected), 1, self.heads)
-        mixed = _attend(query, *source.stored, mask)
-        result: Tensor = self.output(mixed.to(projected.dtype))
-        return result
 
 
 def _split(projected: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
@@ -132,14 +110,14 @@ def _split(projected: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
     return tuple(view.transpose(1, 2) for view in views)
 
 
-def _exact(projected: Tensor) -> Tensor:
+def exact(projected: Tensor) -> Tensor:
     """In float32 on a CPU, where attention in half precision takes three times as long."""
     if projected.device.type == "cpu" and projected.dtype in (torch.bfloat16, torch.float16):
         return projected.float()
     return projected
 
 
-def _attend(
+def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,

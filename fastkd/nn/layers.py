@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastkd.nn.attention import CrossAttention, SelfAttention, Taps, initialise
-from fastkd.nn.cache import KeyValues
 from fastkd.nn.dropout import add_dropped, dropout
 from fastkd.nn.layout import Layout
 
@@ -111,25 +110,6 @@ class DecoderLayer(Residual):
             self.self_attention_norm,
             lambda x: self.self_attention(x, layout, causal, taps),
         )
-
-    def step(
-        self,
-        hidden: Tensor,
-        cache: tuple[KeyValues, KeyValues],
-        visible: Tensor | None,
-        source_mask: Tensor | None,
-    ) -> Tensor:
-        """One more token a hypothesis: (S, beam, width) to the same."""
-        past, source = cache
-        hidden = self.add(
-            hidden, self.self_attention_norm, lambda x: self.self_attention.step(x, past, visible)
-        )
-        hidden = self.add(
-            hidden,
-            self.cross_attention_norm,
-            lambda x: self.cross_attention.step(x, source, source_mask),
-        )
-        return self.add(hidden, self.feed_forward_norm, self.feed_forward)
 
 
 def layer_norm(width: int) -> nn.LayerNorm:

@@ -3,13 +3,12 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, cast
 
-import torch
 from torch import Tensor, nn
 
 from fastkd.nn.attention import Taps
-from fastkd.nn.cache import DecoderState, KeyValues
 from fastkd.nn.layers import DecoderLayer, EncoderLayer, layer_norm
 from fastkd.nn.layout import Layout
+from fastkd.nn.steps import DecoderState, LayerStep, norm_step
 
 if TYPE_CHECKING:
     from fastkd.config.tree import ModelConfig
@@ -55,18 +54,11 @@ class Decoder(_Stack):
             rows = layer(rows, layout, source_rows, source_layout, causal, self_taps, cross_taps)
         return self.close(rows)
 
-    def start(self, source_rows: Tensor, source_layout: Layout) -> DecoderState:
+    def start(self, source_rows: Tensor, source_layout: Layout, beam: int) -> DecoderState:
         """The state before the first step, given the encoder's last states."""
         layers = []
         for layer in cast(Iterable[DecoderLayer], self.layers):
             source = layer.cross_attention.project(source_rows, source_layout)
-            layers.append((KeyValues(), KeyValues(torch.stack(source))))
-        return DecoderState(layers, source_layout.key_mask)
-
-    def step(self, hidden: Tensor, state: DecoderState) -> Tensor:
-        """One more embedded token a hypothesis, (S, beam, width), to the last states."""
-        visible = state.extend(hidden.shape[0], hidden.shape[1], hidden.device)
-        layers = cast(Iterable[DecoderLayer], self.layers)
-        for layer, cache in zip(layers, state.layers, strict=True):
-            hidden = layer.step(hidden, cache, visible, state.source_mask)
-        return self.close(hidden)
+            layers.append(LayerStep(layer, source, beam))
+        close = None if self.norm is None else norm_step(self.norm)
+        return DecoderState(layers, close, source_layout, beam)

@@ -1,6 +1,7 @@
 """An encoder-decoder Transformer."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -10,12 +11,12 @@ from torch import Tensor, nn
 
 from fastkd.errors import InputError
 from fastkd.nn.attention import TapList, Taps
-from fastkd.nn.cache import DecoderState
 from fastkd.nn.dropout import dropout
 from fastkd.nn.layers import DecoderLayer
 from fastkd.nn.layout import Layout
 from fastkd.nn.positions import sinusoids
 from fastkd.nn.stacks import Decoder, Encoder
+from fastkd.nn.steps import DecoderState
 from fastkd.taps import AttentionTap, AttentionTaps
 
 if TYPE_CHECKING:
@@ -179,10 +180,17 @@ class Transformer(nn.Module):
         )
         return TransformerOutput(rows, layout, encoded, tapped)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(..., width) to (..., target_size)."""
+    def logits(self, hidden: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(..., width) to (..., target_size); bias: another one than the model's own."""
         weight = self.output_weight if self.output_by_column is None else self.output_by_column
-        return nn.functional.linear(hidden, weight, self.output_bias)
+        return nn.functional.linear(hidden, weight, self.output_bias if bias is None else bias)
+
+    def bias_barring(self, ids: Sequence[int]) -> Tensor:
+        """The output bias with −∞ at `ids`, so that these have probability 0: (target_size,)."""
+        weight, bias = self.output_weight, self.output_bias
+        barring = weight.new_zeros(weight.shape[0]) if bias is None else bias.detach().clone()
+        barring[list(ids)] = -torch.inf
+        return barring
 
     @torch.no_grad()
     def lay_out_for_decoding(self) -> "Transformer":
@@ -197,18 +205,18 @@ class Transformer(nn.Module):
         self.output_by_column = self.output_weight.detach().t().contiguous().t()
         return self
 
-    def start(self, encoded: Encoded) -> DecoderState:
-        """The state from which incremental decoding of the encoded sentences begins."""
-        return self.decoder.start(encoded.rows, encoded.layout)
+    def start(self, encoded: Encoded, beam: int) -> DecoderState:
+        """The state from which decoding of the encoded sentences begins, token after token."""
+        return self.decoder.start(encoded.rows, encoded.layout, beam)
 
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
-        """The decoder's last states for one more token a hypothesis: (S, beam) to (S, beam, width).
+        """The decoder's last states for one more token a hypothesis: (S · beam,) to rows of width.
 
         Equals the last position of `decode` on all tokens so far; `state` is brought forward.
         """
         position = self._position_table(state.length + 1)[state.length]
-        hidden = torch.add(position, self._target_embedding(tokens), alpha=self.scale)
-        return self.decoder.step(hidden, state)
+        embedded = nn.functional.embedding(tokens, self._target_embedding.weight)
+        return state.step(torch.add(position, embedded, alpha=self.scale))
 
     def _embed(self, tokens: Tensor, embedding: nn.Embedding, layout: Layout) -> Tensor:
         """Ids (B, T) to rows (N, width)."""

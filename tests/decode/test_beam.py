@@ -169,37 +169,36 @@ class Chain:
     def encode(self, source, lengths):
         return source
 
-    def start(self, source):
-        return ChainState(source[:, 0].tolist())
+    def start(self, source, beam):
+        return ChainState(source[:, 0].tolist(), beam)
 
     def step(self, tokens, state):
-        old = state.prefixes or [[()] * tokens.shape[1]] * len(tokens)
         state.prefixes = [
-            [(*prefix, token) for prefix, token in zip(prefixes, new, strict=True)]
-            for prefixes, new in zip(old, tokens.tolist(), strict=True)
+            (*prefix, token) for prefix, token in zip(state.prefixes, tokens.tolist(), strict=True)
         ]
-        rows = zip(state.sentences, state.prefixes, strict=True)
-        return torch.stack(
-            [torch.stack([self.log_p(s, prefix[1:]) for prefix in row]) for s, row in rows]
-        )
+        sentences = [sentence for sentence in state.sentences for _ in range(state.beam)]
+        rows = zip(sentences, state.prefixes, strict=True)
+        return torch.stack([self.log_p(sentence, prefix[1:]) for sentence, prefix in rows])
 
-    def logits(self, hidden):
-        return hidden
+    def bias_barring(self, ids):
+        return torch.zeros(self.size).index_fill(0, torch.tensor(ids), -torch.inf)
+
+    def logits(self, hidden, bias):
+        return hidden + bias
 
 
 class ChainState:
-    def __init__(self, sentences):
-        self.sentences, self.prefixes = sentences, []
+    def __init__(self, sentences, beam):
+        self.sentences, self.beam = sentences, beam
+        self.prefixes = [()] * len(sentences) * beam
 
-    def reorder(self, parents):
-        self.prefixes = [
-            [row[parent] for parent in chosen]
-            for row, chosen in zip(self.prefixes, parents.tolist(), strict=True)
-        ]
+    def reorder(self, rows):
+        assert torch.equal(rows // self.beam, torch.arange(len(rows)) // self.beam)
+        self.prefixes = [self.prefixes[row] for row in rows]
 
     def keep(self, kept):
         self.sentences = [self.sentences[i] for i in kept]
-        self.prefixes = [self.prefixes[i] for i in kept]
+        self.prefixes = [self.prefixes[i * self.beam + j] for i in kept for j in range(self.beam)]
 
 
 def allowed(log_p):

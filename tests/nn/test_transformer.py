@@ -255,14 +255,14 @@ def test_steps_equal_decode(norm, beam):
     model = build(norm, share_embeddings=False, target_size=11).eval()
     source, source_lengths, *_ = batch()
     encoded = model.encode(source, source_lengths)
-    state = model.start(encoded)
+    state = model.start(encoded, beam)
     generator = torch.Generator().manual_seed(5)
     histories = torch.empty(3, beam, 0, dtype=torch.int64)
     sentences = torch.arange(3)
     for length in range(1, 12):
         tokens = torch.randint(0, 11, histories.shape[:2], generator=generator)
         histories = torch.cat([histories, tokens[:, :, None]], dim=2)
-        hidden = model.step(tokens, state)
+        hidden = model.step(tokens.flatten(), state).unflatten(0, (-1, beam))
         for position, sentence in enumerate(sentences.tolist()):
             whole = model.decode(
                 histories[position],
@@ -277,7 +277,7 @@ def test_steps_equal_decode(norm, beam):
             )
         parents = torch.randint(0, beam, histories.shape[:2], generator=generator)
         histories = histories.gather(1, parents[:, :, None].expand_as(histories))
-        state.reorder(parents)
+        state.reorder((parents + beam * torch.arange(len(parents))[:, None]).flatten())
         if length == 5:
             keep = torch.tensor([0, 2])
             state.keep(keep)
