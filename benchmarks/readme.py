@@ -3,7 +3,7 @@
     python -m benchmarks.readme [--check | --pictures]
 
 Of docs/figures.md and benchmarks/README.md what stands between markers, and the tables of
-translation. `--check` writes nothing and names the pages that are stale, `--pictures` also draws
+translation. `--check` writes nothing and names what is stale, `--pictures` also draws
 anew the pictures beside the results.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks import demo
-from benchmarks.translation.pages import by_passes, in_short, known, tables
+from benchmarks.translation.pages import by_passes, drawn, in_short, known, tables
 from fastkd.bench.record import latest, read
 from fastkd.bench.section import Results, full, short
 
@@ -79,13 +79,29 @@ def stale() -> list[Path]:
     ]
 
 
+def stale_pictures() -> list[Path]:
+    """The pictures that show something else than the CSVs say."""
+    from benchmarks.losses import a2d_memory
+    from benchmarks.translation import picture
+    from fastkd.bench import plots
+
+    found = [
+        each for device, own in results().items() for each in plots.stale(own, RESULTS, device)
+    ]
+    found += a2d_memory.stale()
+    return found + [each[-1] for each in drawn() if picture.is_stale(*each)]
+
+
 def draw() -> None:
     from benchmarks.losses import a2d_memory
-    from fastkd.bench.plots import plot_all
+    from benchmarks.translation import picture
+    from fastkd.bench import plots
 
     for device, found in results().items():
-        plot_all(found, RESULTS, device)
+        plots.plot_all(found, RESULTS, device)
     a2d_memory.draw()
+    for each in drawn():
+        picture.draw(*each)
 
 
 def main() -> int:
@@ -96,8 +112,9 @@ def main() -> int:
     options = parser.parse_args()
     try:
         if options.check:
-            old = stale()
-            print("".join(f"{page}: stale; python -m benchmarks.readme\n" for page in old), end="")
+            old = [f"{page}: stale; python -m benchmarks.readme\n" for page in stale()]
+            old += [f"{file}: stale; with --pictures\n" for file in stale_pictures()]
+            print("".join(old), end="")
             return 1 if old else 0
         if options.pictures:
             draw()

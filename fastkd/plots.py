@@ -12,6 +12,8 @@ from torch import Tensor
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from fastkd.compare.kinds import kind_of
+from fastkd.palette import styles
 from fastkd.pictures import write_picture
 from fastkd.runs.folder import OBJECTIVE, RunFolder
 from fastkd.train.log import read_log
@@ -20,20 +22,24 @@ from fastkd.train.log import read_log
 def plot_learning_curves(runs: Mapping[str, RunFolder], file: Path) -> None:
     """Dev loss and dev BLEU over updates, one curve a run."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    configs = [run.config for run in runs.values()]
+    teachers = [config.teacher.run for config in configs if config.teacher and config.teacher.run]
+    looks = styles([kind_of(config, teachers) for config in configs])
     for axis, key, name in zip(axes, ("dev_loss", "dev_bleu"), ("loss", "BLEU"), strict=True):
-        for title, run in runs.items():
+        for (title, run), (colour, line) in zip(runs.items(), looks, strict=True):
             points = [(r["step"], r[key]) for r in read_log(run.log_file) if key in r]
             if points:
-                axis.plot(*zip(*points, strict=True), marker=".", label=title)
+                steps, values = zip(*points, strict=True)
+                axis.plot(steps, values, line, color=colour, marker=".", label=title)
         axis.set(xlabel="updates", ylabel=f"dev {name}")
         axis.grid(alpha=0.3)
     axes[1].legend()
-    write_picture(figure, file, dpi=120)
+    write_picture(figure, file)
 
 
 def plot_head_alignment(run: RunFolder, teacher: RunFolder, file: Path) -> None:
     """`head_alignment` in a file."""
-    write_picture(head_alignment(run, teacher), file, dpi=120)
+    write_picture(head_alignment(run, teacher), file)
 
 
 def head_alignment(run: RunFolder, teacher: RunFolder) -> Figure:

@@ -147,7 +147,7 @@ def short_table(rows: Sequence[Row]) -> str:
                 f"{ratio(others.median_ms, ours.median_ms)} {others.provider}" if others else "",
             )
         )
-    header = ("case", "ours", "ms", "bound", "peak", "x plain", "its peak", "x best other")
+    header = ("case", "ours", "ms", "pace", "peak", "x plain", "its peak", "x best other")
     return text_table(header, lines)
 
 

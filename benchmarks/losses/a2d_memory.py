@@ -25,6 +25,8 @@ from fastkd.bench.record import Machine, Row, append, latest, read, this_machine
 from fastkd.memory.step.cuda_formulas import CUBLAS_WORKSPACE, CudaPredictor, replay
 from fastkd.memory.step.predictor import Predictor
 from fastkd.memory.tracker import running_total
+from fastkd.palette import PROVIDERS
+from fastkd.pictures import digest, log_ticks, shown_by, write_picture
 from fastkd.tables import size
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -36,12 +38,9 @@ NAMES = {
     "reference": "eager PyTorch",
     "compile": "torch.compile of it",
     "torch-uncompiled": "fastkd without a C++ compiler",
-    "torch": "fastkd",
-    "triton": "fastkd",
+    "torch": "fastkd, torch",
+    "triton": "fastkd, triton",
 }
-COLOURS = {
-    "reference": "C7", "compile": "C1", "torch-uncompiled": "C9", "torch": "C0", "triton": "C0"
-}  # fmt: skip
 CPU = torch.device("cpu")
 Curves = dict[str, dict[int, float]]  # by provider: bytes by length
 
@@ -152,7 +151,9 @@ def plot(found: dict[str, tuple[Curves, Curves]], file: Path) -> None:
                     lengths, peaks = zip(*sorted(curve.items()), strict=True)
                     sizes = [peak / 2**20 for peak in peaks]
                     label = NAMES[name] + source
-                    axis.plot(lengths, sizes, line, color=COLOURS[name], label=label, markersize=4)
+                    axis.plot(
+                        lengths, sizes, line, color=PROVIDERS[name], label=label, markersize=4
+                    )
         axis.set(xscale="log", yscale="log", title=title, xlabel="T, pieces a sentence")
         axis.set_xticks(LENGTHS, [str(length) for length in LENGTHS])
         axis.set_yticks(*_mebibytes(axis.get_ylim()))
@@ -162,16 +163,30 @@ def plot(found: dict[str, tuple[Curves, Curves]], file: Path) -> None:
     axes[0].set_ylabel("peak above the inputs")
     maps = f"{OPERATION.sizes['Ns']} student and {OPERATION.sizes['Nt']} teacher maps"
     figure.suptitle(f"Memory of A2D's loss, forward and backward: {maps}")
-    figure.savefig(file, dpi=110, metadata={"Software": None})
-    plt.close(figure)
+    write_picture(figure, file, _shown(file.parent), 110)
+
+
+def _shown(folder: Path) -> str:
+    """Of what the picture in this folder is to show."""
+    tables = (folder / name for name in ("cpu.csv", "predicted.csv"))
+    return digest([table.read_text(encoding="utf-8") for table in tables], PROVIDERS)
+
+
+def stale() -> list[Path]:
+    """The picture, if it does not show what lies beside it."""
+    folder = RESULTS / "a2d_memory"
+    file = folder / "memory.png"
+    known = (folder / "cpu.csv").exists()
+    return [file] if known and shown_by(file) != _shown(folder) else []
 
 
 def _mebibytes(limits: tuple[float, float]) -> tuple[list[float], list[str]]:
-    """Ticks at powers of ten, in MiB, with what people call them."""
-    names = {1: "1 MiB", 10: "10 MiB", 100: "100 MiB", 1024: "1 GiB", 10240: "10 GiB",
-             102400: "100 GiB"}  # fmt: skip
-    inside = [place for place in names if limits[0] <= place <= limits[1]]
-    return [float(place) for place in inside], [names[place] for place in inside]
+    """Ticks, in MiB, where people have round numbers of MiB or GiB."""
+    low, high = limits
+    found = {tick: f"{tick:g} MiB" for tick in log_ticks(low, high) if tick < 1000}
+    if high > 1024:
+        found |= {1024 * t: f"{t:g} GiB" for t in log_ticks(max(low / 1024, 1), high / 1024)}
+    return list(found), list(found.values())
 
 
 def draw() -> Path | None:

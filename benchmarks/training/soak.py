@@ -39,10 +39,11 @@ import psutil
 
 from fastkd.config.load import dump_config
 from fastkd.demo.run import demo_config, write_demo_corpus
+from fastkd.palette import METHODS
 from fastkd.runs.folder import RunFolder
 from fastkd.train.log import read_log
 
-RECIPES = ("teacher", "a2d")
+RECIPES = {"teacher": "teacher", "a2d": "A2D"}  # and what their colours are of
 LOG_EVERY = 5
 SETTINGS = {
     "updates": 1_000_000,
@@ -168,14 +169,15 @@ def _draw(samples: list[Sample], file: Path) -> None:
     figure, axes = plt.subplot_mosaic(
         [["time", "life"], ["update", "life"]], figsize=(14, 6), layout="constrained"
     )
-    for color, recipe in enumerate(RECIPES):
+    for recipe, kind in RECIPES.items():
+        color = METHODS[kind]
         label: str | None = recipe
         for life in _lives([sample for sample in samples if sample.recipe == recipe]):
             minutes = [sample.seconds / 60 for sample in life]
             resident = [sample.resident_mib for sample in life]
-            axes["time"].plot(minutes, resident, color=f"C{color}", label=label)
-            axes["update"].plot(minutes, [s.update for s in life], color=f"C{color}")
-            axes["life"].plot(_updates(life), resident, color=f"C{color}", alpha=0.7)
+            axes["time"].plot(minutes, resident, color=color, label=label)
+            axes["update"].plot(minutes, [s.update for s in life], color=color)
+            axes["life"].plot(_updates(life), resident, color=color, alpha=0.7)
             for name in ("time", "update"):
                 axes[name].axvline(minutes[-1], color="0.8", linewidth=0.8, zorder=0)
             label = None

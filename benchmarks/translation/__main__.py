@@ -18,8 +18,8 @@ from benchmarks.translation.picture import draw
 from benchmarks.translation.plan import Plan, Trial, read_plan
 from benchmarks.translation.results import Results, markdown, show
 from benchmarks.translation.trial import prepare, result, train
-
-SAMPLES = 1000
+from fastkd import tables
+from fastkd.compare.table import of_verdicts
 
 
 def main() -> None:
@@ -54,9 +54,8 @@ def main() -> None:
     show(plan, results, splits)
     (arguments.out / f"{arguments.plan.stem}.md").write_text(markdown(plan, results, splits))
     picture = arguments.out / f"{arguments.plan.stem}-{splits[-1]}.png"
-    for name, each in draw(plan, results, splits[-1], SAMPLES, picture).items():
-        chance = "" if each["p"] is None else f", p = {each['p']:.3f} against {plan.baseline}"
-        print(f"{name}: {each['bleu']:.2f} ± {each['interval']:.2f}{chance}")
+    if found := draw(plan, results, splits[-1], picture):
+        tables.show([of_verdicts(found, splits[-1])])
 
 
 def parsed() -> tuple[argparse.Namespace, Plan]:

@@ -1,7 +1,7 @@
 """The pages and tables that show what was measured, from the CSVs alone."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.translation.plan import Plan, Trial, read_plan
@@ -36,6 +36,15 @@ def tables() -> dict[Path, str]:
         HERE / "results" / f"{name}.md": markdown(plan, results, splits(plan, results))
         for name, (plan, results) in known().items()
     }
+
+
+def drawn() -> Iterator[tuple[Plan, Results, str, Path]]:
+    """The pictures beside the tables: plan, results, split and file of each that is there."""
+    for name, (plan, results) in known().items():
+        split = splits(plan, results)[-1]
+        file = HERE / "results" / f"{name}-{split}.png"
+        if file.exists():
+            yield plan, results, split, file
 
 
 def in_short(plan: Plan, results: Results, names: Sequence[str] = ()) -> str:

@@ -1,32 +1,21 @@
-"""BLEU of every method with what chance leaves open: sacrebleu's paired bootstrap."""
+"""BLEU of every method with what chance leaves open, as `fastkd compare` tells it."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
-
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from sacrebleu.metrics.bleu import BLEU
-from sacrebleu.significance import PairedTest, Result
 
 from benchmarks.translation.plan import Plan, Trial
 from benchmarks.translation.results import Results
 from benchmarks.translation.trial import has_translations, read_translations
+from fastkd.compare.kinds import kind_of
+from fastkd.compare.pictures import BOOTSTRAP, Scored, scores
+from fastkd.compare.verdicts import Verdict, judged
+from fastkd.config.load import load_config
+from fastkd.palette import styles
+from fastkd.pictures import digest, shown_by, write_picture
 
 
-class Chance(TypedDict):
-    """A method's BLEU, the middle and half the width of its 95 % interval, and its p-value."""
-
-    bleu: float
-    mean: float | None
-    interval: float | None
-    p: float | None  # None: the baseline's
-
-
-def bootstrap(plan: Plan, results: Results, split: str, samples: int) -> dict[str, Chance]:
-    """By method, its BLEU and confidence interval, and the p-value against the baseline.
+def bootstrap(plan: Plan, results: Results, split: str) -> list[Verdict]:
+    """Each method's scores, its confidence interval, and the p-value against the baseline.
 
     The seeds that all methods have in common are taken together as one long test set. Empty where
     there is no baseline yet, nothing to compare with it, no seed in common, or where translations
@@ -39,56 +28,65 @@ def bootstrap(plan: Plan, results: Results, split: str, samples: int) -> dict[st
     names = [name for name, row in plan.rows.items() if done[name] and not row.teacher]
     names.sort(key=lambda name: name != plan.baseline)  # the first one is the baseline
     if not done[plan.baseline] or len(names) < 2:
-        return {}
+        return []
     seeds = sorted(set.intersection(*(done[name] for name in names)))
     if not seeds:
-        return {}
+        return []
     if not all(
         has_translations(Trial(plan, name, seed), split) for name in names for seed in seeds
     ):
-        return {}
+        return []
     systems: list[tuple[str, Sequence[str]]] = []
     references: list[str] = []
     for name in names:
         parts = [read_translations(Trial(plan, name, seed), split) for seed in seeds]
         systems.append((name, [line for hypotheses, _ in parts for line in hypotheses]))
         references = [line for _, each in parts for line in each]
-    test = PairedTest(systems, {"BLEU": BLEU()}, [references], test_type="bs", n_samples=samples)
-    found = [each for each in test()[1]["BLEU"] if isinstance(each, Result)]
-    return {
-        name: Chance(bleu=each.score, mean=each.mean, interval=each.ci, p=each.p_value)
-        for name, each in zip(names, found, strict=True)
-    }
+    return judged(systems, references)
 
 
-def draw(plan: Plan, results: Results, split: str, samples: int, file: Path) -> dict[str, Chance]:
+def draw(plan: Plan, results: Results, split: str, file: Path) -> list[Verdict]:
     """A line a method: its mean, a tick a seed, and 95 % intervals where translations are there.
 
     No picture where there are not two methods.
     """
-    found = bootstrap(plan, results, split, samples)
+    found = bootstrap(plan, results, split)
+    rows = _rows(plan, results, split, found)
+    if len(rows) < 2:
+        return found
+    best = _teacher(plan, results, split)
+    figure = scores(rows, f"BLEU, {split}", BOOTSTRAP, best)
+    figure.suptitle(plan.corpus)
+    write_picture(figure, file, digest(rows, best))
+    return found
+
+
+def is_stale(plan: Plan, results: Results, split: str, file: Path) -> bool:
+    """Whether the picture shows something else than would be drawn now."""
+    rows = _rows(plan, results, split, bootstrap(plan, results, split))
+    return shown_by(file) != digest(rows, _teacher(plan, results, split))
+
+
+def _rows(plan: Plan, results: Results, split: str, found: Sequence[Verdict]) -> list[Scored]:
+    halves = {verdict.title: verdict.interval for verdict in found}
     seeds = {name: _by_seed(plan, results, name, split) for name in plan.rows}
     names = [name for name, row in plan.rows.items() if seeds[name] and not row.teacher]
-    if len(names) < 2:
-        return found
-    figure, axis = plt.subplots(figsize=(8, 0.5 * len(names) + 1.6), layout="constrained")
-    for height, name in enumerate(reversed(names)):
-        each = found.get(name)
-        mean = each["bleu"] if each else sum(seeds[name]) / len(seeds[name])
-        axis.errorbar(mean, height, xerr=each and each["interval"], fmt="o", capsize=4)
-        axis.plot(seeds[name], [height] * len(seeds[name]), "|", color="black", markersize=12)
-    teacher = results.of(plan.teacher, split)
-    if teacher:
-        axis.axvline(float(teacher["bleu"]), linestyle="--", color="grey", label="teacher")
-        axis.legend()
-    axis.set_yticks(range(len(names)), list(reversed(names)))
-    bars = "; bars: 95 % of the paired bootstrap" if found else ""
-    axis.set(xlabel=f"BLEU, {split} (point: mean, tick: a seed{bars})", title=plan.corpus)
-    axis.grid(axis="x", alpha=0.3)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=120)
-    plt.close(figure)
-    return found
+    looks = styles([_kind(plan, name) for name in names])
+    return [
+        Scored(name, look, tuple(seeds[name]), halves.get(name))
+        for name, look in zip(names, looks, strict=True)
+    ]
+
+
+def _teacher(plan: Plan, results: Results, split: str) -> float | None:
+    line = results.of(plan.teacher, split)
+    return float(line["bleu"]) if line else None
+
+
+def _kind(plan: Plan, name: str) -> str:
+    if plan.rows[name].distilled:
+        return "sequence KD"
+    return kind_of(load_config(Trial(plan, name, plan.seeds[0]).recipe))
 
 
 def _by_seed(plan: Plan, results: Results, name: str, split: str) -> list[float]:

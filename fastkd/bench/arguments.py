@@ -18,7 +18,7 @@ from fastkd.runs.device import pick_device
 from fastkd.tables import show
 
 _DETAILS = """
-Each provider first shows that it computes the same loss and gradients. "bound" is the time that
+Each provider first shows that it computes the same loss and gradients. "pace" is the time that
 the machine's rates allow, as PyTorch's own operators reach them, as a share of the time taken."""
 
 

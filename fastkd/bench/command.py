@@ -10,8 +10,8 @@ import torch
 from fastkd.bench import providers
 from fastkd.bench.operation import Operation
 from fastkd.bench.operations import OPERATIONS
+from fastkd.bench.rates import measured_rates
 from fastkd.bench.record import Row, append, this_machine
-from fastkd.bench.roofline import measured_rates
 from fastkd.bench.run import Effort, run_case
 from fastkd.bench.tables import TRAINING
 from fastkd.errors import InputError

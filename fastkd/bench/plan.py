@@ -10,13 +10,13 @@ from fastkd.bench.command import Question, dtype_of, scales_of, shapes_of
 from fastkd.bench.operation import Operation, describe
 from fastkd.bench.operations import OPERATIONS
 from fastkd.bench.providers import Absent, build
-from fastkd.bench.roofline import Rates, measured_rates
+from fastkd.bench.rates import Rates, measured_rates
 from fastkd.bench.tables import TRAINING, short_shape
 from fastkd.tables import duration
 
 # What the estimate rests on: eager PyTorch takes some times as long as the least that the
 # arithmetic needs, and compiling a case some seconds, here and in the process of its memory.
-_TIMES_THE_BOUND = 4
+_TIMES_THE_PACE = 4
 _COMPILING = 20.0
 
 
@@ -44,7 +44,7 @@ def plan(question: Question) -> list[Case]:
             present = tuple(_present(operation, question.against, device))
             for shape in shapes_of(operation, question):
                 work = operation.work("both", shape, dtype_of(question))
-                seconds = _seconds(question, rates.bound(work)[0], present, starting)
+                seconds = _seconds(question, rates.time(work)[0], present, starting)
                 cases.append(Case(name, describe(shape), present, seconds))
     return cases
 
@@ -77,10 +77,10 @@ def _present(operation: Operation, names: Sequence[str], device: torch.device) -
         yield name
 
 
-def _seconds(question: Question, bound: float, providers: Sequence[str], starting: float) -> float:
+def _seconds(question: Question, pace: float, providers: Sequence[str], starting: float) -> float:
     """One check and a warm-up of each provider, rounds for a while, and a process for memory."""
     effort, number = question.effort, len(providers)
-    once = _TIMES_THE_BOUND * bound * number
+    once = _TIMES_THE_PACE * pace * number
     in_all = 2 * once + max(effort.seconds, effort.least * once)
     compiling = _COMPILING if "compile" in providers else 0.0
     if effort.memory and question.device.type == "cpu":
@@ -98,7 +98,7 @@ def _training(question: Question, rates: Rates, starting: float) -> Iterator[Cas
         for method in METHODS:
             student, teacher = weights_of(scale, method)
             flops = (6 * student + 2 * teacher) * 2 * scale.batch_tokens
-            once += _TIMES_THE_BOUND * flops / rates.flops * len(backends)
+            once += _TIMES_THE_PACE * flops / rates.flops * len(backends)
         effort, number = question.effort, len(METHODS) * len(backends)
         memory = 2 * number * starting + 3 * once if effort.memory else 0.0
         seconds = (effort.least + 2) * once + memory

@@ -55,7 +55,7 @@ class Row:
     lower_ms: float | None = None  # quartiles
     upper_ms: float | None = None
     relative: float | None = None  # to the base it took turns with: median of the rounds' ratios
-    bound_ms: float | None = None  # the roofline's
+    bound_ms: float | None = None  # what the work takes at PyTorch's own rates
     bound_by: str = ""
     peak_bytes: int | None = None  # above the inputs, forward and backward
     allocated_bytes: int | None = None
@@ -65,7 +65,7 @@ class Row:
 
     @property
     def share(self) -> float | None:
-        """Achieved share of the bound."""
+        """The time at PyTorch's own rates as a share of the time taken."""
         if self.bound_ms is None or not self.median_ms:
             return None
         return self.bound_ms / self.median_ms

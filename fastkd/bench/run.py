@@ -14,8 +14,8 @@ from fastkd.bench.clock import Clock, Times
 from fastkd.bench.operation import Inputs, Loss, Operation, Shape, describe, learned
 from fastkd.bench.peak import PeakMemory, peak_in_own_process, peak_on_cuda
 from fastkd.bench.providers import Absent, build, version
+from fastkd.bench.rates import Rates
 from fastkd.bench.record import Row
-from fastkd.bench.roofline import Rates
 from fastkd.errors import BackendUnavailable
 
 DIRECTIONS = ("forward", "backward", "both")
@@ -117,7 +117,7 @@ def run_case(
                 [getattr(measured, direction) for measured in times.get(who, ())]
                 for who in (name, base_name)
             )
-            seconds, limit = rates.bound(operation.work(direction, shape, dtype))
+            seconds, limit = rates.time(operation.work(direction, shape, dtype))
             rows.append(
                 Row(
                     **common,

@@ -14,7 +14,7 @@ _SHORT_LEGEND = (
     "One forward and one backward pass; medians of providers that took turns. Eager is the loss as"
     " a user of PyTorch would write it, or, where it says so, the reference backend, which takes"
     " care of masks, ties and digits. Memory is the peak"
-    " above the inputs, gradients included, and of a training step all memory; floor is the time"
+    " above the inputs, gradients included, and of a training step all memory; pace is the time"
     " that the loss's arithmetic and traffic take at the rates that PyTorch's own matrix products,"
     " exponentials and copies reach on the machine, as a share of the time that it took; compiled"
     " kernels that are faster at products and exponentials than PyTorch pass 100%."
@@ -22,9 +22,9 @@ _SHORT_LEGEND = (
 _LEGEND = (
     "Times are medians; spread is half the distance of the quartiles; speed is that of the"
     " reference backend in the same round, median over the rounds; peak is memory above the"
-    " inputs, gradients included, and of a training step all memory; bound is the"
-    " roofline's time as a share of the time taken, by the rates that PyTorch's matrix products,"
-    " exponentials and copies reach on the machine, so that faster ones pass 100%. Cost is a"
+    " inputs, gradients included, and of a training step all memory; pace is the"
+    " time of the work at the rates that PyTorch's own matrix products, exponentials and copies"
+    " reach on the machine, as a share of the time taken, so that faster ones pass 100%. Cost is a"
     " step's time over that of the first one of its kind: the student alone, the masked student"
     " alone, or word KD on real batches."
 )

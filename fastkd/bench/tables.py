@@ -9,8 +9,8 @@ _LOSSES = {"ce": "CE", "kd": "CE + KD", "tie": "CE + KD + ranking"}  # as a summ
 
 TRAINING, THROUGHPUT = "training", "throughput"  # operations whose rows are of whole steps
 
-CASE = ("provider", "forward", "backward", "both, ms", "spread", "speed", "peak", "bound")
-SUMMARY = ("", "ms", "× eager", "× compiled", "memory", "eager's", "compiled's", "floor")
+CASE = ("provider", "forward", "backward", "both, ms", "spread", "speed", "peak", "pace")
+SUMMARY = ("", "ms", "× eager", "× compiled", "memory", "eager's", "compiled's", "pace")
 STEP = ("method, backend", "ms", "spread", "tokens/s", "cost", "peak")
 SPEED = ("training loop", "ms", "spread", "tokens/s", "speed")
 
@@ -19,8 +19,8 @@ def tables(rows: Iterable[Row]) -> list[Table]:
     """One for each operation and shape, and one for all training steps.
 
     spread: half the distance of the quartiles; speed: times that of the reference, or else of the
-    first; peak: bytes above the inputs, of a step all of them; bound: the share of the roofline's
-    speed that is achieved; cost: times the step that the method adds to
+    first; peak: bytes above the inputs, of a step all of them; pace: the time at PyTorch's own
+    rates as a share of the time taken; cost: times the step that the method adds to
     """
     by_case: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:

@@ -25,17 +25,29 @@ from fastkd.cli.arguments import DEVICE
     type=click.Choice(["dev", "test"]),
     help="Also translate this split, and say what of the differences may be chance.",
 )
+@click.option(
+    "--memory/--no-memory",
+    default=True,
+    show_default=True,
+    help="Whether the page shows where the memory of a training step goes, as predicted.",
+)
 @DEVICE
 def command(
-    runs: tuple[str, ...], output: str | None, samples: int, split: str | None, device: str
+    runs: tuple[str, ...],
+    output: str | None,
+    samples: int,
+    split: str | None,
+    memory: bool,
+    device: str,
 ) -> None:
     """Show RUNS beside each other: sizes, time, scores, and which settings differ.
 
     Runs that differ in their seed alone are one method. With --output a page that needs no other
-    file has curves, losses by component, head alignments and translations too.
+    file has curves, losses by component, head alignments, memory and translations too.
     """
     from fastkd.cli.progress import counting
     from fastkd.compare.facts import Facts
+    from fastkd.compare.memory import Steps, steps_of
     from fastkd.compare.methods import methods_of
     from fastkd.compare.page import page
     from fastkd.compare.samples import samples_of
@@ -61,6 +73,10 @@ def command(
             trained = all(method.first.meta for method in methods)
             with counting("translating samples", len(methods)) as done:
                 shown = samples_of(methods, samples, device, done) if samples and trained else []
-            file.write(page(methods, shown, found, split or "dev").encode())
+            steps: Steps = []
+            if memory:
+                with counting("predicting memory", len(methods)) as done:
+                    steps = steps_of(methods, done)
+            file.write(page(methods, shown, found, split or "dev", steps).encode())
     if output:
         click.echo(f"{output}: written")

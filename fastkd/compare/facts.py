@@ -12,6 +12,7 @@ from fastkd.config.tree import Config
 from fastkd.errors import InputError
 from fastkd.reading import expect_file
 from fastkd.runs.folder import MODEL, RunFolder
+from fastkd.runs.scores import read_scores
 from fastkd.train.log import read_log
 
 _WHOLE = ("teacher", "start")  # shown in one line
@@ -74,6 +75,18 @@ class Facts:
         """The `key` of the best checkpoint's validation; None where there was none."""
         at = self.meta.get("best_update")
         found = [value for step, value in self.curve(key) if at is None or step == at]
+        return found[-1] if found else None
+
+    def scored(self, split: str, key: str = "bleu") -> float | None:
+        """What `fastkd score` last found of the best checkpoint as it is now; None: not scored."""
+        best = self.meta.get("best_update", self.updates)
+        found = [
+            entry[key]
+            for entry in read_scores(self.folder)
+            if (entry.get("split"), entry.get("checkpoint"), entry.get("update"))
+            == (split, "best", best)
+            and _is_number(entry.get(key))
+        ]
         return found[-1] if found else None
 
 

@@ -3,14 +3,27 @@
 from collections.abc import Sequence
 from importlib import resources
 
-import matplotlib
 from jinja2 import Environment
 
+from fastkd.compare.memory import Steps
 from fastkd.compare.methods import Method
-from fastkd.compare.pictures import colour, components, curve, heads
+from fastkd.compare.pictures import (
+    BOOTSTRAP,
+    OVER_SEEDS,
+    Look,
+    Scored,
+    components,
+    curve,
+    heads,
+    looks_of,
+    scores,
+    svg,
+)
 from fastkd.compare.samples import Sample
 from fastkd.compare.table import of_methods, of_settings, of_verdicts
 from fastkd.compare.verdicts import Verdict
+from fastkd.memory.step.plots import timeline
+from fastkd.memory.step.tables import step_tables
 
 _CURVES = {
     "dev BLEU": "dev_bleu",
@@ -27,13 +40,16 @@ def page(
     samples: Sequence[Sample] = (),
     verdicts: Sequence[Verdict] = (),
     split: str = "dev",
+    steps: Steps | None = None,
 ) -> str:
     """The page's text; pictures lie within it.
 
     split: that the verdicts are on
+    steps: of the methods' memory
     """
     template = resources.files("fastkd.compare").joinpath("page.html").read_text(encoding="utf-8")
-    curves = {name: curve(methods, key, name) for name, key in _CURVES.items()}
+    looks = looks_of(methods)
+    curves = {name: curve(methods, looks, key, name) for name, key in _CURVES.items()}
     pictures = {method.title: heads(method) for method in methods}
     return (
         Environment(autoescape=True)
@@ -43,10 +59,33 @@ def page(
             methods=of_methods(methods),
             settings=of_settings(methods),
             verdicts=of_verdicts(verdicts, split) if verdicts else None,
-            colours=[matplotlib.colors.to_hex(colour(i)) for i in range(len(methods))],
+            colours=[colour for colour, _ in looks],
+            scores=_scores(methods, looks, verdicts, split),
             curves={name: picture for name, picture in curves.items() if picture},
-            components=components(methods),
+            components=components(methods, looks),
             head_pictures={name: picture for name, picture in pictures.items() if picture},
+            memory=step_tables("Predicted for a CPU, by what is alive at the peak", steps or []),
+            timeline=svg(timeline(steps, "Memory of a training step")) if steps else None,
             samples=samples,
         )
     )
+
+
+def _scores(
+    methods: Sequence[Method], looks: Sequence[Look], verdicts: Sequence[Verdict], split: str
+) -> str | None:
+    """BLEU of every method: as translated for the verdicts, else of dev at the best checkpoints."""
+    halves = {verdict.title: verdict.interval for verdict in verdicts}
+    known = {verdict.title: [verdict.bleu] for verdict in verdicts}
+    rows = []
+    for method, look in zip(methods, looks, strict=True):
+        mean = method.mean("dev_bleu")
+        values = [value for run in method.runs if (value := run.best("dev_bleu")) is not None]
+        half = halves.get(method.title) if verdicts else mean.half if mean else None
+        values = known.get(method.title, values)
+        if values:
+            rows.append(Scored(method.title, look, values, half))
+    if not rows:
+        return None
+    named = f"BLEU, {split if verdicts else 'dev'}"
+    return svg(scores(rows, named, BOOTSTRAP if verdicts else OVER_SEEDS, None))

@@ -9,13 +9,19 @@ from fastkd.tables import Table, duration
 
 
 def of_methods(methods: Sequence[Method]) -> Table:
-    header = ("method", "seeds", "parameters", "updates", "time", "dev loss", "dev BLEU")
-    remark = "best checkpoints; ±: half of the 95 % interval over seeds (Student's t)"
-    return Table("methods", header, [_method(method) for method in methods], [remark])
+    tested = any(method.scored("test") for method in methods)
+    header = ["method", "seeds", "parameters", "updates", "time", "dev loss", "dev BLEU"]
+    header += ["test BLEU", "test chrF"] if tested else []
+    remarks = ["best checkpoints; ±: half of the 95 % interval over seeds (Student's t)"]
+    remarks.append(
+        "test: by fastkd score" if tested else "fastkd score RUN test adds scores on test"
+    )
+    return Table("methods", header, [_method(method, tested) for method in methods], remarks)
 
 
-def _method(method: Method) -> list[str]:
+def _method(method: Method, tested: bool) -> list[str]:
     loss, bleu = (method.mean(key) for key in ("dev_loss", "dev_bleu"))
+    tests = [method.scored("test", key) for key in ("bleu", "chrf")] if tested else []
     time = Mean.of(run.seconds for run in method.runs)
     updates = {run.updates for run in method.runs}
     return [
@@ -26,6 +32,7 @@ def _method(method: Method) -> list[str]:
         "-" if time is None else duration(time.value),
         "-" if loss is None else loss.shown(3),
         "-" if bleu is None else bleu.shown(),
+        *("-" if mean is None else mean.shown() for mean in tests),
     ]
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fastkd.compare.methods import Method
 from fastkd.data.text import read_pairs, text_file
-from fastkd.decode.score import compare, score
+from fastkd.decode.score import DEFAULT, compare, score
 from fastkd.errors import InputError
 from fastkd.runs.scores import bleu_tokenizer_of
 from fastkd.runs.translation import translate_split
@@ -22,8 +22,26 @@ class Verdict:
     title: str
     bleu: float
     chrf: float
+    interval: float | None = None  # of the first one, where there is another
+    p: float | None = None  # of all but the first
+
+
+def judged(
+    systems: Sequence[tuple[str, Sequence[str]]],
+    references: Sequence[str],
+    tokenizer: str = DEFAULT,
+) -> list[Verdict]:
+    """Of systems' translations of the same sentences; the first one is the baseline."""
+    (title, baseline), *others = systems
+    own = score(baseline, references, tokenizer)
     interval: float | None = None
-    p: float | None = None
+    found: list[Verdict] = []
+    for name, lines in others:
+        scores = score(lines, references, tokenizer)
+        bleu = compare(baseline, lines, references, tokenizer)[0]
+        interval = bleu.baseline_interval
+        found.append(Verdict(name, scores.bleu, scores.chrf, bleu.system_interval, bleu.p))
+    return [Verdict(title, own.bleu, own.chrf, interval), *found]
 
 
 def sentences(methods: Sequence[Method], split: str) -> int:
@@ -54,28 +72,19 @@ def verdicts(
 
     Raises InputError where the methods' references are not the same.
     """
-    runs = _runs_each(methods)
-    tokenizer = bleu_tokenizer_of(methods[0].first.folder)
-    found: list[Verdict] = []
-    first: list[str] = []
+    systems: list[tuple[str, list[str]]] = []
     expected: list[str] = []
     for method in methods:
         lines: list[str] = []
         references: list[str] = []
-        for run in method.runs[:runs]:
+        for run in method.runs[: _runs_each(methods)]:
             ours, theirs = translate_split(run.folder, split, device=device, progress=progress)
             lines += ours
             references += theirs
-        if not found:
-            first, expected = lines, references
-        elif references != expected:
+        if systems and references != expected:
             raise InputError(
                 f"{method.first.name}: its {split} text is not that of {methods[0].first.name}"
             )
-        scores = score(lines, references, tokenizer)
-        verdict = Verdict(method.title, scores.bleu, scores.chrf)
-        if found:
-            bleu = compare(first, lines, references, tokenizer)[0]
-            verdict = Verdict(method.title, scores.bleu, scores.chrf, bleu.system_interval, bleu.p)
-        found.append(verdict)
-    return found
+        systems.append((method.title, lines))
+        expected = references
+    return judged(systems, expected, bleu_tokenizer_of(methods[0].first.folder))

@@ -46,6 +46,11 @@ class Request:
     engine: Engine = OWN
 
 
+def note_of(prefix: Path) -> Path:
+    """What tells of a distilled text that it is complete, and how it was made."""
+    return prefix.with_name(f"{prefix.name}.distilled.json")
+
+
 @dataclass(frozen=True)
 class Distilled:
     """The text that was written."""
@@ -90,7 +95,7 @@ def distil(
     try:
         with FileLock(folder / ".lock", timeout=0):
             work = _Work(folder, wanted)
-            note = prefix.with_name(f"{prefix.name}.distilled.json")
+            note = note_of(prefix)
             done = _completed(note, wanted, files)
             if done is None:
                 _translate(run, request, search, source, reference, work, progress)

@@ -1,11 +1,11 @@
-"""Operations: shapes, inputs, and the work that their roofline bound counts."""
+"""Operations: shapes, inputs, and the work that their pace counts."""
 
 import pytest
 import torch
 
 from fastkd.bench.operation import Work, learned
 from fastkd.bench.operations import OPERATIONS
-from fastkd.bench.roofline import Rates
+from fastkd.bench.rates import Rates
 from fastkd.errors import InputError
 
 CPU = torch.device("cpu")
@@ -33,17 +33,17 @@ def test_the_work_of_documents_is_that_of_the_table():
     assert forward + backward == work
 
 
-def test_the_bound_is_set_by_the_slowest():
+def test_the_time_is_set_by_the_slowest():
     rates = Rates(flops=100.0, bytes=10.0, exponentials=1.0)
-    assert rates.bound(Work(flops=1000.0, bytes=10.0, exponentials=1.0)) == (10.0, "flops")
-    assert rates.bound(Work(flops=100.0, bytes=30.0, exponentials=1.0)) == (3.0, "bytes")
-    assert rates.bound(Work(flops=100.0, bytes=10.0, exponentials=2.0)) == (2.0, "exponentials")
+    assert rates.time(Work(flops=1000.0, bytes=10.0, exponentials=1.0)) == (10.0, "flops")
+    assert rates.time(Work(flops=100.0, bytes=30.0, exponentials=1.0)) == (3.0, "bytes")
+    assert rates.time(Work(flops=100.0, bytes=10.0, exponentials=2.0)) == (2.0, "exponentials")
 
 
 def test_a_cpu_does_products_and_exponentials_one_after_the_other():
     rates = Rates(flops=100.0, bytes=10.0, exponentials=1.0, one_unit=True)
-    assert rates.bound(Work(flops=100.0, bytes=10.0, exponentials=2.0)) == (3.0, "arithmetic")
-    assert rates.bound(Work(flops=100.0, bytes=40.0, exponentials=2.0)) == (4.0, "bytes")
+    assert rates.time(Work(flops=100.0, bytes=10.0, exponentials=2.0)) == (3.0, "arithmetic")
+    assert rates.time(Work(flops=100.0, bytes=40.0, exponentials=2.0)) == (4.0, "bytes")
 
 
 def test_shapes_are_read_with_what_is_not_given():

@@ -7,7 +7,7 @@ from fastkd import watching
 from fastkd.bench import providers, run
 from fastkd.bench.operations import OPERATIONS
 from fastkd.bench.peak import peak_in_own_process
-from fastkd.bench.roofline import Rates
+from fastkd.bench.rates import Rates
 from fastkd.bench.run import DIRECTIONS, Effort, figures, run_case
 
 CPU = torch.device("cpu")

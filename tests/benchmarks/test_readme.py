@@ -1,14 +1,51 @@
 """Pages and tables of results say what the CSVs beside them say."""
 
+import csv
+import shutil
+
 import pytest
 
 from benchmarks import readme
+from benchmarks.losses import a2d_memory
 from benchmarks.translation.pages import HERE, by_passes, in_short, known
+from fastkd.bench import plots
 
 
 def test_no_page_is_stale():
     """`python -m benchmarks.readme` writes them anew."""
     assert readme.stale() == []
+
+
+def test_no_picture_is_stale():
+    """`python -m benchmarks.readme --pictures` draws them anew."""
+    assert readme.stale_pictures() == []
+
+
+def test_a_picture_of_other_results_is_found(tmp_path, monkeypatch):
+    folder = shutil.copytree(readme.RESULTS, tmp_path / "results")
+    found = readme.results()
+    assert plots.stale(found["cpu"], folder, "cpu") == []
+    assert plots.stale(found["cpu"][:-40], folder, "cpu") != []
+    monkeypatch.setattr(a2d_memory, "RESULTS", folder)
+    assert a2d_memory.stale() == []
+    table = folder / "a2d_memory" / "predicted.csv"
+    table.write_text(table.read_text().replace("1", "2", 1))
+    assert a2d_memory.stale() == [folder / "a2d_memory" / "memory.png"]
+
+
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+def test_the_predicted_memory_is_what_the_kernels_would_take_now(backend):
+    """`python -m benchmarks.losses.a2d_memory` predicts anew."""
+    table = readme.RESULTS / "a2d_memory" / "predicted.csv"
+    lines = csv.DictReader(table.read_text(encoding="utf-8").splitlines())
+    (bytes_there,) = (
+        int(line["predicted_bytes"])
+        for line in lines
+        if line["panel"].startswith("GPU") and (line["backend"], line["length"]) == (backend, "512")
+    )
+    assert (
+        a2d_memory.predict(a2d_memory.of_length(512, a2d_memory.GPU_TOKENS), backend) == bytes_there
+    )
 
 
 def test_a_page_that_was_changed_by_hand_is_found(monkeypatch, capsys):

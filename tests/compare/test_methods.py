@@ -1,13 +1,21 @@
 """Runs read, grouped by what they are, and their settings held against each other."""
 
+import dataclasses
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from fastkd.compare.facts import Facts, find_runs
+from fastkd.compare.kinds import kind_of
 from fastkd.compare.methods import Mean, differing, methods_of
+from fastkd.compare.pictures import looks_of
+from fastkd.compare.table import of_methods
 from fastkd.errors import InputError
+from fastkd.palette import METHODS
 from fastkd.runs.folder import RunFolder
+from fastkd.runs.sequences import note_of
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +50,39 @@ def test_mean_over_seeds():
     mean = Mean.of([1.0, 2.0, 3.0])  # t of two degrees of freedom · 1 / √3
     assert mean.value == 2
     assert mean.half == pytest.approx(4.303 / 3**0.5, rel=1e-3)
+
+
+def test_scores_on_test_count_as_long_as_the_checkpoint_is_the_one(runs, tmp_path):
+    copy = shutil.copytree(runs[0], tmp_path / "copy")
+    best = Facts.read(copy).meta["best_update"]
+    entry = {"split": "test", "checkpoint": "best", "update": best, "bleu": 12.5, "chrf": 30.0}
+    others = [{**entry, "split": "dev", "bleu": 1.0}, {**entry, "checkpoint": "last", "bleu": 2.0}]
+    (copy / "scores.json").write_text(json.dumps({"scores": [entry, *others]}))
+    facts = Facts.read(copy)
+    assert (facts.scored("test"), facts.scored("test", "chrf")) == (12.5, 30.0)
+    table = of_methods(methods_of([facts, Facts.read(runs[2])]))
+    assert table.header[-2:] == ["test BLEU", "test chrF"]
+    assert [line[-2:] for line in table.lines] == [["12.50", "30.00"], ["-", "-"]]
+    (copy / "scores.json").write_text(json.dumps({"scores": [{**entry, "update": best + 1}]}))
+    assert Facts.read(copy).scored("test") is None
+
+
+def test_what_a_method_is_decides_its_colour(methods, runs):
+    assert looks_of(methods) == [
+        (METHODS["alone"], "-"),
+        (METHODS["A2D"], "-"),
+    ]
+    taught = [Facts.read(Facts.read(runs[2]).config.teacher.run), Facts.read(runs[2])]
+    assert looks_of(methods_of(taught))[0] == (METHODS["teacher"], "-")
+
+
+def test_a_distilled_text_is_known_by_its_note(tmp_path, methods):
+    config = methods[0].first.config
+    data = dataclasses.replace(config.data, train=str(tmp_path / "train"))
+    config = dataclasses.replace(config, data=data)
+    assert kind_of(config) == "alone"
+    note_of(tmp_path / "train").write_text("{}")
+    assert kind_of(config) == "sequence KD"
 
 
 def test_runs_in_a_folder(runs):

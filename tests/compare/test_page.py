@@ -52,9 +52,12 @@ def test_a_page_by_another_name_is_refused(runs, tmp_path, capsys):
 def test_page_needs_nothing_else(page):
     text = page.read_text(encoding="utf-8")
     assert not re.search(r"(?:src|href)=[\"'](?!data:|#)", re.sub(r"xlink:href", "", text))
-    for title in ("Settings that differ", "Curves", "Losses by component", "Head alignments"):
+    for title in ("Settings that differ", "Curves", "Losses by component", "Head alignments",
+                  "Memory of a training step", "Translations"):  # fmt: skip
         assert f"<h2>{title}</h2>" in text
     assert text.count('class="sample"') == 3
+    assert "paired bootstrap over sentences" in text
+    assert "(a line a seed)" in text
 
 
 @pytest.mark.parametrize("width", [400, 1400])

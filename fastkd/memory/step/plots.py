@@ -12,14 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from fastkd.memory.step.report import StepMemory
+from fastkd.palette import PHASES
 from fastkd.pictures import write_picture
-
-_SHADES = {"forward": "#4477aa", "backward": "#ee6677", "optimizer": "#ccbb44"}
 
 
 def plot_timeline(columns: Sequence[tuple[str, StepMemory]], title: str, file: Path) -> None:
     """Bytes that tensors take over the births and deaths of one step, one panel a batch size."""
-    write_picture(timeline(columns, title), file, dpi=120)
+    write_picture(timeline(columns, title), file)
 
 
 def timeline(columns: Sequence[tuple[str, StepMemory]], title: str) -> Figure:
@@ -34,7 +33,7 @@ def timeline(columns: Sequence[tuple[str, StepMemory]], title: str) -> Figure:
         axis.set(title=f"{title}, {name}", ylabel="MiB", ylim=(0, None), xlim=(0, moments[-1]))
         axis.grid(alpha=0.3)
     axes[-1, 0].set_xlabel("tensors made and freed")
-    shades = [Patch(color=shade, alpha=0.2, label=phase) for phase, shade in _SHADES.items()]
+    shades = [Patch(color=shade, alpha=0.2, label=phase) for phase, shade in PHASES.items()]
     figure.legend(handles=shades, loc="outside lower center", ncols=len(shades))
     return figure
 
@@ -42,4 +41,4 @@ def timeline(columns: Sequence[tuple[str, StepMemory]], title: str) -> Figure:
 def _mark_phases(axis: Axes, phases: Sequence[tuple[int, str]], end: int) -> None:
     ends = [moment for moment, _ in phases[1:]] + [end]
     for (begin, phase), stop in zip(phases, ends, strict=True):
-        axis.axvspan(begin, stop, color=_SHADES[phase], alpha=0.2, linewidth=0)
+        axis.axvspan(begin, stop, color=PHASES[phase], alpha=0.2, linewidth=0)

@@ -1,10 +1,10 @@
 """The time that work takes at the rates that PyTorch's own operators reach on a machine.
 
-bound = max(flops / matrix rate, bytes / copy bandwidth, exponentials / exponential rate)
+time = max(flops / matrix rate, bytes / copy bandwidth, exponentials / exponential rate)
 
 A GPU has units of their own for matrix products and for exponentials, of which it does 16 a clock
 and multiprocessor. On a CPU the same units do both, so their times add up, and both are measured.
-There it is no strict bound: a kernel faster at them than PyTorch's own operators beats it.
+It is no bound: a kernel faster at them than PyTorch's own operators beats it.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ class Rates:
     exponentials: float
     one_unit: bool = False  # for flops and exponentials
 
-    def bound(self, work: Work) -> tuple[float, str]:
+    def time(self, work: Work) -> tuple[float, str]:
         """Seconds, and what sets them: "flops", "bytes", "exponentials", or "arithmetic"."""
         flops, exponentials = work.flops / self.flops, work.exponentials / self.exponentials
         times = {"bytes": work.bytes / self.bytes}
