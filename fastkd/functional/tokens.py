@@ -105,6 +105,11 @@ def linear_token_distillation_loss(
     teacher_hidden, teacher_weight, teacher_bias: (..., Dt), (V, Dt), (V,) or None; or
         teacher_hidden a SparseTeacher and the other two None
 
+    A weight may be a DTensor that processes divide by rows (Shard(0)), as FSDP2's parameters are.
+    Then all of them call together, each with its own positions and the same options; `torch` has
+    the rows come in turn, so that one part of them is held at a time; their gradient is the sum
+    over the processes, which must give the loss the same gradient.
+
     Hidden states, weight and bias of one model have one floating type, unless autocast is on;
     everything after the matrix product is float32 (float64 where the student is). All else as
     in `token_distillation_loss`, errors included.

@@ -171,6 +171,8 @@ class Distillation(nn.Module):
         student, teacher = self._models
         sizes = counted(student, inputs) if counts is None else counts
         sizes = sizes.to(inputs["labels"].device)
+        # Of losses that have other divisors in other processes gradients are not summed early.
+        student.head.by_parts = counts is not None
         divisors = replace(as_counts(sizes), epoch=epoch, update=update or 0)
         with contextlib.ExitStack() as stack:
             taps = self.alignment is not None

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from fastkd.errors import InputError
 from fastkd.integrations.projections import Weights, asked, is_plain, size_of, weights_of
-from fastkd.integrations.sharded import is_divided, needed_again, whole
+from fastkd.integrations.sharded import is_alone, is_divided, needed_again, parts, whole
 from fastkd.integrations.undisturbed import undisturbed
 from fastkd.terms.passes import Projection
 
@@ -36,17 +36,20 @@ class Head:
     """The output projection of `model`, and the hidden states that went into it.
 
     frozen: whether it never trains, so that a weight can be kept of one that shows none
+    by_parts: whether one that FSDP2 divides may exchange its gradient before the backward pass
 
     Raises InputError for a model whose logits are no linear function of hidden states.
     """
 
     model: nn.Module
     frozen: bool = False
+    by_parts: bool = True  # whether one that processes divide comes part by part
     hidden: Tensor | None = field(default=None, init=False)  # (B, T, D) of the last pass
     _affine: _Affine | None = field(default=None, init=False)
     _learned_of: Any = field(default=None, init=False)
     _asked: tuple[nn.Module, Weights] | None = field(default=None, init=False)
     _whole: dict[tuple[int, bool], Tensor] = field(default_factory=dict, init=False)
+    _aside: nn.Module | None = field(default=None, init=False)  # while another stands in for it
 
     def __post_init__(self) -> None:
         self.name = type(self.model).__name__
@@ -55,6 +58,8 @@ class Head:
     @property
     def module(self) -> nn.Module:
         """As the model has it now: resizing embeddings makes another."""
+        if self._aside is not None:
+            return self._aside
         module: nn.Module = self.model.get_output_embeddings()  # type: ignore[operator]
         return module
 
@@ -86,6 +91,9 @@ class Head:
     @property
     def _weights(self) -> Weights:
         module = self.module
+        if self.by_parts and is_plain(module) and is_divided(module.weight):
+            bias = None if module.bias is None else self._held(module.bias)
+            return Weights(parts(self._holder, module.weight), bias)
         if (found := weights_of(module, self._held)) is not None:
             return found
         if self._asked is None or self._asked[0] is not module:
@@ -102,7 +110,7 @@ class Head:
     def hold(self) -> None:
         """Has the backward of `taken` find what it needs, though no loss uses the logits."""
         for parameter in self.module.parameters():
-            needed_again(self.model, parameter, self.taken)
+            needed_again(self._holder, parameter, self.taken)
 
     @contextlib.contextmanager
     def taking(self, logits: int = 0) -> Iterator[None]:
@@ -113,14 +121,44 @@ class Head:
             self.hidden = arguments[0]
             return (arguments[0][..., :logits, :],)
 
-        # After the hooks that others have on it, so that it takes what they make of the states.
-        hook = self.module.register_forward_pre_hook(take)
+        module = self.module
+        with contextlib.ExitStack() as stack:
+            if logits == 0 and is_alone(module):
+                # FSDP2 would gather it for logits that nobody wants.
+                module = stack.enter_context(self._stood_in())
+            # After the hooks that others have on it, so that it takes what they make of the states.
+            stack.callback(module.register_forward_pre_hook(take).remove)
+            try:
+                yield
+            finally:
+                self.hidden = None
+                self._whole.clear()
+
+    @contextlib.contextmanager
+    def _stood_in(self) -> Iterator[nn.Module]:
+        """Within, the model has a module without weights in place of the projection."""
+        aside = self.module
+        standing = _WithoutRows(aside)
+        places = [
+            (parent._modules, name)
+            for parent in self.model.modules()
+            for name, child in parent._modules.items()
+            if child is aside
+        ]
+        for modules, name in places:
+            modules[name] = standing
+        self._aside = aside
         try:
-            yield
+            yield standing
         finally:
-            hook.remove()
-            self.hidden = None
-            self._whole.clear()
+            self._aside = None
+            for modules, name in places:
+                modules[name] = aside
+
+    @property
+    def _holder(self) -> nn.Module:
+        """What the projection is found in."""
+        return self.model if self._aside is None else self._aside
 
     def scaled(self, hidden: Tensor) -> Tensor:
         """States of which `projection` makes the model's logits."""
@@ -136,7 +174,7 @@ class Head:
         if scale != 1:
             bias = None if bias is None else bias * scale
         if offset is not None:
-            offset = offset.to(weight)
+            offset = offset.to(weight.device, weight.dtype)
             bias = offset if bias is None else bias + offset
         return Projection(weight, bias, self._affine.cap, weights.extended)
 
@@ -146,7 +184,7 @@ class Head:
             return parameter
         key = id(parameter), torch.is_grad_enabled() and parameter.requires_grad
         if key not in self._whole:
-            self._whole[key] = whole(self.model, parameter)
+            self._whole[key] = whole(self._holder, parameter)
         return self._whole[key]
 
     @property
@@ -221,6 +259,24 @@ class Head:
             f"its logits are no scale, offset or soft cap of its output projection{found}; "
             "expected token_distillation_loss with the logits themselves"
         )
+
+
+class _WithoutRows(nn.Module):
+    """Makes no logits of no states, as a linear layer; anything else of it is `linear`'s."""
+
+    def __init__(self, linear: nn.Module) -> None:
+        super().__init__()
+        self._linear = (linear,)  # in a tuple, so that its parameters are not this module's
+
+    def forward(self, states: Tensor) -> Tensor:
+        assert states.shape[-2] == 0
+        return states.new_empty(*states.shape[:-1], size_of(self._linear[0])[0])
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._linear[0], name)
 
 
 def _round(scale: float) -> float:

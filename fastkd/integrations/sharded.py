@@ -27,8 +27,8 @@ def is_sharded(model: nn.Module) -> bool:
 def divide_like(teacher: nn.Module, student: nn.Module) -> None:
     """Divides a teacher over the processes that a student is divided over, unless it is already.
 
-    Its units are the layers that Transformers names as not to be split, and what is left of it,
-    each whole only while it computes.
+    Its units are the layers that Transformers names as not to be split, an output projection that
+    shares its weight with nothing, and what is left of it, each whole only while it computes.
     """
     if is_sharded(teacher):
         return
@@ -42,9 +42,17 @@ def divide_like(teacher: nn.Module, student: nn.Module) -> None:
         "reshard_after_forward": True,
     }
     layers = set(getattr(teacher, "_no_split_modules", None) or ())
-    for module in [m for m in teacher.modules() if type(m).__name__ in layers]:
+    units = [m for m in teacher.modules() if type(m).__name__ in layers]
+    head = getattr(teacher, "get_output_embeddings", lambda: None)()
+    if type(head) is nn.Linear and _times_held(teacher, head.weight) == 1:
+        units.append(head)
+    for module in (*units, teacher):
         fully_shard(module, **settings)
-    fully_shard(teacher, **settings)
+
+
+def _times_held(model: nn.Module, parameter: Tensor) -> int:
+    held = (p for module in model.modules() for p in module._parameters.values())
+    return sum(p is parameter for p in held)
 
 
 def own_class(module: nn.Module) -> type:
@@ -70,6 +78,25 @@ def whole(model: nn.Module, parameter: Tensor) -> Tensor:
     unit = _Unit.of(model, parameter)
     gathered: Tensor = _Gathered.apply(unit.parameter, unit)  # type: ignore[no-untyped-call]
     return gathered
+
+
+def parts(model: nn.Module, parameter: DTensor) -> DTensor:
+    """A weight in the `param_dtype` of its unit, still divided over the processes by rows.
+
+    A gradient, a sum over the processes, is divided as that unit's gradients are.
+    """
+    unit = _Unit.of(model, parameter)
+    found: DTensor = _Parts.apply(unit.parameter, unit)  # type: ignore[no-untyped-call]
+    return found
+
+
+def is_alone(module: nn.Module) -> bool:
+    """Whether it is a unit by itself, divided now, and nobody else has a hook on it."""
+    if not isinstance(module, FSDPModule) or not is_divided(module.weight):
+        return False
+    groups = [group for holder, group in _groups(module) if holder is module]
+    hooks = (module._forward_hooks, module._forward_pre_hooks)
+    return [len(group.modules) for group in groups] == [1] and all(len(h) == 1 for h in hooks)
 
 
 def needed_again(model: nn.Module, parameter: Tensor, states: Tensor) -> None:
@@ -159,6 +186,23 @@ class _Gathered(torch.autograd.Function):
         part = summed.redistribute(placements=like.placements).to_local() / unit.divisor
         # Where parameters lie on the host, so do their gradients.
         part = part.to(like.to_local().device, like.dtype)
+        return _divided(part, like), None
+
+
+class _Parts(torch.autograd.Function):
+    """A parameter in its unit's type."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: DTensor, unit: _Unit) -> DTensor:
+        ctx.unit, ctx.like = unit, parameter.detach()
+        device = parameter.device_mesh.device_type
+        part = parameter.to_local().to(device, unit.param_dtype or parameter.dtype)
+        return _divided(part, parameter)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: DTensor) -> tuple[Tensor, None]:
+        like = ctx.like
+        part = gradient.to_local().to(like.to_local().device, like.dtype) / ctx.unit.divisor
         return _divided(part, like), None
 
 

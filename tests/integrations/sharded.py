@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from fastkd.integrations.distillation import Distillation
 from fastkd.losses import A2D, CrossEntropy, HiddenStates, TieKD, WordKD
+from tests.functional import divided_weights
 
 UPDATES = 2
 VOCABULARY = 37  # no multiple of the processes
@@ -269,7 +270,9 @@ def main(folder, which):
         if size < 4
         else init_device_mesh("cpu", (2, size // 2), mesh_dim_names=("copies", "parts"))
     )
-    results = {}
+    results = divided_weights.differences(line, rank, size)
+    if hybrid is not None:
+        results |= divided_weights.differences(hybrid, rank, size)
     for case in cases(size, which):
         try:
             expected = trained(case, alone)

@@ -16,7 +16,7 @@ pytest.importorskip("peft")
 
 ROOT = Path(__file__).parents[2]
 # Sums of other orders, over two updates; in bfloat16 each process rounds its gradients.
-BOUND = {"float32": 1e-4, "bfloat16": 8 * torch.finfo(torch.bfloat16).eps}
+BOUND = {"float32": 1e-4, "bfloat16": 8 * torch.finfo(torch.bfloat16).eps, "weights": 1e-12}
 
 
 def together(processes, module, *arguments, timeout):
@@ -64,7 +64,7 @@ def assert_equal_to_one(found, least):
         for name, values in found.items()
         if not all(
             isinstance(value, float)
-            and value < BOUND["bfloat16" if "bfloat16" in name else "float32"]
+            and value < BOUND[next((k for k in BOUND if k in name), "float32")]
             for value in values
         )
     }
@@ -72,13 +72,13 @@ def assert_equal_to_one(found, least):
 
 
 def test_two_processes_compute_what_one_does(tmp_path):
-    assert_equal_to_one(differences(tmp_path, 2, "few", 300), 4)
+    assert_equal_to_one(differences(tmp_path, 2, "few", 300), 14)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
 def test_every_layout(tmp_path, processes):
-    assert_equal_to_one(differences(tmp_path, processes, "all", 1500), 70)
+    assert_equal_to_one(differences(tmp_path, processes, "all", 1500), 80)
 
 
 @pytest.mark.slow

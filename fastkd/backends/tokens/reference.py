@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastkd.backends.tokens.divergences import divergence, entropy
+from fastkd.backends.tokens.weights import whole
 from fastkd.functional.calls import Projected, TokenCall, TokenLosses, TokenOptions
 from fastkd.functional.sparse import SparseTeacher
 
@@ -19,10 +20,11 @@ def unavailable(call: TokenCall[Tensor] | TokenCall[Projected]) -> None:
 
 def linear_losses(call: TokenCall[Projected]) -> TokenLosses:
     student, counted, teacher = call.student, call.counted, call.teacher
-    logits = F.linear(_only(counted, student.hidden), student.weight, student.bias)
+    logits = F.linear(_only(counted, student.hidden), whole(student.weight), student.bias)
     if isinstance(teacher, Projected):
         hidden, weight, bias = teacher
-        dense = F.linear(_only(counted, hidden), weight, bias) if call.options.teaches else None
+        given = _only(counted, hidden)
+        dense = F.linear(given, whole(weight), bias) if call.options.teaches else None
         return dense_losses(TokenCall(logits, dense, call.target, counted, call.options))
     return dense_losses(TokenCall(logits, teacher, call.target, counted, call.options))
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastkd import watching
 from fastkd.backends.early import not_first_order
+from fastkd.backends.tokens.weights import is_divided
 from fastkd.functional.calls import Projected, TokenCall, TokenLosses, TokenOptions
 from fastkd.functional.sparse import SparseTeacher
 
@@ -44,6 +45,9 @@ def unavailable(call: TokenCall[Tensor] | TokenCall[Projected]) -> str | None:
             )
         if call.teacher.rest == "tail":
             return "the kernels do not take rest='tail'; backend='torch' does"
+    for side in (call.student, call.teacher):
+        if isinstance(side, Projected) and is_divided(side.weight):
+            return "the kernels do not take a weight divided over processes; backend='torch' does"
     tensors = [call.student.hidden if isinstance(call.student, Projected) else call.student]
     if isinstance(call.teacher, Projected):
         tensors += [each for each in call.teacher if each is not None]

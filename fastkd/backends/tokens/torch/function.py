@@ -7,9 +7,11 @@ import torch
 from fastkd_kernels.once import only_first_order
 from torch import Tensor
 
+from fastkd.backends.tokens.torch.divided import check_same
 from fastkd.backends.tokens.torch.numerics import readable
 from fastkd.backends.tokens.torch.positions import Positions
 from fastkd.backends.tokens.torch.totals import Totals
+from fastkd.backends.tokens.weights import is_divided
 from fastkd.functional.calls import TokenLosses, TokenOptions
 
 ONCE = "backend 'torch' of the token losses has no second-order gradient; use backend='reference'"
@@ -67,7 +69,7 @@ class TokenFunction(torch.autograd.Function):
         with torch.no_grad():
             gradients = TokenFunction._gradients(ctx, learned, upstream)
             gradients = [
-                None if gradient is None else gradient.to(each.dtype).view_as(each)
+                None if gradient is None else _as(each, gradient)
                 for gradient, each in zip(gradients, learned, strict=True)
             ]
         gradients = only_first_order(gradients, (*learned, upstream), ONCE)
@@ -84,8 +86,16 @@ class TokenFunction(torch.autograd.Function):
         ctx.gradients = None
         if gradients is None:
             gradients = walk.run(learned, None, ctx.needed)[1]
+        for each in learned:
+            if each is not None and is_divided(each):
+                check_same(upstream, each)
         if walk.options.reduction == "mean":
             upstream = upstream / walk.positions.denominator()
         if readable(upstream) and float(upstream) == 1:
             return gradients
         return [None if gradient is None else gradient.mul_(upstream) for gradient in gradients]
+
+
+def _as(learned: Tensor, gradient: Tensor) -> Tensor:
+    gradient = gradient.to(learned.dtype)
+    return gradient if gradient.shape == learned.shape else gradient.view_as(learned)

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from fastkd.backends.tokens.torch.chunk import chunk_losses, chunk_share
+from fastkd.backends.tokens.torch.divided import projection_of
 from fastkd.backends.tokens.torch.function import Gradients
 from fastkd.backends.tokens.torch.numerics import product_dtype, without_autocast
-from fastkd.backends.tokens.torch.positions import Positions
-from fastkd.backends.tokens.torch.products import Projection, ProjectionGradients
+from fastkd.backends.tokens.torch.positions import Part, Positions
+from fastkd.backends.tokens.torch.products import Projecting
 from fastkd.backends.tokens.torch.scratch import Scratch
 from fastkd.backends.tokens.torch.teachers import flat, teacher_of
 from fastkd.backends.tokens.torch.totals import Totals
@@ -37,12 +38,13 @@ class LinearWalk:
         hidden, weight, bias = learned
         assert hidden is not None and weight is not None
         with torch.no_grad(), without_autocast(hidden.device):
-            return self._run(flat(hidden), Projection(weight, bias, self.product), upstream, needed)
+            projection = projection_of(weight, bias, self.product)
+            return self._run(flat(hidden), projection, upstream, needed)
 
     def _run(
         self,
         hidden: Tensor,
-        projection: Projection,
+        projection: Projecting,
         upstream: Tensor | None,
         needed: Sequence[bool],
     ) -> tuple[Totals, Gradients]:
@@ -52,8 +54,11 @@ class LinearWalk:
             positions.chunk, self.vocabulary, self.inside, self.product, hidden.device
         )
         totals = Totals(positions, options, self.inside, hidden.device)
-        gradients = ProjectionGradients(projection, positions.count, self.inside, needed)
-        for part in positions:
+        gradients = projection.gradients(positions.count, self.inside, needed)
+        parts: list[Part] = list(positions)
+        rounds = projection.rounds(len(parts))
+        rounds = teacher.rounds(rounds) if teacher else rounds
+        for part in parts:
             mine = positions.take(hidden, part)  # (R, D)
             low = scratch.low(mine.shape[0])
             logits = projection.logits(mine, scratch.take("student", mine.shape[0]), low)
@@ -64,4 +69,11 @@ class LinearWalk:
             if rows.gradient is not None:
                 scale = positions.scale(upstream, part)
                 gradients.add(part, mine, rows.gradient, scale, low)
+        for _ in range(len(parts), rounds):  # others need what this process holds of the weights
+            none, empty = slice(0), scratch.take("student", 0)
+            projection.logits(hidden[none], empty, scratch.low(0))
+            if teacher:
+                teacher.rows(positions, none, scratch)
+            if any(needed):
+                gradients.add(none, hidden[none], empty, None, scratch.low(0))
         return totals, gradients.results()

@@ -1,7 +1,7 @@
 """The matrix products of an output projection and of its gradients, chunk by chunk."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,39 @@ from fastkd.backends.tokens.torch.positions import Part
 # Entries of the weight that one product reads on a CPU: a slice stays in the cache while the
 # library packs it, which is a large part of the work where rows are few.
 SLICE = 2**19
+
+
+class Gradients(Protocol):
+    """Sums over chunks in the type inside; None for what is not needed."""
+
+    def add(
+        self,
+        part: Part,
+        hidden: Tensor,
+        gradient: Tensor,
+        scale: Tensor | None,
+        low: Tensor | None,
+    ) -> None:
+        """One chunk: `gradient` (R, V) by its logits, which came from `hidden` (R, D).
+
+        scale: (R,) that each row is still to be multiplied with
+        """
+
+    def results(self) -> list[Tensor | None]:
+        """Of hidden states, weight and bias."""
+
+
+class Projecting(Protocol):
+    """logits = hidden weightᵀ + bias"""
+
+    def logits(self, hidden: Tensor, out: Tensor, low: Tensor | None) -> Tensor:
+        """Of `hidden` (R, D) into `out` (R, V), through `low` (≥ R, V) where products go there."""
+
+    def rounds(self, chunks: int) -> int:
+        """How often it is to be used, where this process has so many chunks of positions."""
+
+    def gradients(self, positions: int, inside: torch.dtype, needed: Sequence[bool]) -> Gradients:
+        """Of hidden states, weight and bias, where needed."""
 
 
 class Projection:
@@ -25,7 +58,6 @@ class Projection:
         self.slices = [slice(start, start + step) for start in range(0, vocabulary, step)]
 
     def logits(self, hidden: Tensor, out: Tensor, low: Tensor | None) -> Tensor:
-        """Of `hidden` (R, D) into `out` (R, V), through `low` (≥ R, V) where products go there."""
         rows, result = hidden.shape[0], out if low is None else low
         hidden = filled(hidden.to(self.weight.dtype), result.shape[0])
         for part in self.slices:
@@ -36,10 +68,14 @@ class Projection:
                 torch.addmm(self.bias[part], hidden, weight, out=columns)
         return out if low is None else out.copy_(low[:rows])
 
+    def rounds(self, chunks: int) -> int:
+        return chunks
+
+    def gradients(self, positions: int, inside: torch.dtype, needed: Sequence[bool]) -> Gradients:
+        return ProjectionGradients(self, positions, inside, needed)
+
 
 class ProjectionGradients:
-    """Sums over chunks in the type inside; None for what is not needed."""
-
     def __init__(
         self,
         projection: Projection,
@@ -63,10 +99,6 @@ class ProjectionGradients:
         scale: Tensor | None,
         low: Tensor | None,
     ) -> None:
-        """One chunk: `gradient` (R, V) by its logits, which came from `hidden` (R, D).
-
-        scale: (R,) that each row is still to be multiplied with
-        """
         if scale is not None:
             gradient.mul_(scale.unsqueeze(-1))
         if self.bias is not None:

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from fastkd.backends.tokens.torch.dense_teacher import DenseRows
+from fastkd.backends.tokens.torch.divided import projection_of
 from fastkd.backends.tokens.torch.listed_teacher import ListedRows
 from fastkd.backends.tokens.torch.positions import Part, Positions
-from fastkd.backends.tokens.torch.products import Projection
 from fastkd.backends.tokens.torch.scores import Scores
 from fastkd.backends.tokens.torch.scratch import Scratch
 from fastkd.functional.calls import Projected, TokenOptions
@@ -18,6 +18,10 @@ from fastkd.functional.sparse import SparseTeacher
 class Teacher(Protocol):
     def rows(self, positions: Positions, part: Part, scratch: Scratch) -> DenseRows | ListedRows:
         """The teacher's rows at `part` of the positions."""
+
+    def rounds(self, chunks: int) -> int:
+        """How often they are to be asked for, where this process has so many parts."""
+        return chunks
 
 
 def teacher_of(
@@ -34,7 +38,7 @@ def teacher_of(
     return LogitRows(given, options)
 
 
-class LogitRows:
+class LogitRows(Teacher):
     def __init__(self, logits: Tensor, options: TokenOptions) -> None:
         self.logits, self.options = flat(logits)[:, : options.vocabulary], options  # (N, n)
 
@@ -44,13 +48,14 @@ class LogitRows:
         return _dense(logits, self.options, scratch)
 
 
-class LinearRows:
+class LinearRows(Teacher):
     def __init__(self, given: Projected, options: TokenOptions, product: torch.dtype) -> None:
         self.hidden, self.options = flat(given.hidden), options  # (N, D)
-        weight, bias = given.weight[: options.vocabulary], given.bias
-        bias = None if bias is None else bias[: options.vocabulary]
-        self.vocabulary = len(weight)
-        self.projection = Projection(weight, bias, product)
+        self.vocabulary = options.vocabulary or given.weight.shape[0]
+        self.projection = projection_of(given.weight, given.bias, product, options.vocabulary)
+
+    def rounds(self, chunks: int) -> int:
+        return self.projection.rounds(chunks)
 
     def rows(self, positions: Positions, part: Part, scratch: Scratch) -> DenseRows:
         hidden = positions.take(self.hidden, part)
@@ -61,7 +66,7 @@ class LinearRows:
         return _dense(logits, self.options, scratch)
 
 
-class SparseRows:
+class SparseRows(Teacher):
     def __init__(self, given: SparseTeacher, options: TokenOptions) -> None:
         self.given, self.options = given, options
         self.ids, self.log_probs = flat(given.ids), flat(given.log_probs)  # (N, K)
