@@ -30,6 +30,16 @@ _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
     help="Predict for a CUDA device with this memory, such as 24GiB; none is needed.",
 )
 @click.option("--teacher", metavar="CONFIG", help="The teacher's config, while its run is missing.")
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    help="Predict for one of so many devices that share the step.",
+)
+@click.option(
+    "--sharding",
+    type=click.Choice(["none", "fully_shard"]),
+    help="How they share parameters, gradients and optimizer. Default: the config's.",
+)
 @click.option("--largest/--no-largest", default=True, help="Whether to search the largest batch.")
 @click.option("--plot", type=click.Path(), help="Draw the timeline of the step here.")
 @click.option(
@@ -42,6 +52,8 @@ def command(
     batch_tokens: tuple[int, ...],
     predict: str | None,
     teacher: str | None,
+    processes: int | None,
+    sharding: str | None,
     largest: bool,
     plot: str | None,
     snapshot: str | None,
@@ -52,7 +64,8 @@ def command(
 
     CONFIG may also be a Transformers student, as a folder with config.json, or a YAML file with
     the keys student, teacher, losses, batch, length, target_length, accumulation, precision, optim,
-    gradient_checkpointing, lora: a step of somebody else's trainer.
+    gradient_checkpointing, lora, processes, sharding: a step of somebody else's trainer. Its batch
+    is that of one device; training.batch_tokens is that of all.
     """
     from fastkd.cli.progress import counting
     from fastkd.config.load import load_config
@@ -71,18 +84,22 @@ def command(
     if picture is not None:
         check_picture("--plot", picture)
     capacity = memory_size(predict) if predict else None
-    if pair := pair_config(config, overrides):
+    shared = () if processes is None else (f"processes={processes}",)
+    divided = () if sharding is None else (sharding,)
+    in_pair = (*overrides, *shared, *(f"sharding={kind}" for kind in divided))
+    if pair := pair_config(config, in_pair):
         if batch_tokens or teacher:
             raise InputError("--batch-tokens, --teacher: expected batch=… and teacher=… of a pair")
         asked = PairQuestion(pair, where, capacity, largest, picture, recording)
         _tell(answer_pair(asked, counting))
         return
     question = Question(
-        config=load_config(config, overrides),
+        config=load_config(config, (*overrides, *(f"training.sharding={k}" for k in divided))),
         teacher=load_config(teacher).model if teacher else None,
         device=where,
         capacity=capacity,
         batch_tokens=batch_tokens,
+        processes=processes or 1,
         largest=largest,
         plot=picture,
         snapshot=recording,

@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from fastkd import watching
 from fastkd.errors import BackendUnavailable, InputError
 from fastkd.functional.calls import AlignmentBackend, TokenBackend
 
@@ -60,7 +61,8 @@ def choose(
         raise InputError(f"backend must be 'auto' or one of {', '.join(BACKENDS)}, not {backend!r}")
     names: tuple[str, ...] = (backend,)
     if backend == "auto":
-        names = BACKENDS[::-1] if tensor.is_cuda else BACKENDS[1::-1]
+        fused = tensor.is_cuda or watching.pretended().fused
+        names = BACKENDS[::-1] if fused else BACKENDS[1::-1]
     reason = None
     for name in names:
         reason = _import(f"fastkd.backends.{family}.{name}")

@@ -40,6 +40,8 @@ from fastkd.terms.listed import by_name, by_update, check_listed, most_passes
 from fastkd.terms.passes import Components, Counts, Passes, Weighted, summed
 from fastkd.terms.tokens import TokenTerms
 
+ATTRIBUTE = "fastkd_distillation"  # of a student, what is learned beside it while it trains
+
 
 class Distilled(NamedTuple):
     """A batch's share of an update's loss, and of its unweighted, detached components by name."""
@@ -172,7 +174,10 @@ class Distillation(nn.Module):
         sizes = counted(student, inputs) if counts is None else counts
         sizes = sizes.to(inputs["labels"].device)
         # Of losses that have other divisors in other processes gradients are not summed early.
-        student.head.by_parts = counts is not None
+        # The kernels take whole weights.
+        student.head.by_parts = counts is not None and self._tokens.backend != "triton"
+        if teacher is not None:
+            teacher.head.by_parts = self._tokens.backend != "triton"
         divisors = replace(as_counts(sizes), epoch=epoch, update=update or 0)
         with contextlib.ExitStack() as stack:
             taps = self.alignment is not None
@@ -249,6 +254,12 @@ class Distillation(nn.Module):
             if model is not None:
                 presume(model, inputs)
         self._met.add(kind_of(inputs))
+
+    def keep_presumed(self) -> None:
+        """After FSDP2 has divided models of which something was presumed."""
+        for model in self._models:
+            if model is not None:
+                model.head.keep()
 
     def _asked(self, teacher: LanguageModel, inputs: Inputs) -> Inputs:
         """What the teacher is called with: a decoder input made of labels is its own."""

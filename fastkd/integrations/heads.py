@@ -90,7 +90,7 @@ class Head:
 
     @property
     def _weights(self) -> Weights:
-        module = self.module
+        module: Any = self.module
         if self.by_parts and is_plain(module) and is_divided(module.weight):
             bias = None if module.bias is None else self._held(module.bias)
             return Weights(parts(self._holder, module.weight), bias)
@@ -218,6 +218,10 @@ class Head:
             found = [self._logits_for(values, inputs) for values in (0 * ramp, ramp, ramp * _SMALL)]
         known = not any(isinstance(logits, FakeTensor) for logits in found)
         self._affine = self._fitted(ramp, *found) if known else _Affine(1.0)
+        self._learned_of = self._kind
+
+    def keep(self) -> None:
+        """What was learned, or presumed, after FSDP2 has put its hooks on the projection."""
         self._learned_of = self._kind
 
     def _fitted(self, ramp: Tensor, offset: Tensor, bent: Tensor, small: Tensor) -> _Affine:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Partial
 
@@ -27,27 +28,37 @@ def is_sharded(model: nn.Module) -> bool:
 def divide_like(teacher: nn.Module, student: nn.Module) -> None:
     """Divides a teacher over the processes that a student is divided over, unless it is already.
 
-    Its units are the layers that Transformers names as not to be split, an output projection that
-    shares its weight with nothing, and what is left of it, each whole only while it computes.
+    Its units are those of `divide`.
     """
     if is_sharded(teacher):
         return
     root = next((group for module, group in _groups(student)), None)
     if root is None:
         raise InputError(f"{own_class(student).__name__}: expected a student that is divided")
-    settings: dict[str, Any] = {
-        "mesh": root.mesh_info.mesh,
-        "mp_policy": root.mp_policy,
-        "offload_policy": root.offload_policy,
-        "reshard_after_forward": True,
-    }
-    layers = set(getattr(teacher, "_no_split_modules", None) or ())
-    units = [m for m in teacher.modules() if type(m).__name__ in layers]
-    head = getattr(teacher, "get_output_embeddings", lambda: None)()
-    if type(head) is nn.Linear and _times_held(teacher, head.weight) == 1:
-        units.append(head)
-    for module in (*units, teacher):
-        fully_shard(module, **settings)
+    divide(
+        teacher,
+        root.mesh_info.mesh,
+        mp_policy=root.mp_policy,
+        offload_policy=root.offload_policy,
+    )
+
+
+def divide(model: nn.Module, mesh: DeviceMesh, **settings: Any) -> None:
+    """Divides a Transformers model by `fully_shard`, each unit whole only while it computes.
+
+    settings: those of `fully_shard`, such as `mp_policy`
+
+    Units are the layers that Transformers names as not to be split, the embeddings and the output
+    projection where they share their weights with nothing, and what is left of the model.
+    """
+    layers = set(getattr(model, "_no_split_modules", None) or ())
+    units = [m for m in model.modules() if type(m).__name__ in layers]
+    for name in ("get_input_embeddings", "get_output_embeddings"):
+        end: Any = getattr(model, name, lambda: None)()
+        if type(end) in (nn.Embedding, nn.Linear) and _times_held(model, end.weight) == 1:
+            units.append(end)
+    for module in (*units, model):
+        fully_shard(module, mesh=mesh, **{"reshard_after_forward": True, **settings})
 
 
 def _times_held(model: nn.Module, parameter: Tensor) -> int:
@@ -90,9 +101,10 @@ def parts(model: nn.Module, parameter: DTensor) -> DTensor:
     return found
 
 
-def is_alone(module: nn.Module) -> bool:
+def is_alone(module: Any) -> bool:
     """Whether it is a unit by itself, divided now, and nobody else has a hook on it."""
-    if not isinstance(module, FSDPModule) or not is_divided(module.weight):
+    weight = getattr(module, "weight", None)
+    if not issubclass(type(module), FSDPModule) or weight is None or not is_divided(weight):
         return False
     groups = [group for holder, group in _groups(module) if holder is module]
     hooks = (module._forward_hooks, module._forward_pre_hooks)
@@ -165,6 +177,13 @@ def _groups(model: nn.Module) -> Iterator[tuple[FSDPModule, Any]]:
             several = getattr(state, "_fsdp_param_groups", None)
             groups = [state._fsdp_param_group] if several is None else several
             yield from zip(itertools.repeat(module), filter(None, groups), strict=False)
+
+
+def gathered(model: nn.Module) -> Iterator[Tensor]:
+    """Tensors in which FSDP2 has whole parameters while it needs them; empty in between."""
+    for _, group in _groups(model):
+        for held in group.fsdp_params:
+            yield from getattr(held, "all_gather_outputs", ())
 
 
 class _Gathered(torch.autograd.Function):

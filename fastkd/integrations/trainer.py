@@ -19,15 +19,12 @@ from transformers import PreTrainedTokenizerBase, Seq2SeqTrainer, Trainer
 from fastkd.errors import InputError
 from fastkd.files import write_file
 from fastkd.integrations.compiled import compile_layers
-from fastkd.integrations.distillation import Distillation
+from fastkd.integrations.distillation import ATTRIBUTE, Distillation
 from fastkd.integrations.models import COLUMNS
 from fastkd.integrations.sharded import divide_like
 from fastkd.tensors import read_tensors
 
-_ATTRIBUTE = "fastkd_distillation"  # of the student, while it trains
-_FILE = (
-    f"{_ATTRIBUTE}.safetensors"  # in a checkpoint, where something is learned beside the student
-)
+_FILE = f"{ATTRIBUTE}.safetensors"  # in a checkpoint, where something is learned beside the student
 
 if TYPE_CHECKING:
     _Trainer = Trainer
@@ -104,12 +101,12 @@ class DistillationMixin(_Trainer):
         student = super().call_model_init(trial)
         before: Distillation | None = getattr(self, "distillation", None)
         if before is not None:
-            trains = hasattr(self.model, _ATTRIBUTE)
+            trains = hasattr(self.model, ATTRIBUTE)
             self._make_part(False)
             losses = list(before.losses.values())
             self.distillation = self._distilling(student, losses, before.teacher)
             if trains:
-                setattr(student, _ATTRIBUTE, self.distillation)
+                setattr(student, ATTRIBUTE, self.distillation)
         return student
 
     def _refuse_what_would_be_ignored(self) -> None:
@@ -140,7 +137,7 @@ class DistillationMixin(_Trainer):
     @contextlib.contextmanager
     def _part_of_the_student(self, wanted: bool) -> Iterator[None]:
         """Within, what is learned is a part of the student, or is none."""
-        before = hasattr(self.model, _ATTRIBUTE)
+        before = hasattr(self.model, ATTRIBUTE)
         self._make_part(wanted)
         try:
             yield
@@ -149,9 +146,9 @@ class DistillationMixin(_Trainer):
 
     def _make_part(self, wanted: bool) -> None:
         if wanted:
-            setattr(self.model, _ATTRIBUTE, self.distillation)
-        elif hasattr(self.model, _ATTRIBUTE):
-            delattr(self.model, _ATTRIBUTE)
+            setattr(self.model, ATTRIBUTE, self.distillation)
+        elif hasattr(self.model, ATTRIBUTE):
+            delattr(self.model, ATTRIBUTE)
 
     def get_batch_samples(self, *arguments: Any, **keywords: Any) -> tuple[list[Any], Any]:
         batches, _ = super().get_batch_samples(*arguments, **keywords)
@@ -209,7 +206,7 @@ class DistillationMixin(_Trainer):
 
     def save_model(self, *arguments: Any, **keywords: Any) -> None:
         # FSDP2's parts of what is learned are put together with those of the student.
-        with self._part_of_the_student(self.is_fsdp_enabled or hasattr(self.model, _ATTRIBUTE)):
+        with self._part_of_the_student(self.is_fsdp_enabled or hasattr(self.model, ATTRIBUTE)):
             super().save_model(*arguments, **keywords)
 
     def _save(
@@ -234,7 +231,7 @@ class DistillationMixin(_Trainer):
 
 def _split(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What is learned beside the student, by its own names; and the student."""
-    prefix = f"{_ATTRIBUTE}."
+    prefix = f"{ATTRIBUTE}."
     learned = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
     return learned, {name: t for name, t in state.items() if not name.startswith(prefix)}
 

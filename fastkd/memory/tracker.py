@@ -1,6 +1,7 @@
 """The life of every tensor's memory, on any device, real or fake."""
 
 import contextlib
+import dataclasses
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -10,10 +11,15 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor, UntypedStorage, nn
+from torch._guards import active_fake_mode
 from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode, _push_mode
 from torch.utils._pytree import tree_leaves
 
 from fastkd.memory.scopes import Scope, Scopes
+
+# What only holds other tensors, whose own operations are the ones to be seen.
+_WRAPPERS = {"DTensor", "AsyncCollectiveTensor"}
+WHOLE = "whole parameters"
 
 
 @dataclass(eq=False, slots=True)
@@ -50,7 +56,8 @@ class Tracker(TorchDispatchMode):
 
     It sees what operators return. What an operator takes and gives back inside (a library's
     workspace, a packed operand) it does not see, nor what code compiled by `torch.compile` takes.
-    Storages that are older than it count only where they are given to `hold`.
+    Storages that are older than it count only where they are given to `hold`, or to `watch`: what
+    FSDP2 puts into storages and takes out of them is seen at the next operator.
     """
 
     def __init__(self, modules: dict[str, nn.Module] | None = None) -> None:
@@ -62,6 +69,7 @@ class Tracker(TorchDispatchMode):
         self._alive: dict[int, tuple[weakref.ref[UntypedStorage], Block]] = {}
         self._older: dict[int, weakref.ref[UntypedStorage]] = {}
         self._last_phase = "forward"
+        self._refilled: dict[int, Block] = {}  # of storages that may change their size
 
     def __enter__(self) -> Self:
         self._inside = contextlib.ExitStack()
@@ -89,11 +97,20 @@ class Tracker(TorchDispatchMode):
         for tensor in tensors:
             if tensor is None:
                 continue
+            if type(tensor).__name__ in _WRAPPERS:
+                tensor = tensor._local_tensor  # type: ignore[attr-defined]
             storage = tensor.untyped_storage()
             if storage._cdata not in self._alive:
                 self._older.pop(storage._cdata, None)
                 self._born(tensor, (), label, "before")
             self._alive[storage._cdata][1].label = label
+
+    def watch(self, tensors: Iterable[Tensor]) -> None:
+        """Counts what is put into these tensors' storages, as FSDP2 fills and empties them."""
+        for tensor in tensors:
+            self.hold([tensor], WHOLE)
+            number = tensor.untyped_storage()._cdata
+            self._refilled[number] = self._alive[number][1]
 
     def __torch_dispatch__(
         self,
@@ -102,8 +119,13 @@ class Tracker(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if any(kind.__name__ in _WRAPPERS for kind in types):
+            return NotImplemented
         kwargs = kwargs or {}
+        if active_fake_mode() is not None:
+            return func(*args, **kwargs)  # only shapes are asked for, as by DTensor
         phase = self.scopes.phase
+        self._see_refilled()
         if phase == "backward" and self._last_phase == "forward":
             self.forward_ends.append(self.time)
         self._last_phase = phase
@@ -144,6 +166,23 @@ class Tracker(TorchDispatchMode):
         self.blocks.append(block)
         number = storage._cdata
         self._alive[number] = (weakref.ref(storage, self._died(number)), block)
+
+    def _see_refilled(self) -> None:
+        """Storages that have another size than before are as another's."""
+        for number, block in tuple(self._refilled.items()):
+            found = self._alive.get(number)
+            storage = found[0]() if found is not None and found[1] is block else None
+            if found is None or storage is None:
+                del self._refilled[number]
+            elif (size := storage.nbytes()) != block.size:
+                block.death = self.time
+                self.time += 1
+                new = dataclasses.replace(block, size=size, birth=self.time, death=None)
+                new.phase, new.label = self.scopes.phase, WHOLE
+                self._refilled[number] = new
+                self.time += 1
+                self.blocks.append(new)
+                self._alive[number] = (found[0], new)
 
     def _died(self, number: int) -> Callable[[weakref.ref[UntypedStorage]], None]:
         def died(reference: weakref.ref[UntypedStorage]) -> None:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
@@ -63,7 +64,7 @@ class Ranks:
         if sharding == "fully_shard":
             from fastkd.train.sharding import shard
 
-            shard(module, self.size, device)
+            shard(module, self.mesh(device))
             return module
         with warnings.catch_warnings():
             # PyTorch 2.13 has another name for broadcast_buffers, which 2.11 lacks.
@@ -72,6 +73,10 @@ class Ranks:
             return nn.parallel.DistributedDataParallel(
                 module, broadcast_buffers=False, find_unused_parameters=True
             )
+
+    def mesh(self, device: torch.device) -> DeviceMesh:
+        """All processes in one dimension."""
+        return init_device_mesh(device.type, (self.size,))
 
     def share(self, items: Sequence[Item]) -> Sequence[Item]:
         """Every `size`-th item, beginning with this process's."""

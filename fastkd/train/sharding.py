@@ -1,21 +1,19 @@
 """Parameters, gradients and optimizer state divided over processes by FSDP2, and whole again."""
 
-import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from fastkd.nn.layers import DecoderLayer, EncoderLayer
 
 
-def shard(module: nn.Module, processes: int, device: torch.device) -> None:
-    """Leaves this process its part of each parameter; all must hold the same ones before.
+def shard(module: nn.Module, mesh: DeviceMesh) -> None:
+    """Leaves each process of `mesh` its part of each parameter; all must hold the same before.
 
     A layer is whole while it computes, forwards and backwards. What belongs to no layer is whole
     in `module`'s forward and backward, so outside of them only parts are to be seen.
     """
-    mesh = init_device_mesh(device.type, (processes,))
     layers = [m for m in module.modules() if isinstance(m, EncoderLayer | DecoderLayer)]
     for part in (*layers, module):
         fully_shard(part, mesh=mesh)

@@ -1,59 +1,23 @@
 """Models divided by FSDP2: several processes compute what one does, however the models are cut."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.together import together
+
 pytest.importorskip("transformers", minversion="5.1")
 pytest.importorskip("peft")
 
-ROOT = Path(__file__).parents[2]
 # Sums of other orders, over two updates; in bfloat16 each process rounds its gradients.
 BOUND = {"float32": 1e-4, "bfloat16": 8 * torch.finfo(torch.bfloat16).eps, "weights": 1e-12}
 
 
-def together(processes, module, *arguments, timeout):
-    """Runs a module of this folder in several processes."""
-    command = [sys.executable, "-W", "ignore", "-m", f"tests.integrations.{module}"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "WORLD_SIZE": str(processes),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
-    started = [
-        subprocess.Popen(
-            [*command, *arguments],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(processes)
-    ]
-    try:
-        told = [process.communicate(timeout=timeout)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0] * processes, told[0][-3000:]
-
-
 def differences(folder, processes, which, timeout):
     """By case and update, the largest relative difference from one process."""
-    together(processes, "sharded", str(folder), which, timeout=timeout)
+    together(processes, "tests.integrations.sharded", str(folder), which, timeout=timeout)
     return json.loads((folder / "found.json").read_text())
 
 
@@ -87,7 +51,7 @@ def test_transformers_trainer(tmp_path):
     pytest.importorskip("accelerate")
     from tests.integrations.sharded_trainer import trainer
 
-    together(2, "sharded_trainer", str(tmp_path), timeout=400)
+    together(2, "tests.integrations.sharded_trainer", str(tmp_path), timeout=400)
     alone = trainer(tmp_path / "alone", 1)
     before = {name: p.detach().clone() for name, p in alone.model.named_parameters()}
     alone.train()

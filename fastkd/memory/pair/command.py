@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from fastkd.errors import InputError
 from fastkd.memory.pair.config import PairConfig
 from fastkd.memory.resident import child_environment
-from fastkd.memory.step.command import UNMEASURED, Watch, compared, unwatched
+from fastkd.memory.step.command import UNMEASURED, Watch, compared, of_processes, unwatched
 from fastkd.memory.step.fit import available, needed
 from fastkd.memory.step.report import StepMemory
 from fastkd.memory.step.search import ENOUGH
@@ -43,8 +43,8 @@ def answer(question: PairQuestion, watch: Watch = unwatched) -> Iterator[str | T
     with watch("steps predicted") as progress:
         predicted = pair.predicted(kind)
         progress(1)
-    memory, remark = predicted, "Predicted."
-    if device is not None:
+    memory, remark = predicted, f"Predicted{of_processes(config.processes, config.sharding)}."
+    if device is not None and config.processes == 1:
         measured = _in_own_process(config) if kind == "cpu" else None
         memory = measured or pair.measured(device, question.snapshot)
         remark = compared(predicted, memory)

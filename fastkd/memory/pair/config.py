@@ -43,6 +43,8 @@ class PairConfig:
     backend: Literal["auto", "reference", "torch", "triton"] = "auto"
     gradient_checkpointing: Flag = False
     lora: LoraConfig | None = None
+    processes: Positive = 1
+    sharding: Literal["none", "fully_shard"] = "none"
 
     def pair(self) -> Pair:
         """Raises InputError for a model that Transformers does not know."""
@@ -55,7 +57,10 @@ class PairConfig:
         )
 
 
-_SAME = ["batch", "length", "target_length", "accumulation", "precision", "clip", "backend"]
+_SAME = [
+    *("batch", "length", "target_length", "accumulation", "precision", "clip", "backend"),
+    *("processes", "sharding"),
+]
 
 
 def pair_config(path: str, overrides: Sequence[str]) -> PairConfig | None:

@@ -1,5 +1,6 @@
 """`fastkd.memory.Pair`: a student, its teacher and its losses, and what a step of them takes."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from fastkd import watching
 from fastkd.errors import InputError
@@ -17,10 +20,12 @@ from fastkd.memory.step.fit import needed
 from fastkd.memory.step.measure import measured, record_step
 from fastkd.memory.step.predict import AS_ON_CPU, AS_ON_CUDA, without_data
 from fastkd.memory.step.predictor import Predictor
+from fastkd.memory.step.processes import Processes
 from fastkd.memory.step.report import StepMemory
 from fastkd.memory.step.search import largest
 
 if TYPE_CHECKING:
+    from fastkd.integrations.distillation import Distillation
     from fastkd.memory.pair.step import MakesOptimizer, PairStep
 
 MakesModel = Callable[[], nn.Module]
@@ -37,11 +42,13 @@ class Pair:
     student, teacher: functions that make the models, as a Trainer's `model_init`; whatever they
         set holds: gradient checkpointing, PEFT's adapters, a dtype
     losses: of `fastkd.losses`, or mappings of their keys, as `Distillation` takes them
-    batch: sentences; `accumulation` such batches make an update
+    batch: sentences; `accumulation` such batches make an update, of each of `processes`
     length, target_length: pieces of every sentence on both sides; None: as the other
     precision: "float32", or "bfloat16" for autocast
     optimizer: makes one of parameters, such as `torch.optim.Adam`; or its name, as Transformers'
         `TrainingArguments.optim` has it: "adamw_torch", "adamw_8bit", "adafactor"
+    sharding: how several processes share models, gradients and optimizer: "fully_shard", by
+        `fastkd.integrations.sharded.divide`, or "none", as DistributedDataParallel
 
     Sizes are bytes. A step is forward and backward of each batch, the gradient's norm clipped at
     `clip`, the optimizer, and gradients set to None; weights are what the functions leave, and ids
@@ -60,13 +67,20 @@ class Pair:
     optimizer: "MakesOptimizer | str" = "adamw_torch"
     clip: float = 1.0
     backend: str = "auto"
+    processes: int = 1
+    sharding: str = "none"
 
     def __post_init__(self) -> None:
+        self._processes  # noqa: B018 - which it checks
         for name in ("batch", "length", "accumulation"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: expected at least 1, not {getattr(self, name)}")
         if self.precision not in ("float32", "bfloat16"):
             raise InputError(f"precision: expected float32 or bfloat16, not {self.precision!r}")
+
+    @property
+    def _processes(self) -> Processes:
+        return Processes(self.processes, self.sharding)
 
     def measured(
         self, device: str | torch.device = "cpu", snapshot: Path | None = None
@@ -74,10 +88,12 @@ class Pair:
         """The step in earnest: its tensors, and what the system or the allocator say of it.
 
         snapshot: CUDA: a file for PyTorch's memory viewer
+
+        Of several processes each calls it, after `torch.distributed.init_process_group`.
         """
         device = torch.device(device)
         torch.manual_seed(_SEED)
-        step = self._step(device)
+        step = self._step(device, mesh=self._processes.met(device))
         return measured(step, step.modules(), device, snapshot)
 
     def predicted(self, device: str = "cpu", limit: int | None = None) -> StepMemory:
@@ -94,7 +110,9 @@ class Pair:
         if device == "cpu":
             with watching.pretending(AS_ON_CPU):
                 return self._run(Predictor)[0]
-        backend = cuda_formulas.best_backend() if self.backend == "auto" else self.backend
+        backend = self.backend
+        if backend == "auto" and not self._processes.divide:  # which no single one may serve
+            backend = cuda_formulas.best_backend()
         with watching.pretending(AS_ON_CUDA):
             asked = dataclasses.replace(self, backend=backend)
             memory, tracker = asked._run(cuda_formulas.CudaPredictor)
@@ -126,12 +144,18 @@ class Pair:
 
     def _run(self, predictor: type[Predictor]) -> tuple[StepMemory, Predictor]:
         torch.manual_seed(_SEED)
-        with without_data() as mode:
-            step = self._step(torch.device("cpu"), mode)
+        self._optimizer()  # refused before a process group is pretended
+        with self._processes.pretended() as mesh, without_data() as mode:
+            step = self._step(torch.device("cpu"), mode, mesh)
             tracker = predictor(mode, step.modules())
             return record_step(tracker, step), tracker
 
-    def _step(self, device: torch.device, mode: FakeTensorMode | None = None) -> "PairStep":
+    def _step(
+        self,
+        device: torch.device,
+        mode: FakeTensorMode | None = None,
+        mesh: DeviceMesh | None = None,
+    ) -> "PairStep":
         """On `device`, or without data, but as if it were there."""
         from fastkd.integrations.distillation import Distillation
         from fastkd.memory.pair.step import PairStep
@@ -147,7 +171,32 @@ class Pair:
         with device if mode is None else mode:
             distillation = Distillation(student, self.losses, teacher, backend=self.backend)
         batches = [self._batch(student, teacher, device) for _ in range(self.accumulation)]
-        return PairStep(distillation, self._optimizer(), batches, self.precision, self.clip)
+        with contextlib.nullcontext() if mode is None else mode:
+            if mode is not None:
+                distillation.presume(batches[0])
+            if mesh is not None and self._processes.divide:
+                self._divide(distillation, mesh)
+            return PairStep(
+                distillation,
+                self._optimizer(),
+                batches,
+                self.precision,
+                self.clip,
+                self._processes,
+            )
+
+    def _divide(self, distillation: "Distillation", mesh: DeviceMesh) -> None:
+        """As a Trainer does it, what is learned among the student's parameters."""
+        from fastkd.integrations.distillation import ATTRIBUTE
+        from fastkd.integrations.sharded import divide
+
+        policy = MixedPrecisionPolicy()
+        if self.precision == "bfloat16":
+            policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+        setattr(distillation.student, ATTRIBUTE, distillation)
+        for model in filter(None, (distillation.teacher, distillation.student)):
+            divide(model, mesh, mp_policy=policy)
+        distillation.keep_presumed()
 
     def _batch(
         self, student: nn.Module, teacher: nn.Module | None, device: torch.device

@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from fastkd.integrations.distillation import Distillation
+from fastkd.integrations.sharded import gathered
+from fastkd.memory.step.processes import Processes
 from fastkd.memory.tracker import Tracker
 from fastkd.runs.device import autocast
 
@@ -26,14 +27,16 @@ class PairStep:
         batches: list[dict[str, Tensor]],
         precision: str,
         clip: float,
+        processes: Processes,
     ) -> None:
         self.distillation, self.batches = distillation, batches
         self.precision, self.clip = precision, clip
         self.student = distillation.student
-        own = [*self.student.parameters(), *distillation.parameters()]
+        # Once each: divided, what is learned is a part of the student.
+        own = dict.fromkeys([*self.student.parameters(), *distillation.parameters()])
         self.parameters = [parameter for parameter in own if parameter.requires_grad]
-        if isinstance(self.parameters[0], FakeTensor):
-            distillation.presume(batches[0])
+        self.buckets = processes.buckets(self.parameters)
+        self.processes = processes
         self.optimizer = optimizer(self.parameters)
         self.gradients: list[Tensor] = []
 
@@ -43,7 +46,7 @@ class PairStep:
         for batch in self.batches:
             with autocast(batch["labels"].device, self.precision):
                 loss = self.distillation(self.student, batch, counts, update=1).loss
-            loss.backward()
+            (loss * self.processes.number).backward()
             del loss
         torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self.optimizer.step()
@@ -61,6 +64,9 @@ class PairStep:
         tracker.hold(self.distillation.parameters(), "parameters")
         if (teacher := self.distillation.teacher) is not None:
             tracker.hold(_tensors(teacher), "teacher")
+        tracker.hold([self.buckets], "gradient buckets")
+        for model in filter(None, (self.student, teacher)):
+            tracker.watch(gathered(model))
         states: Iterable[dict[str, Any]] = self.optimizer.state.values()
         held = (value for state in states for value in state.values())
         tracker.hold((value for value in held if isinstance(value, Tensor)), "optimizer")

@@ -39,6 +39,7 @@ class Question:
     device: torch.device | None  # None: predict for a GPU of `capacity`
     capacity: int | None
     batch_tokens: tuple[int, ...] = ()
+    processes: int = 1
     largest: bool = True
     plot: Path | None = None
     snapshot: Path | None = None
@@ -68,13 +69,21 @@ def answer(question: Question, watch: Watch = unwatched) -> Iterator[str | Table
     for batch_tokens in question.batch_tokens or (config.training.batch_tokens,):
         with watch("steps predicted") as progress:
             steps = predicted_steps(
-                config, work, teacher, batch_tokens, question.kind, progress=progress
+                config,
+                work,
+                teacher,
+                batch_tokens,
+                question.kind,
+                progress=progress,
+                processes=question.processes,
             )
             update, predicted = max(steps, key=lambda step: needed(step[1]))
             measured = _measured(question, work, teacher, batch_tokens, update)
         known[batch_tokens] = needed(predicted)
         columns.append((f"{batch_tokens:,} tokens", measured or predicted))
-        remark = "Predicted." if measured is None else compared(predicted, measured)
+        remark = f"Predicted{of_processes(question.processes, config.training.sharding)}."
+        if measured is not None:
+            remark = compared(predicted, measured)
         yield f"{batch_tokens:,} tokens: {update.describe()}. {remark}"
     yield f"Sentences: {work.source}."
     title = "Memory of a training step"
@@ -100,7 +109,7 @@ def _measured(
     update: Update,
 ) -> StepMemory | None:
     """The step in earnest; None where there is no device to take it on."""
-    if question.device is None:
+    if question.device is None or question.processes > 1:
         return None
     config = with_batch_tokens(question.config, batch_tokens)
     if question.kind == "cpu":
@@ -108,6 +117,11 @@ def _measured(
     return measure_step(
         config, work.vocabulary, teacher, update, question.device, question.snapshot
     )
+
+
+def of_processes(number: int, sharding: str) -> str:
+    """Whose memory it is."""
+    return "" if number == 1 else f", of one of {number} devices with sharding {sharding}"
 
 
 def compared(predicted: StepMemory, measured: StepMemory) -> str:
@@ -126,7 +140,16 @@ def _largest(
     progress: Progress,
 ) -> str:
     capacity = question.capacity or available(question.device)
-    found = largest_batch(question.config, work, teacher, question.kind, capacity, known, progress)
+    found = largest_batch(
+        question.config,
+        work,
+        teacher,
+        question.kind,
+        capacity,
+        known,
+        progress,
+        processes=question.processes,
+    )
     if found is None:
         return f"Not even the smallest batch is predicted to fit into {size(capacity)}."
     if found >= ENOUGH:

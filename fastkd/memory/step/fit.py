@@ -34,15 +34,16 @@ def predicted_steps(
     device: str,
     limit: int | None = None,
     progress: Progress = _unseen,
+    processes: int = 1,
 ) -> Iterator[tuple[Update, StepMemory]]:
     """The steps of those updates of the run that are candidates for the heaviest.
 
-    limit: see `predict_step`
+    limit, processes: see `predict_step`
     progress: called with 1 after each step
     """
     config = with_batch_tokens(config, batch_tokens)
     for update in work.heaviest(batch_tokens):
-        memory = predict_step(config, work.vocabulary, teacher, update, device, limit)
+        memory = predict_step(config, work.vocabulary, teacher, update, device, limit, processes)
         progress(1)
         yield update, memory
 
@@ -70,6 +71,7 @@ def largest_batch(
     known: Mapping[int, int] | None = None,
     progress: Progress = _unseen,
     accuracy: float = 0.02,
+    processes: int = 1,
 ) -> int | None:
     """The largest `batch_tokens` that is predicted to fit, within `accuracy`; None: not even one.
 
@@ -84,7 +86,7 @@ def largest_batch(
             return known[batch_tokens]
         most = 0
         for _, memory in predicted_steps(
-            config, work, teacher, batch_tokens, device, limit, progress
+            config, work, teacher, batch_tokens, device, limit, progress, processes
         ):
             most = max(most, needed(memory))
             if most > capacity:

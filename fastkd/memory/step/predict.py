@@ -14,6 +14,7 @@ from fastkd.config.tree import Config, ModelConfig
 from fastkd.memory.step import cuda_formulas
 from fastkd.memory.step.measure import record_step
 from fastkd.memory.step.predictor import Predictor
+from fastkd.memory.step.processes import PretendedRanks, Processes
 from fastkd.memory.step.report import StepMemory
 from fastkd.memory.step.training_step import TrainingStep
 from fastkd.memory.step.workload import Update, Vocabulary
@@ -33,19 +34,24 @@ def predict_step(
     update: Update,
     device: str = "cpu",
     limit: int | None = None,
+    processes: int = 1,
 ) -> StepMemory:
     """The step's memory on `device`, "cpu" or "cuda", by running it on tensors without data.
 
     For "cuda": padding is computed as it is there, `precision: auto` is bfloat16, attention's
     workspaces come from `cuda_formulas`, and PyTorch's caching allocator is replayed, with at
     most `limit` bytes to reserve; where they are too few, its figures are those without a limit.
+
+    processes: that share the update by `training.sharding`; the memory is that of the first, with
+        the largest share
     """
     if device == "cpu":
         with watching.pretending(AS_ON_CPU):
-            return _run(config, vocabulary, teacher, update, Predictor)[0]
+            return _run(config, vocabulary, teacher, update, Predictor, processes)[0]
     with watching.pretending(AS_ON_CUDA):
         config = _as_on_cuda(config)
-        memory, tracker = _run(config, vocabulary, teacher, update, cuda_formulas.CudaPredictor)
+        predictor = cuda_formulas.CudaPredictor
+        memory, tracker = _run(config, vocabulary, teacher, update, predictor, processes)
     figures = cuda_formulas.replay(tracker.blocks, limit)
     return dataclasses.replace(memory, device="cuda", allocator=figures)
 
@@ -65,10 +71,13 @@ def _run(
     teacher: ModelConfig | None,
     update: Update,
     predictor: type[Predictor],
+    processes: int,
 ) -> tuple[StepMemory, Predictor]:
-    with without_data() as mode:
+    pretended = Processes(processes, config.training.sharding).pretended()
+    with pretended as mesh, without_data() as mode:
+        ranks = PretendedRanks(0, processes, made=mesh)
         with mode:
-            made = TrainingStep(config, vocabulary, teacher, torch.device("cpu"))
+            made = TrainingStep(config, vocabulary, teacher, torch.device("cpu"), ranks)
         step = made.of(update)
         tracker = predictor(mode, step.modules())
         return record_step(tracker, step), tracker

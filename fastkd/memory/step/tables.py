@@ -13,6 +13,8 @@ _PARTS = (
     "moving average",
     "batch",
     "gradients",
+    "gradient buckets",
+    "whole parameters",
     "activations",
     "teacher's activations",
     "losses",

@@ -10,11 +10,14 @@ from torch import Tensor, nn
 from fastkd.config.tree import Config, ModelConfig
 from fastkd.data.batches import Batch
 from fastkd.errors import InputError
+from fastkd.integrations.sharded import gathered
+from fastkd.memory.step.processes import Processes
 from fastkd.memory.step.workload import Update, Vocabulary
 from fastkd.memory.tracker import Tracker
 from fastkd.methods.objective import Objective
 from fastkd.nn.build import build_model
 from fastkd.runs.folder import RunFolder
+from fastkd.train.ranks import Ranks
 from fastkd.train.update import Made, Piece, Updater
 
 
@@ -30,7 +33,9 @@ class TrainingStep:
         vocabulary: Vocabulary,
         teacher: ModelConfig | None,
         device: torch.device,
+        ranks: Ranks | None = None,
     ) -> None:
+        """ranks: this process's place among those that share the update"""
         torch.manual_seed(config.training.seed)
         self.config = config
         self.vocabulary = vocabulary
@@ -41,11 +46,16 @@ class TrainingStep:
             self.objective = Objective(config, vocabulary.pad_id, taught)
         self.objective.begin(self.model)
         self.teacher = taught[0] if taught and self.objective.teacher else None
-        self.updater = Updater(config.training, self.model, self.objective, device)
+        self.ranks = ranks or Ranks()
+        processes = Processes(self.ranks.size, config.training.sharding)
+        parameters = [*self.model.parameters(), *self.objective.parameters()]
+        self.buckets = processes.buckets(parameters)
+        self.updater = Updater(config.training, self.model, self.objective, device, self.ranks)
 
     def of(self, update: Update) -> "OneUpdate":
         """What makes `update` each time it is called, of random ids."""
-        pieces = update.pieces(self.config.training.accumulation, self.vocabulary)
+        parts = self.config.training.accumulation * self.ranks.size
+        pieces = self.ranks.share(update.pieces(parts, self.vocabulary))
         return OneUpdate(self, update, [piece.to(self.device) for piece in pieces])
 
     def __call__(self, update: Update, pieces: Sequence[Batch], number: int = 1) -> Made:
@@ -61,6 +71,8 @@ class TrainingStep:
         tracker.hold(self.model.buffers(), "parameters")
         if self.teacher is not None:
             tracker.hold([*self.teacher.parameters(), *self.teacher.buffers()], "teacher")
+        tracker.watch(gathered(updater.learner))
+        tracker.hold([self.buckets], "gradient buckets")
         tracker.hold((parameter.grad for parameter in updater.parameters), "gradients")
         state = (t for tensors in updater.optimizer.state.values() for t in tensors.values())
         tracker.hold((t for t in state if isinstance(t, Tensor)), "optimizer")
