@@ -139,6 +139,7 @@ def _theirs(run: RunFolder, kind: str, threads: int) -> Translate:
             beam_size=decoding.beam,
             length_penalty=decoding.length_penalty,
             max_decoding_length=_LIMIT,
+            min_decoding_length=0,
         )
         written = [result.hypotheses[0] for result in results]
         return target.decode([ids[piece] for piece in row] for row in written)

@@ -29,6 +29,7 @@ FOLDER = "tokenizer"  # within a run folder or a prepared corpus
 # Fixed, or the model would depend on the machine: each thread sums its own share of the counts.
 _TRAINER_THREADS = 16
 _LONGEST_LINE = 4192  # bytes, beyond which sentencepiece leaves a line out without a word
+_FEW = 16  # lines that are cut one after another
 _RESERVED = str.maketrans("\0\u2585", "  ")  # which it leaves out too, the second with its line
 _LINE_BREAKS = ("<0x0A>", "<0x0D>")
 
@@ -91,9 +92,11 @@ class Tokenizer:
 
     def encode(self, lines: Sequence[str]) -> list[list[int]]:
         """Ids of each line, without begin or end."""
-        rows: list[list[int]] = self._processor.encode(
-            list(lines), out_type=int, num_threads=_encoder_threads()
-        )
+        rows: list[list[int]]
+        if len(lines) <= _FEW:  # threads take longer to begin
+            rows = [self._processor.encode(line, out_type=int) for line in lines]
+        else:
+            rows = self._processor.encode(list(lines), out_type=int, num_threads=_encoder_threads())
         return rows
 
     def decode(self, rows: Iterable[Sequence[int]]) -> list[str]:

@@ -70,6 +70,7 @@ class CTranslate2Search:
             num_hypotheses=n_best,
             length_penalty=self.config.length_penalty,
             max_decoding_length=max(limits),
+            min_decoding_length=0,  # it gives the end's probability to the others otherwise
             max_input_length=0,
             disable_unk=not self.config.unknown,
             suppress_sequences=self._never,

@@ -99,6 +99,7 @@ def by_ctranslate2(folder, lines, run, **options):
         beam_size=run.config.decoding.beam,
         length_penalty=run.config.decoding.length_penalty,
         max_decoding_length=LIMIT,
+        min_decoding_length=0,
         disable_unk=True,
         suppress_sequences=[[never.piece(index)] for index in never.never_text],
     )

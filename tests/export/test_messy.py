@@ -11,7 +11,8 @@ from fastkd.data.text import read_lines
 from fastkd.export import engine
 from fastkd.export.engine import Trial, exact_int8, far_apart
 from fastkd.runs.folder import RunFolder
-from tests.export.messy import messy
+from fastkd.runs.translation import ENGINES, Engine, open_translator
+from tests.export.messy import BLANK, messy
 
 transformers = pytest.importorskip("transformers", minversion="5.1")
 
@@ -44,7 +45,7 @@ def run(tmp_path_factory):
             **{split: str(folder / split) for split in ("train", "dev", "test")},
             "prepared": str(folder / "prepared"),
         },
-        "tokenizer": {"vocabulary": 230, "model": "bpe"},
+        "tokenizer": {"vocabulary": 330, "model": "bpe"},
         "model": {"encoder_layers": 1, "decoder_layers": 1, "width": 64, "ffn": 128, "heads": 4}
         | {"dropout": 0.0},
         "training": {
@@ -79,8 +80,24 @@ def test_every_line_has_a_translation_and_a_place(run, tmp_path, capsys):
     references = list(read_lines(run.path.parent / "test.en"))
     assert len(ours) == len(references) and not any("⁇" in line for line in ours)
     assert len(set(ours)) > len(ours) // 2 and any(line.startswith("<s>") for line in ours)
+    sources = read_lines(run.path.parent / "test.de")
+    blank = [line for source, line in zip(sources, ours, strict=True) if not source.strip()]
+    assert blank == [""] * len(BLANK)
     assert main(["score", str(run.path), "test"]) == 0
     assert "BLEU" in capsys.readouterr().out
+
+
+def test_a_very_long_line_is_one_line(run, tmp_path, caplog):
+    """It is cut to the model's positions, which is said."""
+    pytest.importorskip("ctranslate2")
+    text = tmp_path / "text"
+    text.write_bytes(("hund katze " * 1000 + "\nhund\n").encode())
+    for name in ENGINES:
+        arguments = ["-i", str(text), "-o", str(tmp_path / "out"), "--engine", name]
+        assert main(["translate", str(run.path), *arguments]) == 0
+        assert len(list(read_lines(tmp_path / "out"))) == 2
+        assert "line 1: cut from " in caplog.text
+        caplog.clear()
 
 
 def test_exports_translate_the_same(run, tmp_path):
@@ -94,7 +111,11 @@ def test_exports_translate_the_same(run, tmp_path):
         rows = model.generate(**batch, max_length=LIMIT + 1)
     theirs = tokenizer.batch_decode(rows, skip_special_tokens=True)
     ended = [tokenizer.eos_token_id in row[1:] for row in rows.tolist()]
-    compared = [(a, b) for a, b, end in zip(ours, theirs, ended, strict=True) if end]
+    compared = [
+        (one, other)
+        for line, one, other, end in zip(lines, ours, theirs, ended, strict=True)
+        if end and line.strip()  # of white space ours has an empty one, unasked
+    ]
     assert len(compared) > 0.8 * len(lines)
     assert same_of(*zip(*compared, strict=True)) == len(compared)
 
@@ -110,6 +131,11 @@ def test_ctranslate2_translates_the_same(run, tmp_path):
     ours = translated(run, tmp_path / "ours")
     theirs = translated(run, tmp_path / "theirs", "--engine", "ctranslate2")
     assert same_of(ours, theirs) == len(ours)
+    # Their scores too: equal translations may come of other probabilities.
+    lines = list(read_lines(run.path.parent / "test.de"))
+    engines = [open_translator(run, device="cpu", engine=Engine(name)) for name in ENGINES]
+    scores = [[best.score for best, *_ in engine.translate(lines)] for engine in engines]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-4)
 
 
 def test_a_quantized_export_is_tried(run, tmp_path, capsys, caplog, monkeypatch):
