@@ -11,6 +11,7 @@ from fastkd.cli.arguments import CONFIG, DEVICE, OVERRIDES
 from fastkd.errors import InputError
 
 _PICTURES = (".png", ".svg", ".pdf")
+_SNAPSHOTS = (".pickle", ".pkl")
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
@@ -66,6 +67,9 @@ def command(
     the keys student, teacher, losses, batch, length, target_length, accumulation, precision, optim,
     gradient_checkpointing, lora, processes, sharding: a step of somebody else's trainer. Its batch
     is that of one device; training.batch_tokens is that of all.
+
+    Or CONFIG is a snapshot that torch.cuda.memory._dump_snapshot wrote, as a .pickle, which is
+    shown likewise.
     """
     from fastkd.cli.progress import counting
     from fastkd.config.load import load_config
@@ -75,6 +79,11 @@ def command(
     from fastkd.memory.step.command import Question, answer
     from fastkd.runs.device import pick_device
 
+    if Path(config).suffix in _SNAPSHOTS:
+        if overrides or batch_tokens or teacher or predict or snapshot:
+            raise InputError(f"{config}: a snapshot; expected no other option than --plot")
+        _tell_snapshot(Path(config), Path(plot) if plot else None)
+        return
     if predict is not None and device != "auto":
         raise InputError("--device: has no meaning with --predict, which is for a CUDA device")
     where = pick_device(device) if predict is None else None
@@ -105,6 +114,21 @@ def command(
         snapshot=recording,
     )
     _tell(answer(question, counting))
+
+
+def _tell_snapshot(file: Path, picture: Path | None) -> None:
+    from fastkd.memory.snapshot import recorded_step
+    from fastkd.memory.step.tables import step_tables
+
+    if picture is not None:
+        check_picture("--plot", picture)
+    title, columns = f"Memory as recorded in {file.name}", [("recorded", recorded_step(file))]
+    _tell(step_tables(title, columns))
+    if picture is not None:
+        from fastkd.memory.step.plots import plot_timeline
+
+        plot_timeline(columns, title, picture)
+        click.echo(f"timeline: {picture}")
 
 
 def check_picture(option: str, file: Path) -> None:

@@ -3,12 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 from fastkd.memory.profiling import MemoryProfile, Use, profile
-from fastkd.memory.snapshot import read_snapshot
+from fastkd.memory.snapshot import read_snapshot, recorded_step
 
 if TYPE_CHECKING:
     from fastkd.memory.pair.pair import Pair
 
-__all__ = ["MemoryProfile", "Pair", "Use", "profile", "read_snapshot"]
+__all__ = ["MemoryProfile", "Pair", "Use", "profile", "read_snapshot", "recorded_step"]
 
 
 def __getattr__(name: str) -> Any:

@@ -136,4 +136,4 @@ def summarised(lives: Sequence[Block], time: int, allocator: int | None = None) 
 
 def _place(block: Block) -> str:
     scope = loss_of(block.scope) or (block.scope[-1] if block.scope else "outside modules")
-    return scope if block.phase == "forward" else f"{scope}, {block.phase}"
+    return scope if block.phase in ("forward", "before") else f"{scope}, {block.phase}"

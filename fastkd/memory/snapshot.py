@@ -3,17 +3,23 @@
 Source of the format: torch/cuda/_memory_viz.py and `torch.cuda.memory._dump_snapshot`.
 """
 
+import itertools
 import pickle
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastkd.errors import InputError
 from fastkd.memory.profiling import MemoryProfile, summarised
 from fastkd.memory.tracker import Block
 from fastkd.reading import open_file
 
+if TYPE_CHECKING:
+    from fastkd.memory.step.report import StepMemory
+
 _EARLIER = "before the recording"
+_KEPT = {"before": _EARLIER, "backward": "gradients", "optimizer": "optimizer"}
 _NOWHERE = "outside Python"
 # Code that only passes a call on, or asks for memory on behalf of who called it.
 _PASSING = ("/torch/", "<frozen", "<string>", "<__array_function__")
@@ -28,7 +34,30 @@ def read_snapshot(file: str | Path, device: int = 0) -> MemoryProfile:
 
     Raises InputError for what is no such file.
     """
-    found = _loaded(Path(file))
+    found = _recording(Path(file), device)
+    return summarised(found.blocks, found.time)
+
+
+def recorded_step(file: str | Path, device: int = 0) -> "StepMemory":
+    """The same recording as `fastkd memory` tells a step: its table and its timeline.
+
+    What backward passes made and the recording never freed counts as gradients, what the optimizer
+    made and kept as its state.
+    """
+    from fastkd.memory.step.report import summarise
+
+    return summarise(_recording(Path(file), device), 0, "cuda")
+
+
+@dataclass
+class _Recording:
+    blocks: list[Block]  # in the order of their births
+    time: int  # births and deaths
+    forward_ends: list[int]
+
+
+def _recording(file: Path, device: int) -> _Recording:
+    found = _loaded(file)
     try:
         traces, segments = found["device_traces"], found["segments"]
         trace = traces[device] if device < len(traces) else []
@@ -37,7 +66,12 @@ def read_snapshot(file: str | Path, device: int = 0) -> MemoryProfile:
         raise InputError(f"{file}: no snapshot of PyTorch's CUDA memory: lacks {error}") from None
     if not blocks:
         raise InputError(f"{file}: nothing was recorded of device {device}")
-    return summarised(blocks, time)
+    for block in blocks:
+        if block.phase == "before" or (block.death is None and block.phase in _KEPT):
+            block.label = _KEPT[block.phase]
+    turns = itertools.pairwise(block for block in blocks if block.phase != "before")
+    ends = [two.birth for one, two in turns if (one.phase, two.phase) == ("forward", "backward")]
+    return _Recording(blocks, time, ends)
 
 
 class _Plain(pickle.Unpickler):
@@ -81,13 +115,14 @@ def _lives(
             address += block["size"]
     time = 0
     for address, size in earlier.items():
-        alive[address] = Block(size, where, time, (_EARLIER,), "alloc", "forward")
+        alive[address] = Block(size, where, time, (_EARLIER,), "alloc", "before")
         blocks.append(alive[address])
         time += 1
+    told = any(entry.get("frames") for entry in trace)
     for entry in trace:
         address = entry["addr"]
         if entry["action"] == "alloc":
-            place, phase = _place(entry.get("frames", ()))
+            place, phase = _place(entry.get("frames", ()), told)
             alive[address] = Block(entry["size"], where, time, (place,), "alloc", phase)
             blocks.append(alive[address])
             time += 1
@@ -97,14 +132,19 @@ def _lives(
     return blocks, time
 
 
-def _place(frames: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """Line and phase of an allocation; frames are given from the innermost."""
+def _place(frames: Sequence[Mapping[str, Any]], told: bool) -> tuple[str, str]:
+    """Line and phase of an allocation; frames are given from the innermost.
+
+    Backward passes run in threads of PyTorch's, which no Python is in: what has no frames, where
+    others have some, comes from there.
+    """
     files = [str(frame["filename"]).replace("\\", "/") for frame in frames]
-    phase = "forward"
+    phase = "forward" if frames or not told else "backward"
     if any("/torch/optim/" in file for file in files):
         phase = "optimizer"
     elif any("/torch/autograd/" in f for f in files) or any(
-        str(frame["name"]) == "backward" for frame in frames
+        str(frame["name"]) == "backward" or "autograd::Engine" in str(frame["name"])
+        for frame in frames
     ):
         phase = "backward"
     for file, frame in zip(files, frames, strict=True):

@@ -5,6 +5,7 @@ import pickle
 import pytest
 
 from fastkd import memory
+from fastkd.__main__ import main
 from fastkd.errors import InputError
 
 MIB = 1 << 20
@@ -60,9 +61,50 @@ def test_peak_places_and_what_is_held(tmp_path):
     held = {use.place: use.held // MIB for use in found.uses}
     assert held == {
         "before the recording": 5, "model.py:12 forward": 2, "loop.py:3 train, backward": 6,
-        "loop.py:3 train, optimizer": 1, "outside Python": 3,
+        "loop.py:3 train, optimizer": 1, "outside Python, backward": 3,
     }  # fmt: skip
     assert "19.0 MiB" in str(found)
+
+
+def test_a_step_is_told_as_a_measured_one(tmp_path):
+    found = memory.recorded_step(written(tmp_path, snapshot()))
+    assert (found.peak, found.at_peak.phase, found.at_peak.scope) == (
+        19 * MIB, "forward", "model.py:12 forward",
+    )  # fmt: skip
+    assert found.at_peak.parts == {
+        "before the recording": 13 * MIB, "activations": 6 * MIB,
+    }  # fmt: skip
+    assert found.held == {
+        "gradients": 9 * MIB, "before the recording": 5 * MIB, "optimizer": 1 * MIB,
+    }  # fmt: skip
+    assert [phase for _, phase in found.phases] == ["forward", "backward", "optimizer", "backward"]
+
+
+def test_backward_passes_by_the_names_of_cpp(tmp_path):
+    engine = frame("??", 0, "torch::autograd::Engine::evaluate_function(...)")
+    trace = [entry("alloc", 1, 4, LINEAR, MODEL), entry("alloc", 2, 2, engine)]
+    content = {"device_traces": [trace], "segments": []}
+    found = memory.recorded_step(written(tmp_path, content))
+    assert found.held == {"gradients": 2 * MIB}
+    assert found.activations == {"model.py:12 forward": 4 * MIB}
+
+
+def test_the_command_shows_table_and_timeline(tmp_path, capsys):
+    file, plot = written(tmp_path, snapshot()), tmp_path / "timeline.png"
+    assert main(["memory", str(file), "--plot", str(plot)]) == 0
+    printed = capsys.readouterr().out
+    assert "Memory as recorded in snapshot.pickle" in printed
+    assert "before the recording" in printed and "gradients" in printed
+    assert plot.stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [(["batch=3"], "a snapshot"), (["--predict", "1GiB"], "--plot"), (["--plot", "a.txt"], ".png")],
+)
+def test_what_a_snapshot_has_no_use_for(tmp_path, arguments, complaint, capsys):
+    assert main(["memory", str(written(tmp_path, snapshot())), *arguments]) == 2
+    assert complaint in capsys.readouterr().err
 
 
 class Harmful:

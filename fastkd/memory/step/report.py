@@ -4,12 +4,12 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from fastkd.memory.scopes import Scope, loss_of
-from fastkd.memory.tracker import Block, Tracker, running_total
+from fastkd.memory.tracker import Block, running_total
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,15 @@ class StepMemory:
         )
 
 
-def summarise(tracker: Tracker, start: int, device: str) -> StepMemory:
+class Lives(Protocol):
+    """What a `Tracker` saw, or a recording tells."""
+
+    blocks: list[Block]
+    time: int
+    forward_ends: list[int]  # when backward passes began
+
+
+def summarise(tracker: Lives, start: int, device: str) -> StepMemory:
     """The step that `tracker` saw from time `start` on, of tensors on `device`."""
     blocks = [block for block in tracker.blocks if block.device.startswith(device)]
     curve = running_total(blocks, tracker.time)
