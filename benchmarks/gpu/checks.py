@@ -4,8 +4,9 @@
 
 Truth is the reference backend in float64 on the same numbers. Losses (of all rows or maps, as one
 vector) and gradients may be three times as far from it as the reference in the inputs' type is, and
-a few roundings: of float32, and one of the type that a gradient is stored in. The reference beside
-bfloat16 attention holds its maps in bfloat16. The same call twice gives the same bits.
+a few roundings: of float32, and one of the type that a gradient is stored in. Beside attention of
+half types stands plain PyTorch rounded where the kernels round. The same call twice gives the same
+bits.
 """
 
 import argparse
@@ -17,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastkd import alignment_loss_from_maps, token_distillation_loss
+from fastkd import token_distillation_loss
 from fastkd.bench.alignment import Alignment
-from fastkd.bench.operation import Inputs, Loss, Operation, describe, learned
+from fastkd.bench.operation import Inputs, Loss, describe, learned
 from fastkd.bench.operations import OPERATIONS
+from tests.compiled.cases import plain
 
 DTYPES = (torch.bfloat16, torch.float32, torch.float16)
 ATTENTION = ("alignment-row", "alignment-map", "alignment-mixture", "alignment-plain")
@@ -69,11 +71,13 @@ def _check(label: str, name: str, text: str, dtype: torch.dtype, device: torch.d
         if isinstance(value, Tensor) and value.is_floating_point():
             double[name] = value.detach().double().requires_grad_(value.requires_grad)
     truth = _outcome(operation.losses("reference"), double)
-    rounded = name in ATTENTION and dtype == torch.bfloat16
-    plain = _outcome(_rounded_maps(operation) if rounded else operation.losses("reference"), inputs)
+    if isinstance(operation, Alignment) and dtype != torch.float32:
+        near = _rounded(operation, inputs, dtype)
+    else:
+        near = _outcome(operation.losses("reference"), inputs)
     ours, again = (_outcome(operation.losses("triton"), inputs) for _ in range(2))
     errors = [_error(mine, exact) for mine, exact in zip(ours, truth, strict=True)]
-    eager = [_error(theirs, exact) for theirs, exact in zip(plain, truth, strict=True)]
+    eager = [_error(theirs, exact) for theirs, exact in zip(near, truth, strict=True)]
     roundings = [8 * torch.finfo(torch.float32).eps + torch.finfo(x.dtype).eps for x in ours]
     bounds = [3 * theirs + own for theirs, own in zip(eager, roundings, strict=True)]
     same = all(map(torch.equal, ours, again))
@@ -83,27 +87,13 @@ def _check(label: str, name: str, text: str, dtype: torch.dtype, device: torch.d
     return row | dict(zip(COLUMNS[2:], (*(f"{x:.2e}" for x in figures), same), strict=True))
 
 
-def _rounded_maps(operation: Operation) -> Loss:
-    assert isinstance(operation, Alignment)
+def _rounded(operation: Alignment, inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
+    """As `_outcome` has it, with roundings where the kernels have them."""
+    names = ("student_query", "student_key", "teacher_query", "teacher_key", "weight")
+    tensors = [inputs.get(name) for name in names]
     kind = operation.normalization
-
-    def losses(inputs: Inputs) -> Tensor:
-        maps = []
-        for model in ("student", "teacher"):
-            query, key = inputs[f"{model}_query"], inputs[f"{model}_key"]
-            scores = query.float() @ key.float().mT * query.shape[-1] ** -0.5
-            maps.append(scores.softmax(-1).to(query.dtype))
-        student, teacher = maps
-        return alignment_loss_from_maps(
-            student,
-            teacher,
-            inputs.get("weight"),
-            normalization=kind,
-            reduction="none",
-            backend="reference",
-        )
-
-    return losses
+    found: list[Tensor] = plain.alignment(tensors, dtype, torch.ones_like, kind, reduction="none")
+    return found
 
 
 def _outcome(losses: Loss, inputs: Inputs) -> list[Tensor]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastkd import watching
 from fastkd.errors import InputError
 from fastkd.functional.calls import (
     BETAS,
@@ -71,7 +72,12 @@ def whole(name: str, value: object) -> None:
 
 
 def readable(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether values can be looked at without waiting for a device."""
+    return (
+        tensor.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not watching.pretended().fused
+    )
 
 
 def _kind(value: object) -> str:

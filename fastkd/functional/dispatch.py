@@ -1,6 +1,7 @@
 """Chooses the backend that serves a call."""
 
 import importlib
+import sys
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
@@ -77,6 +78,8 @@ def choose(
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # does not trace a module's first import
 def _import(path: str) -> str | None:
     """Why the module cannot be imported, or None once it is."""
+    if path in sys.modules:
+        return None
     try:
         importlib.import_module(path)
     except ImportError as error:

@@ -62,9 +62,9 @@ class Step:
 
 def launches_are_watched() -> bool:
     """Whether a profiler or another tool has hooks at Triton's launches."""
-    hooks = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
-    # A chain of hooks may be empty.
-    return any(hook is not None and getattr(hook, "calls", True) for hook in hooks)
+    enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+    # Each is None, a function, or a chain of them, which may be empty.
+    return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))
 
 
 def step(

@@ -61,14 +61,15 @@ def alignment(
     first, last = tensors[0], tensors[-1]
     batch, queries = first.shape[0], first.shape[2]
     keys = first.shape[3] if len(tensors) == 2 else tensors[1].shape[2]
-    cells = torch.ones(batch, 1, queries, keys, dtype=torch.bool)
+    here = {"device": first.device}
+    cells = torch.ones(batch, 1, queries, keys, dtype=torch.bool, **here)
     if key_lengths is not None:
-        cells = cells & (torch.arange(keys) < key_lengths[:, None])[:, None, None]
+        cells = cells & (torch.arange(keys, **here) < key_lengths[:, None])[:, None, None]
     if causal:
-        cells = cells & torch.ones(queries, keys, dtype=torch.bool).tril()
+        cells = cells & torch.ones(queries, keys, dtype=torch.bool, **here).tril()
     counted = cells
     if query_lengths is not None:
-        counted = cells & (torch.arange(queries) < query_lengths[:, None])[:, None, :, None]
+        counted = cells & (torch.arange(queries, **here) < query_lengths[:, None])[:, None, :, None]
     counted = counted if padding == "exclude" else torch.ones_like(cells)
     shown = counted if padding == "exclude" else cells
     if len(tensors) == 2:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kernels.attention_compare import (
+    DEVICE,
     assert_as_exact_as_reference,
     attention,
     maps,
@@ -15,6 +16,8 @@ from tests.kernels.attention_compare import (
 )
 
 NORMALIZATIONS = ("map", "row", "mixture")
+# The interpreter has no bfloat16; tests/compiled executes it.
+ON_A_GPU = [pytest.mark.gpu, pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -213,10 +216,11 @@ def test_long_maps_keep_their_digits():
     torch.testing.assert_close(found[0].double(), truth[0], rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=ON_A_GPU)])
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("weighted", [True, False])
-def test_float16(normalization, weighted):
-    inputs = attention(teachers=5 if weighted else 3, dtype=torch.float16, weighted=weighted)
+def test_half_precision(normalization, weighted, dtype):
+    inputs = attention(teachers=5 if weighted else 3, dtype=dtype, weighted=weighted)
     assert_as_exact_as_reference(inputs, normalization=normalization, reduction="none")
 
 
