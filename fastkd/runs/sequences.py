@@ -20,13 +20,14 @@ from fastkd.data.text import read_lines, read_pairs, text_file
 from fastkd.decode.score import sentence_chrf
 from fastkd.decode.translate import Translation, Translator
 from fastkd.errors import InputError
-from fastkd.files import whole_file, writable, write_file
+from fastkd.files import refuse_foreign, whole_file, writable, write_file
 from fastkd.reading import expect_file, read_text, sha256_of
 from fastkd.runs.folder import RunFolder
 from fastkd.runs.translation import OWN, Engine, decoding_settings, open_translator
 
 BLOCK = 2048  # lines translated between two notes of how far the work is
 _FORMAT = 1
+_OWN = ("target", "state.json", ".lock", ".*.partial")  # of the folder of work in progress
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ def distil(
 
     search: settings of `decoding_settings`
 
-    Raises InputError for files that cannot be read or differ in length, and where the text is that
-    of the run's corpus, which would be replaced.
+    Raises InputError for files that cannot be read or differ in length, and where a file would be
+    replaced that this did not write, such as the text of the run's corpus.
     """
     data = run.config.data
     files = [Path(f"{prefix}.{language}") for language in (data.source, data.target)]
@@ -89,13 +90,15 @@ def distil(
         raise InputError(f"{prefix}: is the text that is read; expected another prefix")
     wanted = _fingerprint(run, source, reference, request, search)
     folder = prefix.with_name(f".{prefix.name}.distilling")
+    note = note_of(prefix)
     with writable(prefix):
+        _refuse_others(files, note)
+        refuse_foreign(folder, _OWN)
         prefix.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):
             work = _Work(folder, wanted)
-            note = note_of(prefix)
             done = _completed(note, wanted, files)
             if done is None:
                 _translate(run, request, search, source, reference, work, progress)
@@ -107,6 +110,15 @@ def distil(
         raise InputError(f"{prefix}: another process writes this text; wait for it") from None
     shutil.rmtree(folder, ignore_errors=True)
     return Distilled(files[0], files[1], done["lines"], done["empty"], reused)
+
+
+def _refuse_others(files: list[Path], note: Path) -> None:
+    """A text without a note, which is written before it, is somebody's."""
+    there = [file for file in files if os.path.lexists(file)]
+    if there and not note.is_file():
+        raise InputError(
+            f"{there[0]}: is there, and is nothing that this command wrote; expected another prefix"
+        )
 
 
 class _Work:
@@ -237,7 +249,9 @@ def _completed(note: Path, wanted: str, files: list[Path]) -> dict[str, Any] | N
 def _finish(
     work: _Work, source: Path, files: list[Path], note: Path, wanted: str
 ) -> dict[str, Any]:
-    """Puts the files in place, and last the note that they are complete."""
+    """Puts the files in place, between a note that they are ours and one that they are complete."""
+    if not note.is_file():
+        write_file(note, json.dumps({"wanted": wanted}).encode())
     with whole_file(files[0]) as file:
         file.writelines(line.encode() + b"\n" for line in read_lines(source))
     with whole_file(files[1]) as file, open(work.target, "rb") as translated:

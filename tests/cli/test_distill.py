@@ -104,3 +104,34 @@ def test_the_corpus_itself_is_not_replaced(taught, run, capsys):
     assert taught.run("distill", run, str(taught.folder / "train")) == 2
     assert "is the text that is read" in capsys.readouterr().err
     assert (taught.folder / "train.dsb").read_bytes() == before
+
+
+def test_a_text_that_it_did_not_write_is_not_replaced(taught, run, tmp_path, capsys):
+    (tmp_path / "mono").write_text("ein hund\n")
+    (tmp_path / "text.de").write_text("mine")
+    command = ["distill", run, str(tmp_path / "text"), "--source", str(tmp_path / "mono")]
+    assert taught.run(*command) == 2
+    assert "text.de: is there, and is nothing that this command wrote" in capsys.readouterr().err
+    (tmp_path / "text.de").unlink()
+    (tmp_path / ".text.distilling").mkdir()
+    (tmp_path / ".text.distilling" / "thesis").write_text("mine")
+    assert taught.run(*command) == 2
+    assert "thesis in it is something else" in capsys.readouterr().err
+    assert (tmp_path / ".text.distilling" / "thesis").read_text() == "mine"
+
+
+def test_killed_between_its_files_it_goes_on(taught, run, tmp_path, monkeypatch):
+    write, written = sequences.whole_file, []
+
+    def dying(path):
+        if written:
+            raise KeyboardInterrupt
+        written.append(path)
+        return write(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sequences, "whole_file", dying)
+        assert taught.run("distill", run, str(tmp_path / "text")) == 1
+    assert (tmp_path / "text.de").exists() and not (tmp_path / "text.dsb").exists()
+    assert taught.run("distill", run, str(tmp_path / "text")) == 0
+    assert len((tmp_path / "text.dsb").read_text().splitlines()) == 60
