@@ -23,6 +23,7 @@ SIDES = ("source", "target")
 _META = "meta.json"
 FILES = (_META, *(f"{side}.{kind}" for side in SIDES for kind in ("offsets", "tokens")))
 _BLOCK = 8192  # pairs encoded at once
+_CHARACTERS = 1 << 22  # of them, beyond which a block ends: pieces take some fifty times as much
 _HASHED_AT_ONCE = 1 << 24  # bytes
 
 Value = TypeVar("Value")
@@ -228,8 +229,15 @@ def _write_arrays(
 
 
 def _blocks(pairs: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
-    iterator = iter(pairs)
-    while block := list(itertools.islice(iterator, _BLOCK)):
+    block: list[tuple[str, str]] = []
+    characters = 0
+    for pair in pairs:
+        block.append(pair)
+        characters += len(pair[0]) + len(pair[1])
+        if len(block) == _BLOCK or characters > _CHARACTERS:
+            yield block
+            block, characters = [], 0
+    if block:
         yield block
 
 

@@ -310,6 +310,9 @@ def _make(
         tokenizers.save(new)
         for name, paths in texts.items():
             _encode(new / name, config.data, name, paths, counts[name], tokenizers, progress)
+        for name, paths in texts.items():
+            if [_stamp(path) for path in paths] != found["stamps"][name]:
+                raise InputError(f"{paths[0]} or {paths[1]}: has changed while it was read")
         manifest = {
             "format": _FORMAT,
             "made_from": _made_from(config),

@@ -27,6 +27,7 @@ from fastkd.errors import InputError
 from fastkd.export.layout import from_transformers
 from fastkd.export.transformers import EXPORTED
 from fastkd.export.vocabulary import read_vocabulary
+from fastkd.files import foreign_file
 from fastkd.nn.build import build_model
 from fastkd.reading import open_file, read_text
 from fastkd.runs.checkpoint import write_checkpoint
@@ -45,6 +46,8 @@ _EXPECTED = {
     "tie_word_embeddings": True,
 }
 _NORMS = {"marian": "post", "m2m_100": "pre"}  # by the layout
+# What a run consists of before its first checkpoint.
+_BEGUN = (".lock", "run.json", "config.yaml", "tokenizer/*.model", "*.partial", "*.partial/*")
 _NEEDED = (
     "activation_function",
     "pad_token_id",
@@ -72,9 +75,10 @@ _PLAIN = {
 def import_marian(folder: Path, path: Path) -> RunFolder:
     """Writes the run `path`, for `translate` and as a teacher.
 
-    Raises InputError for what a run cannot hold, with the reason, and where `path` is not empty.
+    Raises InputError for what a run cannot hold, with the reason, and where `path` holds anything
+    but what an earlier call has left that was killed.
     """
-    if path.exists() and any(path.iterdir()):
+    if path.exists() and (RunFolder(path).checkpoints() or foreign_file(path, _BEGUN)):
         raise InputError(f"{path}: is not empty; expected a folder for a new run")
     settings = _read(folder / "config.json")
     generation = settings | _read(folder / "generation_config.json", optional=True)
@@ -109,6 +113,7 @@ def import_marian(folder: Path, path: Path) -> RunFolder:
     load_weights(build_model(config.model, tokenizers), tensors, folder)
     run = RunFolder.create(config, tokenizers)
     with contextlib.closing(run):
+        run.record(config)
         run.checkpoint(1).parent.mkdir(parents=True, exist_ok=True)
         write_checkpoint(run.checkpoint(1), {MODEL: tensors}, {"update": 1})
     return run

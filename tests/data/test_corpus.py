@@ -44,6 +44,15 @@ def test_blocks_do_not_show(folder, joint, pairs, tmp_path, monkeypatch):
     assert seen == [7, 14, 21, 28, 35, 40]
 
 
+def test_blocks_of_long_lines_are_small(monkeypatch):
+    """As the pieces of a line take far more memory than its text."""
+    monkeypatch.setattr(corpus_module, "_CHARACTERS", 100)
+    pairs = [("a" * 30, "b" * 30)] * 5 + [("a", "b")]
+    blocks = list(corpus_module._blocks(iter(pairs)))
+    assert [len(block) for block in blocks] == [2, 2, 2]
+    assert [pair for block in blocks for pair in block] == pairs
+
+
 def test_gather_joins_any_sentences(folder):
     corpus = Corpus(folder)
     ids = np.array([7, 2, 7, 39])

@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 
+from fastkd.data import prepare as module
 from fastkd.data.prepare import open_prepared, prepare
 from fastkd.data.tokenizer import Tokenizers
 from fastkd.errors import InputError
@@ -291,3 +292,19 @@ def test_a_plain_sentencepiece_file_is_taken(config_of, tmp_path):
     config = config_of(str(plain), prepared=str(tmp_path / "other"))
     prepare(config)
     assert open_prepared(config).tokenizers.source.sha256 == Tokenizers.load(plain).source.sha256
+
+
+def test_a_text_that_changes_while_it_is_read_is_not_prepared(config_of, tmp_path, monkeypatch):
+    """Else its hash would be that of another text than the one that is trained on."""
+    encode = module._encode
+
+    def changing(folder, data, name, *rest):
+        encode(folder, data, name, *rest)
+        if name == "train":
+            with open(tmp_path / "train.bb", "a") as file:
+                file.write("more\n")
+
+    monkeypatch.setattr(module, "_encode", changing)
+    with pytest.raises(InputError, match="has changed while it was read"):
+        prepare(config_of())
+    assert not (tmp_path / "prepared").exists()

@@ -11,6 +11,7 @@ from fastkd.__main__ import main
 from fastkd.config.load import validate
 from fastkd.config.tree import TokenizerConfig
 from fastkd.data.tokenizer import train_tokenizers
+from fastkd.export import marian
 from fastkd.nn.build import build_model
 from fastkd.runs.checkpoint import read_group, write_checkpoint
 from fastkd.runs.folder import MODEL, RunFolder
@@ -111,3 +112,16 @@ def test_a_foreign_m2m100_is_refused(tmp_path, capsys):
     assert main(["import", str(out), str(tmp_path / "back")]) == 2
     assert "a vocabulary that a run's tokenizer cannot have" in capsys.readouterr().err
     assert not (tmp_path / "back").exists()
+
+
+def test_an_import_that_was_killed_is_begun_anew(tmp_path, monkeypatch, capsys):
+    run, out, back = a_run(tmp_path), tmp_path / "out", str(tmp_path / "back")
+    assert main(["export", str(run.path), "--to", "transformers", str(out)]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(marian, "write_checkpoint", None)
+        assert main(["import", str(out), back]) == 1
+    assert (tmp_path / "back" / "run.json").exists()
+    assert main(["import", str(out), back]) == 0
+    assert RunFolder.open(back).weights_folder("last").is_dir()
+    assert main(["import", str(out), back]) == 2
+    assert "is not empty" in capsys.readouterr().err
