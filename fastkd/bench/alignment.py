@@ -104,6 +104,45 @@ class Alignment(Operation):
             bytes=2 * shape["B"] * shape["T"] * size * student * element,
         )
 
+    def tiny(self) -> dict[str, int]:
+        return {"B": 2, "Ns": 4, "Nt": 8 if self.mix else 4, "T": 8, "D": 16}
+
+    def counted_shape(self, shape: Shape) -> Shape:
+        if not self.mix:
+            return self.tiny()
+        from fastkd_kernels.attention.config import HEADS
+        from fastkd_kernels.attention.plan import SCRATCH_BYTES, row_pitch
+
+        # More student maps than a program holds are not overwritten by their gradient.
+        maps = shape["Ns"] * (1 if shape["Ns"] <= HEADS else 2) + shape["Nt"]
+        held = shape["B"] * maps * shape["T"] * row_pitch(shape["T"]) * torch.bfloat16.itemsize
+        return self.tiny() if held <= SCRATCH_BYTES else shape
+
+    def units(self, shape: Shape) -> dict[str, float]:
+        cells, student, teacher, _ = self._counts(shape)
+        keys = 64 if shape["T"] <= 64 else 192  # rows of one block, or of several
+        call = f"{self.normalization} 12→{{}} 64x{keys} D64"
+        if not self.mix:
+            return {f"{call.format(12)}, head against head": cells * student}
+        # Costs by a student map grow with the teacher maps beside it.
+        more = teacher / student - 1
+        return {
+            call.format(12): cells * student * (1 - more),
+            call.format(24): cells * student * more,
+        }
+
+    def moved(self, shape: Shape, element: int) -> float:
+        cells, student, teacher, size = self._counts(shape)
+        rows = 2 * shape["B"] * shape["T"] * size  # of queries and keys, by head
+        learned = rows * student
+        if not self.mix:  # three kernels read all, two write gradients
+            return element * (3 * rows * (student + teacher) + learned)
+        # Scores once, products once; maps are written, read (for "map" twice), written over with
+        # the student's gradient, which the gradients of queries and of keys read.
+        passes = 3 if self.normalization == "map" else 2
+        maps = cells * (passes * (student + teacher) + 3 * student)
+        return element * (rows * (student + teacher) + 2 * learned + maps)
+
     def _counts(self, shape: Shape) -> tuple[int, int, int, int]:
         teacher = shape["Nt"] if self.mix else shape["Ns"]
         return shape["B"] * shape["T"] ** 2, shape["Ns"], teacher, shape["D"]

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from fastkd.bench import SUMMARY, providers
+from fastkd.bench.chips import CHIPS
 from fastkd.bench.command import DTYPES, NAMES, Question, answer, check, results_file
 from fastkd.bench.plan import plan, told
+from fastkd.bench.predict import predictions
 from fastkd.bench.run import Effort
 from fastkd.bench.tables import TRAINING, tables
 from fastkd.cli.progress import counting
@@ -47,6 +49,10 @@ def bench(arguments: Sequence[str]) -> int:
         out=options.out,
     )
     check(question)
+    if options.predict:
+        show(predictions(question, CHIPS[options.predict]))
+        if question.device.type == "cpu":
+            return 0
     cases = plan(question)
     print("\n".join(told(cases, question.device)), file=sys.stderr, flush=True)
     with counting("measuring", len(cases)) as done:
@@ -79,6 +85,10 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--memory", action=argparse.BooleanOptionalAction, default=True,
         help="whether to measure peak memory",
+    )  # fmt: skip
+    add(
+        "--predict", metavar="CHIP", choices=tuple(CHIPS),
+        help=f"times that counts predict for a GPU, here or not: {', '.join(CHIPS)}",
     )  # fmt: skip
     add("--out", type=Path, metavar="FOLDER", help="for CSV and plots")
     add("--list", action="store_true", help="name the operations and providers, and end")

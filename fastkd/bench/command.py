@@ -76,9 +76,9 @@ def dtype_of(question: Question) -> torch.dtype:
     return dtype
 
 
-def shapes_of(operation: Operation, question: Question) -> list[dict[str, int]]:
+def shapes_of(operation: Operation, question: Question, sweep: str = "") -> list[dict[str, int]]:
     shapes = []
-    for text in question.shapes or (question.device.type,):
+    for text in question.shapes or (sweep or question.device.type,):
         named = text in operation.sweeps
         shapes += operation.sweep(text) if named else [operation.shape(text)]
     return shapes

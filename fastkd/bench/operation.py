@@ -66,6 +66,31 @@ class Operation(ABC):
     @abstractmethod
     def backward_work(self, shape: Shape, element: int) -> Work: ...
 
+    # What a prediction of the Triton kernels' time counts by.
+
+    @abstractmethod
+    def tiny(self) -> dict[str, int]:
+        """A shape that costs nothing but the host's time."""
+
+    def counted_shape(self, shape: Shape) -> Shape:
+        """A shape whose calls make the same launches, as small as there is."""
+        return self.tiny()
+
+    def further_launches(self, shape: Shape) -> int:
+        """Launches of a call beyond those of `counted_shape`."""
+        return 0
+
+    @abstractmethod
+    def units(self, shape: Shape) -> dict[str, float]:
+        """Units of work by the calls of `kernel_costs.csv` that have the same costs for each."""
+
+    @abstractmethod
+    def moved(self, shape: Shape, element: int) -> float:
+        """Bytes to and from memory, of what each kernel is given and leaves, once.
+
+        What a kernel reads again it mostly finds in the last cache.
+        """
+
     def work(self, direction: str, shape: Shape, dtype: torch.dtype) -> Work:
         forward = self.forward_work(shape, dtype.itemsize)
         backward = self.backward_work(shape, dtype.itemsize)

@@ -110,6 +110,36 @@ class Tokens(Operation):
 
         return linear if self.linear else dense
 
+    def tiny(self) -> dict[str, int]:
+        return {letter: {"N": 8, "V": 64}.get(letter, 16) for letter in self.sizes}
+
+    def further_launches(self, shape: Shape) -> int:
+        if not self.linear:
+            return 0
+        from fastkd_kernels.tokens.linear import chunk_rows
+
+        models = 1 + self.taught
+        rows = chunk_rows(shape["N"], models * shape["V"] * torch.bfloat16.itemsize)
+        # Logits of each model, the kernel, states that count, gradients of states and weight.
+        return (-(-shape["N"] // rows) - 1) * (models + 4)
+
+    def units(self, shape: Shape) -> dict[str, float]:
+        names = {"ce": "CE", "kd": "CE + KD", "tie": "CE + KD + rank"}
+        loss = self.name.partition("-")[2]
+        return {f"dense V 32768, {names[loss]}": shape["N"] * shape["V"]}
+
+    def moved(self, shape: Shape, element: int) -> float:
+        rows, vocabulary = shape["N"], shape["V"]
+        kernel = element * rows * vocabulary * (2 + self.taught)  # logits, and their gradient
+        if not self.linear:
+            return kernel
+
+        def product(width: int) -> float:
+            return element * (rows * vocabulary + (rows + vocabulary) * width)
+
+        taught = product(shape["Dt"]) if self.taught else 0.0
+        return kernel + 3 * product(shape["Ds"]) + taught
+
     def forward_work(self, shape: Shape, element: int) -> Work:
         rows, vocabulary = shape["N"], shape["V"]
         models = 1 + self.taught
