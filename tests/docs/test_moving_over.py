@@ -22,8 +22,3 @@ def test_there_is_one_for_each_paper():
 def test_configurations_are_valid(block):
     config = validate({"run": "r", "data": DATA, **yaml.safe_load(block)}, "page")
     assert len(config.losses) >= 2
-
-
-def test_links_lead_somewhere():
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", TEXT)
-    assert links and all((PAGE.parent / link).exists() for link in links)

@@ -19,9 +19,3 @@ def test_example_runs(example):
 
 def test_there_are_examples():
     assert len(EXAMPLES) == 3
-
-
-def test_links_lead_somewhere():
-    root = Path(__file__).parents[2]
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
-    assert links and all((root / link).exists() for link in links)
