@@ -70,8 +70,8 @@ def replaced_folder(folder: Path, holds: Collection[str]) -> Iterator[Path]:
             refuse_foreign(folder, holds)
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = stack.enter_context(_partial(target, Path.mkdir))
-        yield partial
         with named(folder):
+            yield partial
             sync_tree(partial)
             refuse_foreign(folder, holds)  # put there meanwhile
             _put_in_place(partial, target)

@@ -24,7 +24,9 @@ def read_tensors(file: Path, device: str = "cpu") -> dict[str, Tensor]:
         tensors = load_file(file, device=device)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file}: damaged or missing: {error}") from None
-    except RuntimeError as error:  # of the system's limits, not of the file
+    except RuntimeError as error:  # PyTorch's, as it opens and maps the file
+        if not file.exists():  # dropped meanwhile
+            raise InputError(f"{file}: damaged or missing: {error}") from None
         raise RunFailed(f"{file}: cannot be read: {error}") from None
     check_values(tensors, file)
     return tensors

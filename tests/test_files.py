@@ -205,6 +205,13 @@ def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
     assert names(tmp_path) == set()
 
 
+def test_an_error_without_a_name_is_the_folders(tmp_path):
+    """As one of a buffer that a full disk does not take when the file is closed."""
+    with pytest.raises(OSError) as told, replaced_folder(tmp_path / "f", HOLDS):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert told.value.filename == str(tmp_path / "f")
+
+
 def test_an_error_names_what_is_to_be_written(tmp_path):
     """Not the temporary name, nor nothing where a relative path has no folder left."""
     (tmp_path / "f").mkdir()

@@ -87,6 +87,13 @@ def test_other_settings_are_told_or_refused(taught, run, capsys, caplog, change,
     assert said in caplog.text + capsys.readouterr().err
 
 
+def test_an_average_is_not_dropped_half_way(taught, run, capsys, tmp_path):
+    config = taught.config("averaged", run=str(tmp_path / "averaged"), training=TRAINING)
+    assert taught.run("train", config, "training.ema=0.9") == 0
+    assert taught.run("train", config, "training.updates=3") == 2
+    assert "training.ema: the run has 0.9" in last_line(capsys)
+
+
 def test_other_versions_are_told(taught, run, caplog):
     folder, config = run
     path = folder / "run.json"

@@ -1,5 +1,6 @@
 """`fastkd compare` and `fastkd runs` as they are shown."""
 
+import os
 import re
 import shutil
 import time
@@ -98,3 +99,20 @@ def test_what_the_reference_says_otherwise_is_marked():
         ("a dog", False),
     ]
     assert marked("我看狗", "我看猫") == [("我看", False), ("狗", True)]
+
+
+@pytest.mark.parametrize("verb", [["runs"], ["compare"]])
+def test_a_fifo_in_place_of_weights_does_not_hang(runs, tmp_path, capsys, verb):
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    for weights in run.glob("checkpoints/*/model.safetensors"):
+        weights.unlink()
+        os.mkfifo(weights)
+    assert main([*verb, str(run)]) == 2
+    assert "model.safetensors: damaged or missing" in capsys.readouterr().err
+
+
+def test_a_page_that_cannot_be_written_is_told_before_the_work(runs, capsys):
+    """One line, and no table."""
+    assert main(["compare", str(runs[0]), "-o", "/proc/page.html"]) == 2
+    told = capsys.readouterr()
+    assert not told.out and "/proc/page.html: cannot be written" in told.err

@@ -4,10 +4,11 @@
 
 A case is a verb in a process of its own, over a copy of a small run, its corpus and its teacher's
 cache, and one fault: a file damaged or replaced, a kill at a random moment, a disk that fills, a
-config that means harm, or the same verb twice at once. It must end in time, by a status of its
-own, with one line where it fails and no traceback. What ends with 0 is what it is without the
-fault; after a kill the same command does the work, and leaves nothing temporary. The table of what
-was tried is printed, with the seed and number of each case that failed.
+config that means harm, a file or folder without rights, or the same verb twice at once. It must
+end in time, by a status of its own, with one line where it fails and no traceback. What ends with 0
+is what it is without the fault; after a kill the same command does the work, and leaves nothing
+temporary. The table of what was tried is printed, with the seed and number of each case that
+failed.
 """
 
 import argparse
@@ -26,12 +27,16 @@ from pathlib import Path
 
 import torch
 
+import fastkd.compare.page
 import fastkd.decode.score
+import fastkd.export.marian
 import fastkd.runs.caching
+import fastkd.runs.sequences
 import fastkd.runs.translation
 import fastkd.train.start  # noqa: F401 - imported once, for all processes
 from fastkd.__main__ import main as fastkd_main
 from tests.cli.conftest import Workshop
+from tests.faults.rights import obey_rights
 
 PATIENCE = 300  # seconds; a case takes about one where the machine is idle
 DAMAGES = ("flip", "cut", "zero", "empty", "append", "gone", "FIFO", "device", "folder", "swap")
@@ -83,6 +88,8 @@ class Suite:
         self.shop.run("train", self.config)
         (folder / "shop" / "in").write_text("ein hund sieht\nkatze\n", encoding="utf-8")
         self.status(self.verbs()["cache-teacher"])
+        run, exported = str(self.place / "run"), str(self.place / "exported")
+        self.status(["export", run, "--to", "transformers", exported])
         self.expected = {}
         for verb, command in self.verbs().items():
             self.reset()
@@ -110,6 +117,10 @@ class Suite:
             "score": ["score", run, "test", "-o", str(out)],
             "average": ["average", run],
             "export": ["export", run, "--to", "transformers", str(out)],
+            "import": ["import", str(self.place / "exported"), str(out)],
+            "distill": ["distill", run, str(out / "text")],
+            "runs": ["runs", run],
+            "compare": ["compare", run, "--samples", "1", "-o", str(self.place / "out.html")],
         }  # fmt: skip
 
     def reset(self) -> None:
@@ -129,13 +140,19 @@ class Suite:
             folder = self.place / ("run/average" if verb == "average" else "cache")
             files = [f for f in sorted(folder.rglob("*")) if f.name != "meta.json"]
         else:
-            out = self.place / "out"
+            out = self.place / ("out.html" if verb == "compare" else "out")
             files = sorted(f for f in (out.rglob("*") if out.is_dir() else [out]) if f.is_file())
+        files = [f for f in files if f.name not in (".lock", "run.json", "meta.json")]
         content = [f.name.encode() + f.read_bytes() for f in files if f.is_file()]
+        if verb in ("compare", "runs"):  # a page, which tells times
+            content = [b"written" for _ in files]
         return hashlib.sha256(b"\0".join(content)).hexdigest()
 
-    def begin(self, command: list[str], largest: int | None = None) -> int:
-        """A process that runs a verb; its output goes to `said` beside the folders."""
+    def begin(self, command: list[str], largest: int | None = None, obedient: bool = False) -> int:
+        """A process that runs a verb; its output goes to `said` beside the folders.
+
+        largest: bytes that a file may have; obedient: whether rights hold for root too
+        """
         process = os.fork()
         if process:
             return process
@@ -149,6 +166,8 @@ class Suite:
             if largest is not None:
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+            if obedient:
+                obey_rights()
             status = fastkd_main(command)
             sys.stdout.flush()
             sys.stderr.flush()
@@ -177,7 +196,9 @@ class Suite:
         draw = random.Random(f"{self.tried.seed} {number}")
         self.reset()
         verb = draw.choice(list(self.verbs()))
-        fault = draw.choice((self.damaged, self.killed, self.full, self.hostile, self.twice))
+        fault = draw.choice(
+            (self.damaged, self.killed, self.full, self.hostile, self.forbidden, self.twice)
+        )
         trouble = fault(verb, self.verbs()[verb], draw)
         self.tried.add(number, verb, fault.__name__, trouble)
 
@@ -259,6 +280,21 @@ class Suite:
             trouble = self.judged(verb, *self.status(command))
             trouble = trouble and f"again: {trouble}"
         return trouble and f"files of up to {largest} bytes: {trouble}"
+
+    def forbidden(self, verb: str, command: list[str], draw: random.Random) -> str:
+        """What is forbidden cannot be read, or cannot be written."""
+        places = sorted(p for p in self.place.rglob("*") if not p.is_symlink())
+        place, reading = draw.choice([self.place, *places]), draw.random() < 0.5
+        before = place.stat().st_mode
+        place.chmod(0 if reading else 0o555 if place.is_dir() else 0o444)
+        status, said = self.status(command, obedient=True)
+        if place.exists():
+            place.chmod(before)
+        # Without its dev text, its log or its manifest a run may do less, and says so.
+        trouble = self.judged(verb, status, said, same=False)
+        trouble = trouble or self.judged(verb, *self.status(command), same=not reading)
+        where = place.relative_to(self.place)
+        return trouble and f"{where} not to be {'read' if reading else 'written'}: {trouble}"
 
     def hostile(self, verb: str, command: list[str], draw: random.Random) -> str:
         verb, override = draw.choice(("prepare", "train")), draw.choice(HOSTILE)

@@ -1,0 +1,58 @@
+"""Files of tensors hold what they should, or say in one line why they cannot be read."""
+
+import os
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fastkd import tensors
+from fastkd.errors import InputError, RunFailed
+from fastkd.tensors import read_tensors, write_tensors
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "it.safetensors"
+    write_tensors({"a": torch.arange(6.0), "output_bias": torch.tensor([-torch.inf, 0])}, path)
+    return path
+
+
+def test_what_is_written_is_read(file):
+    assert torch.equal(read_tensors(file)["a"], torch.arange(6.0))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_is_refused(file, value):
+    write_tensors({"a": torch.tensor([1.0, value])}, file)
+    with pytest.raises(InputError, match="a: 1 of 2 numbers are not finite"):
+        read_tensors(file)
+
+
+@pytest.mark.parametrize("kind", ["gone", "cut", "empty", "FIFO", "folder"])
+def test_what_is_no_such_file_is_refused(file, kind):
+    content = file.read_bytes()
+    file.unlink()
+    if kind == "FIFO":
+        os.mkfifo(file)
+    elif kind == "folder":
+        file.mkdir()
+    elif kind != "gone":
+        file.write_bytes(content[:-5] if kind == "cut" else b"")
+    with pytest.raises(InputError, match=r"it\.safetensors: damaged or missing"):
+        read_tensors(file)
+
+
+@pytest.mark.parametrize(("gone", "raised"), [(True, InputError), (False, RunFailed)])
+def test_a_file_that_pytorch_cannot_open(file, monkeypatch, gone, raised):
+    """As a trainer drops it meanwhile, or as there are no more files to open."""
+
+    def late(path, device):
+        if gone:
+            path.unlink()
+            return load_file(path, device)
+        raise RuntimeError("unable to open file: Too many open files (24)")
+
+    monkeypatch.setattr(tensors, "load_file", late)
+    with pytest.raises(raised, match=r"it\.safetensors"):
+        read_tensors(file)
