@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from fastkd.bench.roofline import Rates
 
 from fastkd.bench.operations import OPERATIONS
+from fastkd.bench.rates import Rates
 from fastkd.bench.record import Row
 from fastkd.bench.run import Effort, run_case
 from fastkd.tables import Line, Table, show

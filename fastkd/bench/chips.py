@@ -8,7 +8,7 @@ Each rate is what good kernels reach, not what a data sheet promises.
 from dataclasses import dataclass
 
 from fastkd.bench.operation import Work
-from fastkd.bench.roofline import Rates
+from fastkd.bench.rates import Rates
 
 LAUNCH_SECONDS = 4e-6  # between two kernels that wait for one another
 
@@ -47,9 +47,9 @@ class Chip:
         total: float = max(cost.host, cost.launches * LAUNCH_SECONDS + busy)
         return total
 
-    def bound(self, work: Work) -> float:
-        """The roofline's time."""
-        seconds: float = Rates(self.flops, self.bytes, self.exponentials).bound(work)[0]
+    def least(self, work: Work) -> float:
+        """The time that the rates allow."""
+        seconds: float = Rates(self.flops, self.bytes, self.exponentials).time(work)[0]
         return seconds
 
 
