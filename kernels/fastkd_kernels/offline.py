@@ -77,6 +77,8 @@ def compile_case(case: Case, target: str) -> Resources:
     attributes: dict[tuple[int, ...], list[list[object]]] = {}
     for index, parameter in enumerate(kernel.params):
         value = case.arguments[parameter.name]
+        if parameter.name == "NVIDIA":
+            value = chip.backend == "cuda"
         if parameter.is_constexpr or not isinstance(value, str):
             signature[parameter.name] = "constexpr"
             constants[parameter.name] = value

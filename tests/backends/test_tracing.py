@@ -42,10 +42,10 @@ def tokens(rows, kind):
     return hidden @ WEIGHT.T, ids, log_probs, target
 
 
-def token_loss(kind, backend, reduction, *inputs):
+def token_loss(kind, backend, reduction, *inputs, **others):
     options = {
         "ce_weight": 0.5, "kd_weight": 0.5, "rank_weight": 0.3, "top_k": 3,
-        "reduction": reduction, "backend": backend,
+        "reduction": reduction, "backend": backend, **others,
     }  # fmt: skip
     if kind == "linear":
         return linear_token_distillation_loss(*inputs, **options).loss
@@ -77,6 +77,24 @@ def test_tokens_of_many_lengths(backend, kind, reduction):
     counter = CompileCounter()
     compiled = torch.compile(function, fullgraph=True, backend=counter)
     for rows in range(20, 120, 2) if kind == "dense" else (20, 33, 47, 60):
+        learned = (0, 1) if kind == "linear" else (0,)
+        same_as_eager(function, compiled, tokens(rows, kind), learned)
+    assert counter.frame_count <= MOST
+
+
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    [("dense", "reverse_kl"), ("linear", "jsd"), ("listed", "skew_kl"), ("dense", "tvd"),
+     ("listed", "skew_reverse_kl")],
+)  # fmt: skip
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_divergences(backend, kind, form):
+    def function(*inputs):
+        return token_loss(kind, backend, "mean", *inputs, divergence=form, entropy_weight=0.1)
+
+    counter = CompileCounter()
+    compiled = torch.compile(function, fullgraph=True, backend=counter)
+    for rows in (20, 33, 47):
         learned = (0, 1) if kind == "linear" else (0,)
         same_as_eager(function, compiled, tokens(rows, kind), learned)
     assert counter.frame_count <= MOST

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -131,16 +132,22 @@ def _learn(loss: Callable[..., Tensor], inputs: list, learned: tuple[int, ...], 
 
 
 def _tokens() -> Iterator[Call]:
+    from fastkd_kernels.tokens.settings import FORMS
+
     from fastkd import token_distillation_loss
 
     rows, vocabulary = 2, 32768
+    taught: dict[str, Any] = {"ce_weight": 1.0, "kd_weight": 1.0}
     for name, options in {
         "CE": {"ce_weight": 1.0, "kd_weight": 0.0},
         "CE + KD": {"ce_weight": 1.0, "kd_weight": 1.0},
         "CE + KD + rank": {"ce_weight": 1.0, "kd_weight": 1.0, "rank_weight": 1.0, "top_k": 5},
+        **{f"CE + {form}": taught | {"divergence": form} for form in FORMS[1:]},
+        "CE + entropy": {"ce_weight": 1.0, "kd_weight": 0.0, "entropy_weight": 1.0},
+        "CE + KD + entropy": taught | {"entropy_weight": 1.0},
     }.items():
 
-        def dense(options: dict[str, float] = options) -> None:
+        def dense(options: dict[str, Any] = options) -> None:
             draw = torch.Generator().manual_seed(1)
             student, teacher = (
                 (3 * torch.randn(rows, vocabulary, generator=draw)).bfloat16() for _ in range(2)

@@ -169,6 +169,22 @@ def test_a_tail_is_one_more_outcome(backend, form, seed, listed):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("first", [True, False])
+def test_padding_that_repeats_an_id_is_not_ranked(backend, first):
+    student, teacher = pair(5, 9, 1.5)
+    values, ids = teacher.log_softmax(-1).topk(4)
+    extra = (ids[:, :1], torch.full_like(values[:, :1], -INF))
+    pairs = zip(extra, (ids, values), strict=True)
+    joined = [torch.cat(both if first else both[::-1], 1) for both in pairs]
+    found = [
+        loss_of(student, SparseTeacher(*each, "drop"), "kl", backend, rank_weight=1.0, top_k=3)
+        for each in ((ids, values), joined)
+    ]
+    assert found[0].rank.gt(0).any()
+    torch.testing.assert_close(found[0].rank, found[1].rank, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_banned_ids(backend):
     both, student_bans, teacher_bans = range(3)
     student = torch.tensor([[0.0, -INF, 1.0, 2.0], [0.0, -INF, 1.0, 2.0], [0.5, 1.0, 2.0, 0.0]])

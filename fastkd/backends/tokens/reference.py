@@ -187,8 +187,10 @@ def _teacher_ids(
 ) -> Tensor:
     if not isinstance(teacher, SparseTeacher):
         return stable_topk(scores, k)
-    ids = _only(counted, teacher.ids.long()).sort(-1).values  # equal scores by rising id
-    return ids.gather(-1, stable_topk(scores.gather(-1, ids), k))
+    ids, order = _only(counted, teacher.ids.long()).sort(-1)  # equal scores by rising id
+    # Not `scores` of the ids: padding that repeats an id would be ranked as the id is.
+    listed = _only(counted, teacher.log_probs.to(scores.dtype)).gather(-1, order)
+    return ids.gather(-1, stable_topk(listed, k))
 
 
 def _reduce(rows: Tensor, counted: Tensor | None, reduction: str) -> Tensor:

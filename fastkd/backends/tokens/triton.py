@@ -1,6 +1,5 @@
 """The token losses by the fused kernels of `fastkd_kernels`."""
 
-import torch
 from fastkd_kernels.common import unsupported
 from fastkd_kernels.tokens.launch import Teacher
 from fastkd_kernels.tokens.linear import linear_token_losses
@@ -20,7 +19,6 @@ _UNSERVED = (
     "student_logit_scale",
     "teacher_logit_scale",
     "vocabulary",
-    "entropy_weight",
 )
 _PLAIN = TokenOptions(ce_weight=1.0, kd_weight=1.0)
 
@@ -37,14 +35,6 @@ def unavailable(call: TokenCall[Tensor] | TokenCall[Projected]) -> str | None:
     for name in _UNSERVED:
         if getattr(options, name) != getattr(_PLAIN, name):
             return f"the kernels do not take {name}; backend='torch' does"
-    if isinstance(call.teacher, SparseTeacher) and options.kd_weight:
-        if options.form != "kl":
-            return (
-                f"the kernels do not take divergence={options.form!r} of a list; "
-                "backend='torch' does"
-            )
-        if call.teacher.rest == "tail":
-            return "the kernels do not take rest='tail'; backend='torch' does"
     for side in (call.student, call.teacher):
         if isinstance(side, Projected) and is_divided(side.weight):
             return "the kernels do not take a weight divided over processes; backend='torch' does"
@@ -59,7 +49,7 @@ def unavailable(call: TokenCall[Tensor] | TokenCall[Projected]) -> str | None:
 
 def dense_losses(call: TokenCall[Tensor]) -> TokenLosses:
     options = call.options
-    loss, ce, kd, rank, prediction = dense_token_losses(
+    found = dense_token_losses(
         call.student,
         _teacher(call.teacher),
         call.target,
@@ -68,12 +58,12 @@ def dense_losses(call: TokenCall[Tensor]) -> TokenLosses:
         options.reduction,
         options.return_prediction,
     )
-    return TokenLosses(loss, ce, kd, rank, prediction, torch.zeros_like(kd))
+    return TokenLosses(*found)
 
 
 def linear_losses(call: TokenCall[Projected]) -> TokenLosses:
     options, teacher = call.options, call.teacher
-    loss, ce, kd, rank, prediction = linear_token_losses(
+    found = linear_token_losses(
         call.student,
         teacher if isinstance(teacher, Projected) else (None, None, None),
         _teacher(None if isinstance(teacher, Projected) else teacher),
@@ -83,7 +73,7 @@ def linear_losses(call: TokenCall[Projected]) -> TokenLosses:
         options.reduction,
         options.return_prediction,
     )
-    return TokenLosses(loss, ce, kd, rank, prediction, torch.zeros_like(kd))
+    return TokenLosses(*found)
 
 
 def _teacher(teacher: Tensor | SparseTeacher | None) -> Teacher:
@@ -103,13 +93,8 @@ def _settings(
         options.label_smoothing,
         options.student_temperature,
         options.teacher_temperature,
-        _rest(teacher),
+        options.entropy_weight,
+        teacher.rest if isinstance(teacher, SparseTeacher) else "drop",
         options.form,
         options.skew,
     )
-
-
-def _rest(teacher: Tensor | Projected | SparseTeacher | None) -> str:
-    if not isinstance(teacher, SparseTeacher) or teacher.rest == "tail":
-        return "drop"  # a tail is nothing to the ranking
-    return teacher.rest

@@ -17,6 +17,7 @@ def row_case(
     ce: bool = True,
     kd: bool = True,
     rank: bool = False,
+    entropy: bool = False,
     top_k: int = 5,
     smooth: bool = True,
     tempered: bool = False,
@@ -35,17 +36,27 @@ def row_case(
     block_v, warps, registers = row_shape(vocabulary, rank, 1 if step == 1 else 2, unit, form)
     top_k = top_k if rank else 1
     has_list = teacher == LISTED.value
+    written = has_list and kd and (form != "kl" or rest == "tail")
+    theirs = dtype if teacher == DENSE.value else "fp32" if written else None
     strides = ("student_outer", "student_inner", "teacher_outer", "teacher_inner")
     sizes = (*strides, "rows", "listed", "scale_step", "inner", "vocabulary_units")
-    floats = ("gain", "ce_weight", "kd_weight", "rank_weight", "smoothing", "beta")
+    floats = (
+        "gain",
+        "ce_weight",
+        "kd_weight",
+        "rank_weight",
+        "smoothing",
+        "beta",
+        "entropy_weight",
+    )
     arguments = {
         **dict.fromkeys(sizes, "i32"),
         **dict.fromkeys((*floats, "student_scale", "teacher_scale"), "fp32"),
         **dict.fromkeys(("losses", "parts"), "*fp32"),
         "student": f"*{dtype}",
         "student_step": step,
-        "teacher": f"*{dtype}" if teacher == DENSE.value else None,
-        "teacher_step": step,
+        "teacher": theirs and f"*{theirs}",
+        "teacher_step": 1 if written else step,
         "ids": "*i64" if has_list else None,
         "log_probs": "*fp32" if has_list else None,
         "kept": "*fp32" if has_list and gradient else None,
@@ -58,7 +69,9 @@ def row_case(
         "HAS_CE": ce,
         "HAS_KD": kd,
         "HAS_RANK": rank,
+        "HAS_ENTROPY": entropy,
         "FORM": FORMS.index(form),
+        "NVIDIA": True,
         "SMOOTH": ce and smooth,
         "TEMPERED": tempered,
         "TEACHER": teacher,
@@ -71,7 +84,9 @@ def row_case(
         "BLOCK_K": listed_block(listed if has_list else 0),
         "VECTOR": 4 if dtype == "fp32" else 8,
     }
-    parts = [name for name, on in (("ce", ce), ("kd", kd), ("rank", rank)) if on]
+    parts = [
+        name for name, on in (("ce", ce), ("kd", kd), ("rank", rank), ("entropy", entropy)) if on
+    ]
     label = f"{'+'.join(parts)}, {dtype}, V {vocabulary}"
     flags = {
         f"k {top_k}": rank,
@@ -119,6 +134,10 @@ def offline_cases() -> Iterator:
         yield row_case(vocabulary, teacher=none, kd=False, predict=True, gradient=False)
         yield row_case(vocabulary, gradient=False, masked=False, smooth=False)
         yield row_case(vocabulary, step="i64", unit=1)
+        for entropy_of in (none, DENSE.value):
+            yield row_case(
+                vocabulary, teacher=entropy_of, kd=entropy_of != none, entropy=True, tempered=True
+            )
         for rest in RESTS:
             yield row_case(vocabulary, teacher=listed, rest=rest, listed=16)
             yield row_case(vocabulary, teacher=listed, rest=rest, listed=512, tempered=True)
@@ -131,6 +150,13 @@ def offline_cases() -> Iterator:
             yield row_case(vocabulary, ce=False, form=form, tempered=True)
         yield row_case(large, form=form, rank=True, top_k=32, tempered=True, predict=True)
         yield row_case(large, form=form, gradient=False)
+        for rest in RESTS[1:]:
+            if (form, rest) != ("reverse_kl", "renormalize"):
+                yield row_case(large, teacher=listed, rest=rest, form=form)
+        yield row_case(
+            large, teacher=listed, rest="tail", form=form, rank=True, entropy=True, tempered=True,
+            top_k=32, listed=512, predict=True,
+        )  # fmt: skip
     for ce, kd in ((False, False), (False, True), (True, False), (True, True)):
         for top_k in (1, 5, 32):
             yield row_case(large, ce=ce, kd=kd, rank=True, top_k=top_k)

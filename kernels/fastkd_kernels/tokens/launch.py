@@ -8,7 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from fastkd_kernels.common import stride_unit
+from fastkd_kernels.common import INTERPRETED, stride_unit
 from fastkd_kernels.launching import Step, step
 from fastkd_kernels.tokens.row.kernel import (
     DENSE,
@@ -27,6 +27,8 @@ from fastkd_kernels.tokens.settings import (
     row_shape,
 )
 
+# Of a list that is written out as logits of every id.
+WRITTEN_BYTES = 256 << 20
 # Rows that one stride reaches: all lie in one outer step, whatever their number.
 _ONE_STRIDE = (1 << 31) - 1
 
@@ -76,7 +78,7 @@ class Teacher(NamedTuple):
 
 @dataclass(frozen=True)
 class RowLosses:
-    """Per-row float32 loss (rows,) and its components ce, kd, rank (3, rows); the prediction."""
+    """Per-row float32 loss (rows,), its ce, kd, rank and entropy (4, rows); the prediction."""
 
     loss: Tensor
     parts: Tensor
@@ -86,7 +88,7 @@ class RowLosses:
     def empty(rows: int, predict: bool, device: torch.device) -> "RowLosses":
         return RowLosses(
             torch.empty(rows, dtype=torch.float32, device=device),
-            torch.empty((3, rows), dtype=torch.float32, device=device),
+            torch.empty((4, rows), dtype=torch.float32, device=device),
             torch.empty(rows, dtype=torch.int64, device=device) if predict else None,
         )
 
@@ -126,6 +128,21 @@ def launch_rows(
     if rows == 0:
         return
     taught, ids, log_probs = teacher if settings.teaches else (None, None, None)
+    if ids is not None and settings.writes_list:
+        most = max(WRITTEN_BYTES // (4 * student.shape[-1]), 1)
+        if rows > most:
+            flat = student.reshape(-1, student.shape[-1])
+            for first in range(0, rows, most):
+                part = slice(first, first + most)
+                launch_rows(
+                    flat[part], teacher.rows(first, first + most),
+                    None if target is None else target[part],
+                    None if counted is None else counted[part],
+                    settings, losses.rows(first, first + most),
+                    None if gradient is None else gradient[part],
+                    gain, scale if scale is None or scale.shape[0] == 1 else scale[part],
+                )  # fmt: skip
+            return
     student, student_rows = Rows.of(student)
     teacher_rows, listed, kept = None, None, None
     if taught is not None:
@@ -135,6 +152,10 @@ def launch_rows(
         )  # fmt: skip
     if ids is not None:
         listed = ids.shape[-1]
+        if settings.writes_list:
+            taught = torch.empty(
+                (rows, student.shape[-1]), dtype=torch.float32, device=student.device
+            )
         if gradient is not None:
             kept = torch.empty((rows, listed), dtype=torch.float32, device=student.device)
     if not settings.ce_weight:
@@ -184,6 +205,8 @@ def _planned(request: _Request) -> Step:
         kind, teacher = DENSE, request.teacher
     elif request.listed is not None:
         kind = LISTED
+        if settings.writes_list:
+            teacher = student._replace(step=1)
     unit = stride_unit(
         request.vocabulary, student.outer, student.inner, teacher.outer, teacher.inner
     )
@@ -191,10 +214,12 @@ def _planned(request: _Request) -> Step:
     top_k = settings.top_k if has_rank else 1
     listed = request.listed or 0
     form = settings.form if settings.kd_weight else "kl"
+    rest = settings.rest if settings.kd_weight or settings.rest != "tail" else "drop"
     block_v, warps, registers = row_shape(
         request.vocabulary, has_rank, max(student.step, teacher.step), unit, form
     )
-    student_temperature = settings.student_temperature if settings.teaches else 1.0
+    tempered = settings.teaches or settings.entropy_weight != 0
+    student_temperature = settings.student_temperature if tempered else 1.0
     return step(
         token_losses_fwd,
         programs=0,
@@ -214,6 +239,7 @@ def _planned(request: _Request) -> Step:
             "ce_weight": float(settings.ce_weight),
             "kd_weight": float(settings.kd_weight),
             "rank_weight": float(settings.rank_weight),
+            "entropy_weight": float(settings.entropy_weight),
             "smoothing": float(settings.label_smoothing),
             "student_scale": 1 / student_temperature,
             "teacher_scale": 1 / settings.teacher_temperature,
@@ -224,11 +250,13 @@ def _planned(request: _Request) -> Step:
             "HAS_CE": settings.ce_weight != 0,
             "HAS_KD": settings.kd_weight != 0,
             "HAS_RANK": has_rank,
+            "HAS_ENTROPY": settings.entropy_weight != 0,
             "FORM": FORMS.index(form),
+            "NVIDIA": not INTERPRETED and torch.version.hip is None,
             "SMOOTH": settings.ce_weight != 0 and settings.label_smoothing > 0,
             "TEMPERED": student_temperature != 1,
             "TEACHER": kind.value,
-            "REST": RESTS.index(settings.rest) if kind is LISTED else 0,
+            "REST": RESTS.index(rest) if kind is LISTED else 0,
             "PREDICT": request.predict,
             "GRADIENT": request.dtypes[-1] is not None,
             "TOP_K": top_k,

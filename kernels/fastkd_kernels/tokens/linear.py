@@ -86,7 +86,7 @@ class Ask(NamedTuple):
 
 
 def _linear_losses(given: Inputs, upstream: Tensor | None, ask: Ask) -> tuple[Any, ...]:
-    """(loss, (ce, kd, rank), prediction, d hidden, d weight, d bias, divisor's inverse)."""
+    """(loss, components (4, ...), prediction, d hidden, d weight, d bias, divisor's inverse)."""
     device = given.hidden.device
     off = torch.is_autocast_enabled(device.type)
     with torch.autocast(device.type, enabled=False) if off else nullcontext():
@@ -209,8 +209,8 @@ def linear_token_losses_op(
     predict: bool,
     wanted: list[bool],
     exact: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(loss, ce, kd, rank, prediction, d hidden, d weight, d bias, divisor's inverse).
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(loss, ce, kd, rank, entropy, prediction, d hidden, d weight, d bias, divisor's inverse).
 
     hidden: (rows, Ds); weight: (V, Ds); teacher likewise, or ids and log_probs (rows, K)
     upstream: (rows,) float32 factors of the rows' gradients, or None
@@ -253,7 +253,7 @@ def _(
     def new(*size, dtype=torch.float32):
         return hidden.new_empty(size, dtype=dtype)
 
-    losses = [new(rows) if reduction == "none" else new() for _ in range(4)]
+    losses = [new(rows) if reduction == "none" else new() for _ in range(5)]
     prediction = hidden.new_empty(rows if predict else 0, dtype=torch.int64)
     shapes = (hidden.shape, weight.shape, weight.shape[:1])
     gradients = [
@@ -333,10 +333,10 @@ def _found(student, constants, upstream, ask: Ask):
         loss, parts, prediction, *gradients, inverse = _linear_losses(given, upstream, ask)
         return loss, parts.unbind(0), prediction, gradients, inverse
     settings, reduction, predict, wanted, exact = ask
-    loss, ce, kd, rank, prediction, *gradients, inverse = torch.ops.fastkd.linear_token_losses(
+    loss, *found = torch.ops.fastkd.linear_token_losses(
         *given, upstream, settings.packed(), reduction, predict, list(wanted), exact
     )
-    return loss, (ce, kd, rank), prediction, gradients, inverse
+    return loss, found[:4], found[4], found[5:-1], found[-1]
 
 
 def linear_token_losses(

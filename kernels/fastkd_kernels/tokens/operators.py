@@ -11,9 +11,9 @@ from fastkd_kernels.tokens.reduce import inverse_count, scale_rows_, sum_rows
 from fastkd_kernels.tokens.settings import TokenSettings, gradient_gain
 
 SECOND_ORDER = "the Triton token losses have no second-order gradient; use backend='reference'"
-# Loss, ce, kd and rank, and the prediction where asked for.
-Losses = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
-# Loss, (ce, kd, rank) as (3, ...), prediction, gradient and the divisor's inverse.
+# Loss, ce, kd and rank, the prediction where asked for, the entropy.
+Losses = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor]
+# Loss, (ce, kd, rank, entropy) as (4, ...), prediction, gradient and the divisor's inverse.
 Found = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 
@@ -76,8 +76,10 @@ def dense_token_losses_op(
     reduction: str,
     predict: bool,
     differentiate: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(loss, ce, kd, rank, prediction, gradient, divisor's inverse); the last three may be empty.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(loss, ce, kd, rank, entropy, prediction, gradient, divisor's inverse).
+
+    The last three may be empty.
 
     student, teacher: (..., V); ids, log_probs: (rows, K); target, counted: (rows,)
     gradient: (rows, V) dloss/dstudent, of the mean's loss only where nothing underflows by it
@@ -97,7 +99,7 @@ def _(
     positions = student.shape[:-1]
     rows = positions.numel()
     size = (rows,) if reduction == "none" else ()
-    results = [student.new_empty(size, dtype=torch.float32) for _ in range(4)]
+    results = [student.new_empty(size, dtype=torch.float32) for _ in range(5)]
     prediction = student.new_empty(rows if predict else 0, dtype=torch.int64)
     shape, dtype = (
         ((rows, student.shape[-1]), student.dtype) if differentiate else (0, torch.float32)
@@ -181,7 +183,7 @@ def dense_token_losses(
     reduction: str,
     predict: bool,
 ) -> Losses:
-    """(loss, ce, kd, rank, prediction): float32 scalars, or (...) for "none"; see `launch_rows`.
+    """(loss, ce, kd, rank, prediction, entropy): float32, (...) for "none"; see `launch_rows`.
 
     student, teacher.logits: (..., V), any strides; target, counted: (...); prediction: (...)
     int64, where asked for.
@@ -224,8 +226,8 @@ def shaped(
             losses = [column.view(positions) for column in losses]
         if prediction is not None and predict:
             prediction = prediction.view(positions)
-    loss, ce, kd, rank = losses
-    return loss, ce, kd, rank, prediction if predict else None
+    loss, ce, kd, rank, entropy = losses
+    return loss, ce, kd, rank, prediction if predict else None, entropy
 
 
 def flat(tensor: Tensor | None, last: int = 0) -> Tensor | None:

@@ -26,13 +26,15 @@ def inverse_count_fwd(counted, inverse, rows, BLOCK_ROWS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["rows"])
 def token_sums_fwd(losses, parts, scale, loss, sums, gain, rows, BLOCK_ROWS: tl.constexpr):
-    """Sums over rows of losses (rows,) and parts (3, rows), times `gain` and `scale`, if any."""
+    """Sums over rows of losses (rows,) and parts (4, rows), times `gain` and `scale`, if any."""
     loss_sum = tl.zeros([BLOCK_ROWS], tl.float32)
     ce_sum = tl.zeros([BLOCK_ROWS], tl.float32)
     kd_sum = tl.zeros([BLOCK_ROWS], tl.float32)
     rank_sum = tl.zeros([BLOCK_ROWS], tl.float32)
+    entropy_sum = tl.zeros([BLOCK_ROWS], tl.float32)
     kds = parts + rows.to(tl.int64)
     ranks = kds + rows.to(tl.int64)
+    entropies = ranks + rows.to(tl.int64)
     for start in range(0, rows, BLOCK_ROWS):
         row = start + tl.arange(0, BLOCK_ROWS)
         inside = row < rows
@@ -40,6 +42,7 @@ def token_sums_fwd(losses, parts, scale, loss, sums, gain, rows, BLOCK_ROWS: tl.
         ce_sum += tl.load(parts + row, mask=inside, other=0.0)
         kd_sum += tl.load(kds + row, mask=inside, other=0.0)
         rank_sum += tl.load(ranks + row, mask=inside, other=0.0)
+        entropy_sum += tl.load(entropies + row, mask=inside, other=0.0)
     factor = gain
     if scale is not None:
         factor *= tl.load(scale)
@@ -47,6 +50,7 @@ def token_sums_fwd(losses, parts, scale, loss, sums, gain, rows, BLOCK_ROWS: tl.
     tl.store(sums, tl.sum(ce_sum, 0) * factor)
     tl.store(sums + 1, tl.sum(kd_sum, 0) * factor)
     tl.store(sums + 2, tl.sum(rank_sum, 0) * factor)
+    tl.store(sums + 3, tl.sum(entropy_sum, 0) * factor)
 
 
 @triton.jit(do_not_specialize=["vocabulary"])
@@ -71,10 +75,10 @@ def inverse_count(counted: Tensor) -> Tensor:
 
 
 def sum_rows(losses: RowLosses, gain: float, scale: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Loss () and ce, kd, rank (3,): sums over rows times `gain` and `scale` (1,), if any."""
+    """Loss () and its components (4,): sums over rows times `gain` and `scale` (1,), if any."""
     device = losses.loss.device
     loss = torch.empty((), dtype=torch.float32, device=device)
-    sums = torch.empty(3, dtype=torch.float32, device=device)
+    sums = torch.empty(4, dtype=torch.float32, device=device)
     _summing(scale is not None, device).launch(
         (losses.loss, losses.parts, scale, loss, sums), 1, (gain, losses.loss.shape[0])
     )

@@ -7,10 +7,11 @@ import torch
 
 from fastkd_kernels.common import block_size
 
-RESTS = ("drop", "spread", "renormalize")
+RESTS = ("drop", "spread", "renormalize", "tail")
 # Of the divergence, in the order of row/divergence.py.
 FORMS = ("kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "tvd")
 LARGEST_TOP_K = 32
+_STEEPEST = 64.0  # what a derivative that grows with log-probabilities is taken to reach
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class TokenSettings:
     label_smoothing: float
     student_temperature: float
     teacher_temperature: float
+    entropy_weight: float = 0.0
     rest: str = "drop"
     form: str = "kl"
     beta: float = 0.0
@@ -33,6 +35,11 @@ class TokenSettings:
         """Whether a teacher is needed."""
         return self.kd_weight != 0 or self.rank_weight != 0
 
+    @property
+    def writes_list(self) -> bool:
+        """Whether a listed teacher's divergence is computed from logits of every id."""
+        return self.kd_weight != 0 and (self.form != "kl" or self.rest == "tail")
+
     def packed(self) -> list[float]:
         """As the operators take it: numbers only."""
         numbers = [getattr(self, each.name) for each in fields(self)[:-3]]
@@ -41,9 +48,10 @@ class TokenSettings:
 
     @staticmethod
     def unpacked(numbers: list[float]) -> "TokenSettings":
-        ce, kd, rank, top_k, smoothing, student, teacher, rest, form, beta = numbers
+        ce, kd, rank, top_k, smoothing, student, teacher, entropy, rest, form, beta = numbers
+        scales = student, teacher, entropy
         names = RESTS[int(rest)], FORMS[int(form)]
-        return TokenSettings(ce, kd, rank, int(top_k), smoothing, student, teacher, *names, beta)
+        return TokenSettings(ce, kd, rank, int(top_k), smoothing, *scales, *names, beta)
 
 
 def row_shape(
@@ -86,6 +94,7 @@ def gradient_gain(settings: TokenSettings, dtype: torch.dtype) -> float:
         abs(settings.ce_weight)
         + abs(settings.kd_weight) * _steepness(settings) / settings.student_temperature
         + abs(settings.rank_weight) * settings.top_k / settings.student_temperature
+        + abs(settings.entropy_weight) * _STEEPEST / settings.student_temperature
     )
     exponent = math.floor(math.log2(8192 / max(steepest, 2**-20)))
     return 2.0 ** min(max(exponent, 0), 24)
@@ -94,5 +103,5 @@ def gradient_gain(settings: TokenSettings, dtype: torch.dtype) -> float:
 def _steepness(settings: TokenSettings) -> float:
     """A bound of the divergence's gradient by a logit, but for reverse KL, which has none."""
     if settings.form == "reverse_kl":
-        return 64.0
+        return _STEEPEST
     return 1 - math.log(settings.beta) if settings.form == "skew_reverse_kl" else 1.0

@@ -36,9 +36,8 @@ def outputs(backend, inputs, dtype, autocast=False, **options):
     assert all(g.dtype == dtype for g in gradients)
     inside = torch.float64 if dtype == torch.float64 else torch.float32
     assert each.loss.dtype == summed.loss.dtype == inside
-    return {"ce": each.ce, "kd": each.kd, "rank": each.rank} | dict(
-        zip(("hidden", "weight", "bias"), gradients, strict=True)
-    )
+    parts = {"ce": each.ce, "kd": each.kd, "rank": each.rank, "entropy": each.entropy}
+    return parts | dict(zip(("hidden", "weight", "bias"), gradients, strict=True))
 
 
 def inputs_of(dtype, offset=0.0, sharpness=1.0, close=False):
@@ -76,6 +75,30 @@ def test_errors_are_those_of_plain_pytorch(monkeypatch, dtype, autocast, case):
     plain = outputs("reference", inputs, dtype, autocast, **options)
     ours = outputs("torch", inputs, dtype, autocast, **options)
     for name in ("ce", "kd", "hidden", "weight", "bias"):
+        error, usual = rms(ours[name] - truth[name]), rms(plain[name] - truth[name])
+        assert usual > 0 and error <= RATIO * usual, (name, error, usual)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "case", [{}, {"sharpness": 10.0}, {"close": True}], ids=["plain", "sharp", "close"]
+)
+@pytest.mark.parametrize(
+    ("form", "beta"),
+    [("reverse_kl", None), ("jsd", 0.5), ("jsd", 0.3), ("jsd", 0.01), ("skew_kl", 0.1),
+     ("skew_reverse_kl", 0.1), ("tvd", None)],
+)  # fmt: skip
+def test_errors_of_divergences_are_those_of_plain_pytorch(monkeypatch, dtype, case, form, beta):
+    monkeypatch.setattr(positions, "CHUNK", 64 * VOCABULARY)
+    inputs = inputs_of(dtype, **case)
+    options = {"ce_weight": 0.5, "kd_weight": 1.0, "entropy_weight": 0.1, "divergence": form}
+    options |= {"beta": beta, "student_temperature": 1.0, "teacher_temperature": 1.5}
+    truth, plain, ours = (
+        outputs(backend, inputs, kind, **options)
+        for backend, kind in
+        (("reference", torch.float64), ("reference", dtype), ("torch", dtype))
+    )  # fmt: skip
+    for name in ("ce", "kd", "entropy", "hidden", "weight", "bias"):
         error, usual = rms(ours[name] - truth[name]), rms(plain[name] - truth[name])
         assert usual > 0 and error <= RATIO * usual, (name, error, usual)
 

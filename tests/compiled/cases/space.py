@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from fastkd.functional.calls import SERVED
 from tests.compiled.cases import alignment, tokens
 from tests.compiled.cases.case import DTYPES, Case, Prepared
 from tests.compiled.device import scratch_of
@@ -33,11 +34,12 @@ PROPERTIES: dict[str, dict[str, tuple[object, ...]]] = {
         "unit": (16, 8, 4, 2, 1),
         "step": (1, 2),
         "teacher": ("dense", "none", "listed"),
-        "rest": tokens.RESTS,
+        "rest": (*tokens.RESTS, "tail"),
         "listed": (16, 40, 130),
         "ce_weight": (0.7, 0.0),
         "kd_weight": (1.5, 0.0),
         "rank_weight": (0.0, 0.4),
+        "entropy_weight": (0.0, 0.2),
         "top_k": (5, 1, 3, 8, 16, 32),
         "label_smoothing": (0.1, 0.0),
         "divergence": ("kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "tvd"),
@@ -107,19 +109,23 @@ def _alignment(point: Point) -> Case:
 
 def _tokens(point: Point) -> Case | None:
     taught = point["kd_weight"] or point["rank_weight"]
-    if bool(taught) != (point["teacher"] != "none") or not (taught or point["ce_weight"]):
+    if bool(taught) != (point["teacher"] != "none"):
+        return None
+    if not (taught or point["ce_weight"] or point["entropy_weight"]):
         return None
     most = point["listed"] if point["teacher"] == "listed" else point["vocabulary"]
     if most > point["vocabulary"] or (point["rank_weight"] and point["top_k"] > most):
         return None
-    names = ("ce_weight", "kd_weight", "rank_weight", "top_k", "label_smoothing")
+    names = ("ce_weight", "kd_weight", "rank_weight", "entropy_weight", "top_k", "label_smoothing")
     options = {name: point[name] for name in (*names, "reduction")}
     if not options["ce_weight"]:
         options["label_smoothing"] = 0.0
-    if taught and point["temperature"] != 1:
+    if (taught or point["entropy_weight"]) and point["temperature"] != 1:
         options |= {"student_temperature": point["temperature"], "teacher_temperature": 0.7}
     if point["divergence"] != "kl":
-        if not point["kd_weight"] or point["teacher"] == "listed":
+        if not point["kd_weight"]:
+            return None
+        if point["teacher"] == "listed" and point["divergence"] not in SERVED[point["rest"]]:
             return None
         options["divergence"] = point["divergence"]
     if point["predict"]:

@@ -23,6 +23,15 @@ COMPONENTS: dict[str, dict[str, Any]] = {
     },
     "reverse KL": {"ce_weight": 0.7, "kd_weight": 1.5, "divergence": "reverse_kl"},
     "JSD": {"ce_weight": 0.7, "kd_weight": 1.5, "divergence": "jsd", "beta": 0.3},
+    "entropy": {"ce_weight": 0.7, "kd_weight": 0.0, "entropy_weight": -0.3},
+    "skewed KL and entropy tempered": {
+        "ce_weight": 0.0,
+        "kd_weight": 1.5,
+        "entropy_weight": 0.2,
+        "divergence": "skew_kl",
+        "student_temperature": 2.0,
+        "teacher_temperature": 0.7,
+    },
     "rank": {"ce_weight": 0.0, "kd_weight": 0.0, "rank_weight": 0.4, "top_k": 5},
     "all": {
         "ce_weight": 0.7,
@@ -43,8 +52,14 @@ COMPONENTS: dict[str, dict[str, Any]] = {
     },
 }
 VOCABULARIES = (37, 1040, 2500)
-RESTS = ("drop", "spread", "renormalize")
-COLUMNS = 5  # results before the gradients: loss, ce, kd, rank, prediction
+RESTS = ("drop", "spread", "renormalize", "tail")
+LISTED = (
+    ("spread", {"divergence": "reverse_kl"}),
+    ("renormalize", {"divergence": "jsd", "beta": 0.3}),
+    ("tail", {"divergence": "reverse_kl", "entropy_weight": 0.2}),
+    ("tail", {"divergence": "tvd", "rank_weight": 0.4, "top_k": 5}),
+)
+COLUMNS = 6  # results before the gradients: loss, ce, kd, rank, entropy, prediction
 
 
 def ratio(ours: list[Tensor], plain: list[Tensor], truth: list[Tensor]) -> float:
@@ -90,7 +105,8 @@ def prepared(
         prediction = found.prediction
         if prediction is None:
             prediction = torch.zeros(1, dtype=torch.int64)
-        return [*(column.detach() for column in found[:4]), prediction, *gradients]
+        columns = (*found[:4], found.entropy)
+        return [*(column.detach() for column in columns), prediction, *gradients]
 
     return Prepared(run, ratio)
 
@@ -226,6 +242,9 @@ def cases() -> Iterator[Case]:
                 yield _case(label, name, listed, vocabulary, rest, options)
                 ranked = options | {"rank_weight": 0.4, "top_k": 5}
                 yield _case(f"{label} rank", name, listed, vocabulary, rest, ranked)
+        for rest, options in LISTED:
+            label = f"listed V 1040, {rest} {options['divergence']}"
+            yield _case(label, name, listed, 1040, rest, {"kd_weight": 1.5} | options)
         for label, options in COMPONENTS.items():
             for reduction in ("mean", "none"):
                 yield _case(f"linear {reduction}, {label}", name, linear, reduction, options)

@@ -1,20 +1,21 @@
-"""The fused divergences of dense teachers against the reference."""
+"""The fused divergences and the entropy against the reference."""
 
 import math
 
 import pytest
 import torch
+from fastkd_kernels.tokens import launch
 from fastkd_kernels.tokens.settings import FORMS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastkd import (
-    BackendUnavailable,
     SparseTeacher,
     linear_token_distillation_loss,
     token_distillation_loss,
 )
-from tests.kernels.tokens_compare import DEVICE, assert_as_exact_as_reference
+from fastkd.functional.calls import SERVED
+from tests.kernels.tokens_compare import DEVICE, assert_as_exact_as_reference, run
 
 pytestmark = pytest.mark.usefixtures("on_the_device")
 
@@ -105,19 +106,99 @@ def test_drawn(form, beta, seed, scale, banned, temperature):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"divergence": "jsd"}, "divergence='jsd' of a list"),
-        ({}, "rest='tail'"),
-        ({"entropy_weight": 0.1, "kd_weight": 0.0}, "entropy_weight"),
-    ],
-)
-def test_what_the_kernels_do_not_take_is_named(options, message):
-    student, teacher = drawn(2, 2, 9, seed=1)
-    values, ids = teacher.log_softmax(-1).topk(3)
-    given = {"ce_weight": 0.0, "kd_weight": 1.0} | options
-    with pytest.raises(BackendUnavailable, match=message):
-        token_distillation_loss(
-            student, SparseTeacher(ids, values, "tail"), backend="triton", **given
-        )
+@pytest.mark.parametrize("teacher", ["none", "dense", "tail"])
+def test_entropy(teacher):
+    student = drawn(3, 2100, seed=1)
+    theirs = drawn(3, 2100, seed=2)
+    given = {"none": None, "dense": theirs, "tail": listed_of(theirs, 20, "tail")}[teacher]
+    taught = float(teacher != "none")
+    for weight, temperature in ((0.3, 1.0), (-0.2, 2.0)):
+        assert_as_exact_as_reference(
+            token_distillation_loss, [student], given, torch.tensor([3, 0, 2099]), ce_weight=0.5,
+            kd_weight=taught, rank_weight=0.4 * taught, top_k=3, entropy_weight=weight,
+            student_temperature=temperature, label_smoothing=0.1, reduction="mean",
+        )  # fmt: skip
+
+
+def listed_of(logits: torch.Tensor, amount: int, rest: str) -> SparseTeacher:
+    """The likeliest ids, the first of them once more as padding where that is allowed."""
+    values, ids = logits.log_softmax(-1).topk(amount)
+    if rest != "spread":
+        values = torch.cat([torch.full_like(values[..., :1], -INF), values], -1)
+        ids = torch.cat([ids[..., :1], ids], -1)
+    return SparseTeacher(ids, values.float(), rest)
+
+
+LISTS = [
+    (rest, form)
+    for rest in ("spread", "renormalize", "tail")
+    for form in FORMS
+    if form in SERVED[rest] and (form, rest) not in {("kl", "spread"), ("kl", "renormalize")}
+]
+
+
+@pytest.mark.parametrize(("rest", "form"), LISTS)
+def test_lists(rest, form):
+    student, teacher = drawn(2, 2, 13, seed=1), drawn(2, 2, 13, seed=2)
+    student[1, 0, 3] = -INF
+    loss, given = token_distillation_loss, listed_of(teacher, 4, rest)
+    options = {"kd_weight": 1.5, "divergence": form, "beta": BETAS.get(form)}
+    assert_as_exact_as_reference(loss, [student], given, None, ce_weight=0.0, **options)
+    options |= {"ce_weight": 0.7, "rank_weight": 0.4, "top_k": 3, "label_smoothing": 0.1}
+    options |= {"student_temperature": 2.0, "teacher_temperature": 0.7, "reduction": "mean"}
+    assert_as_exact_as_reference(
+        loss, [student], given, torch.tensor([[3, 0], [12, 7]]), entropy_weight=-0.2,
+        mask=torch.tensor([[True, False], [True, True]]), return_prediction=True, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("rest", ["spread", "tail"])
+def test_lists_are_written_out_in_bounded_memory(rest, monkeypatch):
+    student, teacher = drawn(7, 13, seed=1), listed_of(drawn(7, 13, seed=2), 4, rest)
+    options = {"ce_weight": 0.4, "kd_weight": 1.0, "divergence": "jsd", "reduction": "mean"}
+    arguments = ([student], teacher, torch.arange(7))
+    for mask in (None, torch.tensor([True, False] * 3 + [True])):
+        whole = run(token_distillation_loss, "triton", *arguments, mask=mask, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(launch, "WRITTEN_BYTES", 4 * 13 * 2)  # two rows
+            parts = run(token_distillation_loss, "triton", *arguments, mask=mask, **options)
+        torch.testing.assert_close(parts, whole, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_tail_that_holds_nearly_nothing(form):
+    """What is left of p is no difference of sums: it has digits where 1 − Σ has none."""
+    student = drawn(3, 13, seed=1)
+    student[:, 4:] -= 40.0
+    ids = torch.arange(4).expand(3, 4).contiguous()
+    values = drawn(3, 4, seed=3).log_softmax(-1) - 1e-3
+    assert_as_exact_as_reference(
+        token_distillation_loss, [student], SparseTeacher(ids, values, "tail"), ce_weight=0.0,
+        kd_weight=1.0, divergence=form, beta=BETAS.get(form), reduction="none",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_lists_of_linear_students(form):
+    hidden, weight = drawn(5, 4, seed=1), drawn(11, 4, seed=2)
+    given = listed_of(drawn(5, 11, seed=4), 3, "tail")
+    assert_as_exact_as_reference(
+        linear_token_distillation_loss, [hidden, weight], given, None, torch.arange(5),
+        ce_weight=0.5, kd_weight=0.5, divergence=form,
+        beta=BETAS.get(form), entropy_weight=0.1, reduction="mean",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_lists_and_rows_with_nothing_to_compare(form):
+    nothing, some = torch.full((5,), -INF), torch.arange(5.0)
+    banned = torch.tensor([0.0, -INF, 1.0, 2.0, -INF])
+    student = torch.stack([nothing, nothing, some, banned, banned, some])
+    empty, full = torch.full((2,), -INF), torch.tensor([0.6, 0.3]).log()
+    values = torch.stack([empty, full, empty, full, full, torch.tensor([0.7, 0.3]).log()])
+    ids = torch.tensor([[0, 2]] * 4 + [[1, 2], [0, 1]])
+    assert_as_exact_as_reference(
+        token_distillation_loss, [student], SparseTeacher(ids, values, "tail"), ce_weight=0.0,
+        kd_weight=1.0, entropy_weight=0.3, divergence=form, beta=BETAS.get(form),
+        reduction="none",
+    )  # fmt: skip

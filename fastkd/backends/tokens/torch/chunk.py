@@ -6,14 +6,16 @@ import torch
 from torch import Tensor
 
 from fastkd.backends.tokens.torch.compared import compared
+from fastkd.backends.tokens.torch.dense_teacher import DenseRows
 from fastkd.backends.tokens.torch.listed_teacher import ListedRows
 from fastkd.backends.tokens.torch.rows import RowLosses, StudentRows, TeacherRows
 from fastkd.backends.tokens.torch.scores import Scores
 from fastkd.backends.tokens.torch.scratch import Scratch
+from fastkd.backends.tokens.torch.sweeps import serves, sweep
 from fastkd.functional.calls import TokenOptions
 
 # Logits of the rows that a divergence is computed of at a time: a dozen temporaries of them.
-BLOCK = 2**16
+BLOCK = 2**17
 DEVICE_BLOCK = 2**22
 
 
@@ -60,11 +62,6 @@ def _compared(
     return RowLosses(whole.ce, part.kd, part.rank, whole.prediction, whole.gradient)
 
 
-def chunk_share(options: TokenOptions) -> float:
-    """Of the usual chunk; a smaller one costs less where the losses are walked by blocks."""
-    return 0.75 if options.entropy_weight or (options.kd_weight and options.form != "kl") else 1.0
-
-
 def blockwise(options: TokenOptions, teacher: TeacherRows | None) -> bool:
     """Whether a chunk is walked a few rows at a time."""
     if options.entropy_weight:
@@ -109,6 +106,14 @@ def _block(
     differentiate: bool,
 ) -> tuple[Tensor | None, ...]:
     """The components of a few rows, whose gradient takes the place of `logits`."""
+    alone = options.vocabulary is None and not options.rank_weight
+    alone = alone and not options.return_prediction
+    swept = serves(logits, teacher, options)
+    if swept and alone and (target is None or options.student_temperature == 1):
+        gradient = logits if differentiate else None
+        dense = teacher if isinstance(teacher, DenseRows) else None
+        ce, kd, entropy = sweep(logits, dense, target, options, scratch, gradient)
+        return ce, kd, None, None, entropy
     found = compared(logits[:, : options.vocabulary], teacher, options, differentiate)
     others = replace(options, kd_weight=0.0, entropy_weight=0.0)
     ranked = teacher if options.rank_weight else None

@@ -6,7 +6,7 @@ import torch
 from fastkd_kernels.once import early_dtype
 from torch import Tensor
 
-from fastkd.backends.tokens.torch.chunk import chunk_losses, chunk_share
+from fastkd.backends.tokens.torch.chunk import chunk_losses
 from fastkd.backends.tokens.torch.function import Gradients
 from fastkd.backends.tokens.torch.numerics import without_autocast
 from fastkd.backends.tokens.torch.positions import Positions
@@ -26,9 +26,7 @@ class DenseWalk:
         self.inside = torch.float64 if logits.dtype == torch.float64 else torch.float32
         self.teacher = teacher_of(call.teacher, call.options, self.inside)
         self.target = None if call.target is None else call.target.reshape(-1)
-        self.positions = Positions.of(
-            call.counted, logits, self.vocabulary, chunk_share(call.options)
-        )
+        self.positions = Positions.of(call.counted, logits, self.vocabulary)
 
     def run(
         self, learned: Sequence[Tensor | None], upstream: Tensor | None, needed: Sequence[bool]

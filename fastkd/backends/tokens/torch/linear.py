@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastkd.backends.tokens.torch.chunk import chunk_losses, chunk_share
+from fastkd.backends.tokens.torch.chunk import chunk_losses
 from fastkd.backends.tokens.torch.divided import projection_of
 from fastkd.backends.tokens.torch.function import Gradients
 from fastkd.backends.tokens.torch.numerics import product_dtype, without_autocast
@@ -28,9 +28,7 @@ class LinearWalk:
         self.inside = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         self.product = product_dtype(hidden) if product is None else product
         self.target = None if call.target is None else call.target.reshape(-1)
-        self.positions = Positions.of(
-            call.counted, hidden, self.vocabulary, chunk_share(call.options)
-        )
+        self.positions = Positions.of(call.counted, hidden, self.vocabulary)
 
     def run(
         self, learned: Sequence[Tensor | None], upstream: Tensor | None, needed: Sequence[bool]

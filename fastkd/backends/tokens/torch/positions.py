@@ -10,9 +10,9 @@ from fastkd.backends.tokens.torch.numerics import readable, rounded
 
 Part = slice | Tensor  # of the N positions: a range, or ids (R,)
 
-# Logits of one chunk on a CPU. Half as many fit a shared cache better, but each chunk reads and
-# writes the weight's gradient once more, which costs 3 to 8 % of a call.
-CHUNK = 2**22
+# Logits of one chunk on a CPU. Fewer fit a shared cache better, but each chunk reads and writes the
+# weight's gradient once more: of half as many that costs 3 to 8 % of a call.
+CHUNK = 3 * 2**20
 # On other devices, where a chunk is a few dozen launches.
 DEVICE_CHUNK = 2**25
 
@@ -31,10 +31,8 @@ class Positions:
     chunk: int
 
     @staticmethod
-    def of(
-        counted: Tensor | None, student: Tensor, vocabulary: int, share: float = 1.0
-    ) -> "Positions":
-        """student: (..., size); counted: (...); share: of the usual chunk"""
+    def of(counted: Tensor | None, student: Tensor, vocabulary: int) -> "Positions":
+        """student: (..., size); counted: (...)"""
         count, device = student.shape[:-1].numel(), student.device
         counted = None if counted is None else counted.reshape(-1)
         chosen = masked = None
@@ -44,7 +42,7 @@ class Positions:
             masked = ~counted
         rows = count if chosen is None else chosen.numel()
         largest = CHUNK if device.type == "cpu" else DEVICE_CHUNK
-        largest = watching.pretended().chunk or int(largest * share)
+        largest = watching.pretended().chunk or largest
         chunks = max(-(-rows * vocabulary // largest), 1)
         return Positions(count, chosen, masked, rounded(-(-rows // chunks), device))
 

@@ -1,9 +1,14 @@
-"""Divergences but KL(q ‖ p), of log-probabilities in bits: values in a second read of the row."""
+"""Divergences of two distributions by d = log₂ p − log₂ q, exactly 0 where p = q.
+
+Of each two sums A and B are taken, see `term_a` and `term_b`, from which `from_sums` has the
+divergence and S = Σ_v p·share. Its derivative by a logit is factor·p·(share − S)/τ_s.
+"""
 
 import triton
 import triton.language as tl
+from triton.language.extra import libdevice
 
-from fastkd_kernels.tokens.row.read import INF, LN2
+from fastkd_kernels.tokens.row.read import INF, LN2, LOG2E
 
 KL = tl.constexpr(0)
 REVERSE_KL = tl.constexpr(1)
@@ -11,72 +16,116 @@ JSD = tl.constexpr(2)
 SKEW_KL = tl.constexpr(3)
 SKEW_REVERSE_KL = tl.constexpr(4)
 TVD = tl.constexpr(5)
-# A difference of log-probabilities where one side has no mass: finite, so that times 0 it is 0.
-_FAR = tl.constexpr(1e30)
 
 
 @triton.jit
-def _expm1(x):
-    """exp(x) − 1 for x ≤ 0: near 0 as a polynomial, since the subtraction would cancel."""
-    near = 1 / 720.0 + x * (1 / 5040.0 + x * (1 / 40320.0))
-    near = x * (1.0 + x * (0.5 + x * (1 / 6.0 + x * (1 / 24.0 + x * (1 / 120.0 + x * near)))))
-    return tl.where(x > -0.35, near, tl.exp(x) - 1.0)
+def _log2(x, NVIDIA: tl.constexpr):
+    """Of normal x, to 2⁻²² near 1 and exactly 0 there; the library's takes ten times as long."""
+    return libdevice.fast_log2f(x) if NVIDIA else tl.log2(x)
 
 
 @triton.jit
-def _log(x):
-    """log x for normal x > 0, by atanh: the library's has branches, which part lanes in a loop."""
-    bits = x.to(tl.int32, bitcast=True)
-    exponent = (bits - 0x3F3504F3) >> 23  # of a mantissa in √½..√2
-    mantissa = (bits - (exponent << 23)).to(tl.float32, bitcast=True)
-    s = (mantissa - 1.0) / (mantissa + 1.0)
-    t = s * s
-    series = 1.0 + t * (1 / 3.0 + t * (0.2 + t * (1 / 7.0 + t * (1 / 9.0))))
-    return exponent.to(tl.float32) * LN2 + 2.0 * s * series
+def _log_mixture(d, of_p, of_q, NVIDIA: tl.constexpr):
+    """log₂(of_p·p + of_q·q) − log₂ max(p, q); 0 at d = 0, since of_p + of_q rounds to 1."""
+    of_larger = tl.where(d > 0, of_p, of_q)
+    of_smaller = tl.where(d > 0, of_q, of_p)
+    return _log2(tl.fma(of_smaller, tl.exp2(-tl.abs(d)), of_larger), NVIDIA)
 
 
 @triton.jit
-def _log_mixture(d, beta):
-    """log(β + (1 − β)·e^d) − max(d, 0): of m = βq + (1 − β)p by the larger of q and p."""
-    weight = tl.where(d > 0, beta, 1.0 - beta)  # of the smaller
-    larger = tl.where(d > 0, 1.0 - beta, beta)
-    grown = weight * _expm1(-tl.abs(d))
-    small = grown < -0.5  # there 1 + grown would lose the digits of a small β
-    whole = tl.where(small, larger + weight * tl.exp(-tl.abs(d)), 1.0 + grown)
-    lost = tl.where(small, 0.0, grown - (whole - 1.0))  # by rounding 1 + grown
-    return _log(whole) + lost / whole
+def _ratios(d, beta, FORM: tl.constexpr, NVIDIA: tl.constexpr):
+    """log₂ p/m and log₂ q/m of the mixture m."""
+    if FORM == SKEW_REVERSE_KL:
+        mixture = _log_mixture(d, beta, 1.0 - beta, NVIDIA)
+    else:
+        mixture = _log_mixture(d, 1.0 - beta, beta, NVIDIA)
+    return tl.minimum(d, 0.0) - mixture, tl.minimum(-d, 0.0) - mixture
 
 
 @triton.jit
-def divergence_at(p_bits, q_bits, beta, FORM: tl.constexpr):
-    """A term of the divergence, and p times its derivative by p; log₂ of p and q, or −inf."""
+def share_at(p_bits, q_bits, d, beta, FORM: tl.constexpr, NVIDIA: tl.constexpr):
+    """What p is multiplied with in the slope of an id where there is p."""
+    if FORM == KL:
+        share = tl.exp2(-d)
+    elif FORM == REVERSE_KL:
+        share = tl.where(q_bits == -INF, -LOG2E, d)
+    elif FORM == TVD:
+        share = tl.where(d > 0, 1.0, tl.where(d < 0, -1.0, 0.0))
+    else:
+        by_p, by_q = _ratios(d, beta, FORM, NVIDIA)
+        if FORM == JSD:
+            share = by_p
+        elif FORM == SKEW_KL:
+            share = tl.exp2(by_q)
+        else:
+            share = tl.fma(by_p, LN2, -beta * tl.exp2(by_p))
+    return share
+
+
+@triton.jit
+def share_factor(beta, FORM: tl.constexpr):
+    factor = 1.0
+    if FORM == KL:
+        factor = -1.0
+    elif FORM == REVERSE_KL:
+        factor = LN2
+    elif FORM == JSD:
+        factor = (1.0 - beta) * LN2
+    elif FORM == SKEW_KL:
+        factor = beta - 1.0
+    elif FORM == TVD:
+        factor = 0.5
+    return factor
+
+
+@triton.jit
+def terms(p_bits, q_bits, beta, FORM: tl.constexpr, NVIDIA: tl.constexpr):
+    """An id's part of A and B; log₂ of p and q, or −inf.
+
+    KL: A = Σq, B = Σ q·log₂ q/p; reverse: A = Σ p·share, B = Σ p·log₂ p/q;
+    jsd: A = Σ p·log₂ p/m, B = Σ q·log₂ q/m; skewed: A = Σ p·q/m, B = Σ q·log₂ q/m, and A = Σ p²/m,
+    B = Σ p·log₂ p/m; tvd: A = Σ p·sign(d), B = Σ |p − q|
+    """
     p = tl.exp2(p_bits)
     q = tl.exp2(q_bits)
+    d = p_bits - q_bits
     no_p = p_bits == -INF
     no_q = q_bits == -INF
-    d = (p_bits - q_bits) * LN2
-    d = tl.where(no_p, tl.where(no_q, 0.0, -_FAR), tl.where(no_q, _FAR, d))
-    if FORM == REVERSE_KL:
-        missed = no_q & (p_bits > -INF)
-        plain = p * tl.where(no_p | no_q, 0.0, d)
-        term = tl.where(missed, INF, plain)
-        slope = tl.where(missed, 0.0, plain + p)
-    elif FORM == JSD:
-        shared = _log_mixture(d, beta)
-        slope = (1.0 - beta) * p * (tl.minimum(d, 0.0) - shared)
-        term = slope - beta * q * (shared + tl.maximum(d, 0.0))
-    elif FORM == SKEW_KL:
-        of_q = -_log_mixture(d, beta) - tl.maximum(d, 0.0)  # log q − log m
-        term = q * of_q
-        slope = (beta - 1.0) * p * tl.exp(of_q)
-    elif FORM == SKEW_REVERSE_KL:
-        of_p = -_log_mixture(-d, beta) - tl.maximum(-d, 0.0)
-        term = p * of_p
-        slope = p * (of_p + 1.0 - beta * tl.exp(of_p))
+    if FORM == KL:
+        a = q
+        b = tl.where(no_q, 0.0, tl.where(no_p, INF, -q * d))
+    elif FORM == REVERSE_KL:
+        a = tl.where(no_p, 0.0, p * tl.where(no_q, -LOG2E, d))
+        b = tl.where(no_p, 0.0, tl.where(no_q, INF, p * d))
+    elif FORM == TVD:
+        sign = tl.where(d > 0, 1.0, tl.where(d < 0, -1.0, 0.0))
+        a = tl.where(no_p, 0.0, p * sign)
+        b = tl.abs(p - q)
     else:
-        term = -0.5 * tl.maximum(p, q) * _expm1(-tl.abs(d))
-        slope = 0.5 * p * tl.where(d > 0, 1.0, tl.where(d < 0, -1.0, 0.0))
-    return term, slope
+        by_p, by_q = _ratios(d, beta, FORM, NVIDIA)
+        if FORM == JSD:
+            a = tl.where(no_p, 0.0, p * by_p)
+            b = tl.where(no_q, 0.0, q * by_q)
+        elif FORM == SKEW_KL:
+            a = tl.where(no_p, 0.0, p * tl.exp2(by_q))
+            b = tl.where(no_q, 0.0, q * by_q)
+        else:
+            a = tl.where(no_p, 0.0, p * tl.exp2(by_p))
+            b = tl.where(no_p, 0.0, p * by_p)
+    return a, b
+
+
+@triton.jit
+def from_sums(a, b, beta, FORM: tl.constexpr):
+    """The divergence, and S."""
+    value = LN2 * b
+    if FORM == JSD:
+        value = LN2 * ((1.0 - beta) * a + beta * b)
+    elif FORM == TVD:
+        value = 0.5 * b
+    elif FORM == SKEW_REVERSE_KL:
+        a = value - beta * a
+    return value, a
 
 
 @triton.jit
@@ -88,23 +137,28 @@ def read_divergence(
     vocabulary,
     shifts,  # m, n, log₂e/τ_s, log₂e/τ_t, log₂ of both sums, β
     FORM: tl.constexpr,
+    NVIDIA: tl.constexpr,
     BLOCK_V: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
-    """The divergence of a row, and the sum of its slopes."""
+    """The divergence of a row, and S."""
     LANES: tl.constexpr = BLOCK_V // VECTOR
     m, n, student_bits, teacher_bits, log_p_sum, log_q_sum, beta = shifts
-    value = tl.zeros([LANES], tl.float32)
-    slopes = tl.zeros([LANES], tl.float32)
+    sum_a = tl.zeros([LANES], tl.float32)
+    sum_b = tl.zeros([LANES], tl.float32)
     for start in range(0, vocabulary, BLOCK_V):
         ids = start + tl.arange(0, BLOCK_V)
         inside = ids < vocabulary
         at = ids.to(tl.int64)
         z = tl.load(student + at * student_stride, mask=inside, other=-INF).to(tl.float32)
         y = tl.load(teacher + at * teacher_stride, mask=inside, other=-INF).to(tl.float32)
-        term, slope = divergence_at(
-            (z - m) * student_bits - log_p_sum, (y - n) * teacher_bits - log_q_sum, beta, FORM
+        a, b = terms(
+            (z - m) * student_bits - log_p_sum,
+            (y - n) * teacher_bits - log_q_sum,
+            beta,
+            FORM,
+            NVIDIA,
         )
-        value += tl.sum(tl.reshape(term, [LANES, VECTOR]), 1)
-        slopes += tl.sum(tl.reshape(slope, [LANES, VECTOR]), 1)
-    return tl.sum(value, 0), tl.sum(slopes, 0)
+        sum_a += tl.sum(tl.reshape(a, [LANES, VECTOR]), 1)
+        sum_b += tl.sum(tl.reshape(b, [LANES, VECTOR]), 1)
+    return from_sums(tl.sum(sum_a, 0), tl.sum(sum_b, 0), beta, FORM)

@@ -1,16 +1,40 @@
 """Token losses and their gradient, one program per row.
 
-Two reads of the logits, three where the divergence needs both distributions normalised.
+Two reads of the logits, three where the divergence needs both distributions normalised. A list
+is written out as logits of every id, in scratch, where its divergence is not a sum over it.
 """
 
 import triton
 import triton.language as tl
 
-from fastkd_kernels.tokens.row.divergence import KL, read_divergence
-from fastkd_kernels.tokens.row.gradient import gradient_at
-from fastkd_kernels.tokens.row.listed import SPREAD, read_listed, scores_at
-from fastkd_kernels.tokens.row.rank import derivative_at, ranking
-from fastkd_kernels.tokens.row.read import INF, LN2, LOG2E, finite_or_zero, read_row
+from fastkd_kernels.tokens.row.divergence import (
+    KL,
+    REVERSE_KL,
+    read_divergence,
+    share_factor,
+)
+from fastkd_kernels.tokens.row.gradient import write_gradient
+from fastkd_kernels.tokens.row.listed import (
+    SPREAD,
+    TAIL,
+    compare_listed,
+    compare_with_tail,
+    fill_scores,
+    read_rest,
+    scores_at,
+    summed_up,
+)
+from fastkd_kernels.tokens.row.rank import ranking
+from fastkd_kernels.tokens.row.read import (
+    BACKWARD,
+    FORWARD,
+    INF,
+    LN2,
+    LOG2E,
+    NO_GAP,
+    finite_or_zero,
+    read_row,
+)
 from fastkd_kernels.tokens.row.topk import ids_of, scores_of, strongest_of
 from fastkd_kernels.tokens.row.write import cross_entropy, store_parts, zero_row
 
@@ -51,7 +75,7 @@ VARYING = ("gain", "rows")
 @triton.jit(do_not_specialize=_SIZES)
 def token_losses_fwd(
     student,  # (rows, V) logits at outer·student_outer + inner·student_inner + id·student_step
-    teacher,  # likewise, or None
+    teacher,  # likewise, (rows, V) float32 scratch where WRITTEN, or None
     ids,  # (rows, K) of a listed teacher, or None
     log_probs,  # (rows, K)
     kept,  # (rows, K) float32 scratch where GRADIENT
@@ -59,7 +83,7 @@ def token_losses_fwd(
     counted,  # (rows,) or None
     scale,  # (rows,) or (1,) float32 factor of the gradient beside `gain`, or None
     losses,  # (rows,) float32
-    parts,  # its components ce, kd and rank: (3, `rows`) float32, maybe of a longer table
+    parts,  # its components: (4, `rows`) float32, maybe of a longer table
     prediction,  # (rows,) int64 where PREDICT
     gradient,  # (rows, V) where GRADIENT; may be the student's own contiguous logits
     gain,
@@ -77,6 +101,7 @@ def token_losses_fwd(
     ce_weight,
     kd_weight,
     rank_weight,
+    entropy_weight,
     smoothing,
     student_scale,  # 1/τ_s
     teacher_scale,  # 1/τ_t
@@ -85,7 +110,9 @@ def token_losses_fwd(
     HAS_CE: tl.constexpr,
     HAS_KD: tl.constexpr,
     HAS_RANK: tl.constexpr,
-    FORM: tl.constexpr,  # of the divergence; other than KL(q ‖ p) where the teacher is dense
+    HAS_ENTROPY: tl.constexpr,
+    FORM: tl.constexpr,  # of the divergence
+    NVIDIA: tl.constexpr,  # whether its own logarithm may be used
     SMOOTH: tl.constexpr,
     TEMPERED: tl.constexpr,  # τ_s ≠ 1
     TEACHER: tl.constexpr,
@@ -122,69 +149,50 @@ def token_losses_fwd(
     student += (row // inner * student_outer + row % inner * student_inner) * UNIT
     if TEACHER == DENSE:
         teacher += (row // inner * teacher_outer + row % inner * teacher_inner) * UNIT
+    TAILED: tl.constexpr = HAS_KD and TEACHER == LISTED and REST == TAIL
+    WRITTEN: tl.constexpr = HAS_KD and TEACHER == LISTED and (FORM != KL or REST == TAIL)
+    # By logits of every id, or by the list and what all other ids share.
+    EVERY: tl.constexpr = TEACHER == DENSE or (WRITTEN and REST != TAIL)
+    student_bits = student_scale * LOG2E
+    teacher_bits = teacher_scale * LOG2E
 
-    (
-        student_peak,
-        teacher_peak,
-        sum_one,
-        sum_p,
-        sum_q,
-        finite,
-        total,
-        gap,
-        student_best,
-        teacher_best,
-        first_id,
-    ) = read_row(
-        student,
-        student_step,
-        teacher,
-        teacher_step,
-        vocabulary,
-        student_scale,
-        teacher_scale,
-        HAS_CE,
-        HAS_KD,
-        FORM == KL,
-        HAS_RANK,
-        SMOOTH or (HAS_KD and TEACHER == LISTED and REST == SPREAD),
-        TEMPERED,
-        TEACHER == DENSE,
-        PREDICT,
-        TOP_K,
-        TOP_K_PAD,
-        BLOCK_V,
-        VECTOR,
-    )
-    if PREDICT:
-        tl.store(prediction, first_id.to(tl.int64))
     mass = 1.0
     rest_score = -INF
     if TEACHER == LISTED:
         ids += row * listed
         log_probs += row * listed
-        if GRADIENT:
+        if GRADIENT and HAS_KD and not EVERY:
             kept += row * listed
-        teacher_peak, sum_q, gap, mass, rest_score, teacher_best = read_listed(
-            ids,
-            log_probs,
-            kept,
-            listed,
-            student,
-            student_step,
-            vocabulary,
-            student_peak,
-            student_scale,
-            teacher_scale,
-            finite,
-            total,
-            REST,
-            HAS_RANK,
-            GRADIENT,
-            TOP_K,
-            TOP_K_PAD,
-            BLOCK_K,
+        listed_peak, mass, rest_score, listed_best = summed_up(
+            ids, log_probs, listed, vocabulary, REST, HAS_RANK, TOP_K, TOP_K_PAD, BLOCK_K
         )
+        if WRITTEN:
+            teacher += row * vocabulary
+            fill_scores(teacher, ids, log_probs, listed, vocabulary, rest_score, BLOCK_V, BLOCK_K)
+    gap_of: tl.constexpr = FORWARD if FORM == KL else (BACKWARD if FORM == REVERSE_KL else NO_GAP)
+    (
+        student_peak, teacher_peak, sum_one, sum_p, sum_q, finite, total, gap, spread,
+        student_best, teacher_best, first_id,
+    ) = read_row(
+        student, student_step, teacher, teacher_step, vocabulary, student_scale, teacher_scale,
+        HAS_CE, HAS_KD, gap_of, HAS_ENTROPY, HAS_RANK, HAS_RANK and TEACHER == DENSE,
+        SMOOTH or (HAS_KD and TEACHER == LISTED and REST == SPREAD and not EVERY), TEMPERED,
+        EVERY, PREDICT, TOP_K, TOP_K_PAD, BLOCK_V, VECTOR,
+    )  # fmt: skip
+    if PREDICT:
+        tl.store(prediction, first_id.to(tl.int64))
+    if TEACHER == LISTED:
+        teacher_best = listed_best
+        if EVERY:
+            mass = 1.0
+        else:
+            teacher_peak = listed_peak
+        if HAS_KD and not EVERY:
+            sum_q, gap = compare_listed(
+                ids, log_probs, kept, listed, student, student_step, vocabulary, student_peak,
+                teacher_peak, student_scale, teacher_scale, rest_score, finite, total, REST,
+                GRADIENT, BLOCK_K,
+            )  # fmt: skip
     alive = student_peak > -INF
     taught = teacher_peak > -INF
     mass = tl.where(taught, mass, 0.0)
@@ -197,39 +205,54 @@ def token_losses_fwd(
     ce = 0.0
     kd = 0.0
     rank = 0.0
+    entropy = 0.0
     label = -1
-    log_p_sum = 0.0
-    log_q_sum = 0.0
+    z_label = -INF
+    y_label = rest_score
+    known = False
+    log_p_sum = tl.log2(sum_p)
+    log_q_sum = tl.log2(sum_q)
     slopes = 0.0
+    share_of_rest = 0.0
     if HAS_CE:
         label = tl.load(target + row).to(tl.int32)
         known = (label >= 0) & (label < vocabulary)
         z_label = tl.load(student + label.to(tl.int64) * student_step, mask=known, other=-INF)
         z_label = z_label.to(tl.float32)
-        y_label = rest_score
-        if HAS_KD and TEACHER == DENSE:
+        if HAS_KD and EVERY:
             y_label = tl.load(teacher + label.to(tl.int64) * teacher_step, mask=known, other=-INF)
             y_label = y_label.to(tl.float32)
         ce = cross_entropy(z_label - m, tl.log(sum_one), finite, total, smoothing, SMOOTH)
-    if HAS_KD and FORM != KL:
-        log_p_sum = tl.log2(sum_p)
-        log_q_sum = tl.log2(sum_q)
-        kd, slopes = read_divergence(
-            student,
-            student_step,
-            teacher,
-            teacher_step,
-            vocabulary,
-            (m, n, student_scale * LOG2E, teacher_scale * LOG2E, log_p_sum, log_q_sum, beta),
-            FORM,
-            BLOCK_V,
-            VECTOR,
+    if TAILED:
+        log_q_sum -= tl.log2(tl.where(mass > 0, mass, 1.0))
+        shifts = (m, n, student_bits, teacher_bits, log_p_sum, log_q_sum, beta)
+        rest_bits = read_rest(
+            student, student_step, teacher, vocabulary, m, student_bits, BLOCK_V, VECTOR
         )
-        kd = tl.where(alive & taught, kd, 0.0)
-    elif HAS_KD:
+        kd, slopes, share_of_rest = compare_with_tail(
+            ids, log_probs, listed, student, student_step, shifts, rest_bits - log_p_sum,
+            tl.log2(tl.maximum(1.0 - mass, 0.0)), FORM, NVIDIA, BLOCK_K,
+        )  # fmt: skip
+        kd = tl.where(alive, kd, INF if FORM == KL else 0.0)
+        kd = tl.where(taught, kd, 0.0)
+    elif HAS_KD and FORM == KL:
         log_mass = tl.log(tl.where(mass > 0, mass, 1.0))
         kd = mass * (gap * LN2 / sum_q - tl.log(sum_q) + log_mass + tl.log(sum_p))
         kd = tl.where(gap == INF, INF, kd)
+    elif HAS_KD:
+        kd = LN2 * (gap / sum_p - log_p_sum + log_q_sum)
+        slopes = kd / LN2
+        # What the teacher bans has a slope of its own, so such a row is read once more.
+        if FORM != REVERSE_KL or gap == INF:
+            shifts = (m, n, student_bits, teacher_bits, log_p_sum, log_q_sum, beta)
+            kd, slopes = read_divergence(
+                student, student_step, teacher, teacher_step, vocabulary, shifts, FORM, NVIDIA,
+                BLOCK_V, VECTOR,
+            )  # fmt: skip
+        kd = tl.where(alive & taught, kd, 0.0)
+    if HAS_ENTROPY:
+        entropy = LN2 * (log_p_sum - spread / sum_p)
+        entropy = tl.where(alive, entropy, 0.0)
     if HAS_RANK:
         used = tl.arange(0, TOP_K_PAD) < TOP_K
         teacher_ids = ids_of(teacher_best)
@@ -245,10 +268,9 @@ def token_losses_fwd(
             y_student_ids = scores_at(
                 student_ids, ids, log_probs, listed, rest_score, TOP_K_PAD, BLOCK_K
             )
-        to_p = student_scale * LOG2E
         rank, by_teacher_ids, by_student_ids = ranking(
-            tl.exp2((z_teacher_ids - m) * to_p) / sum_p,
-            tl.exp2((z_student_ids - m) * to_p) / sum_p,
+            tl.exp2((z_teacher_ids - m) * student_bits) / sum_p,
+            tl.exp2((z_student_ids - m) * student_bits) / sum_p,
             y_teacher_ids,
             y_student_ids,
             teacher_best == strongest_of(teacher_best, TOP_K, TOP_K_PAD),
@@ -262,38 +284,55 @@ def token_losses_fwd(
         loss += kd_weight * kd
     if HAS_RANK:
         loss += rank_weight * rank
+    if HAS_ENTROPY:
+        loss += entropy_weight * entropy
     tl.store(losses + row, loss)
-    store_parts(parts + row, rows, ce, kd, rank)
+    store_parts(parts + row, rows, ce, kd, rank, entropy)
 
     if GRADIENT:
+        lists = (None, None, None, None, None, None, None, None, None, None)
         factor = gain
         if scale is not None:
             factor *= tl.load(scale + row * scale_step)
         ce_factor = factor * ce_weight
-        kd_factor = factor * kd_weight * student_scale
-        rank_factor = tl.where(taught, factor * rank_weight * student_scale, 0.0) / sum_p
+        factor *= student_scale
+        kd_factor = factor * kd_weight
+        rank_factor = tl.where(taught, factor * rank_weight, 0.0) / sum_p
         by_one = 0.0
         by_p = 0.0
         by_q = 0.0
-        by_slope = 0.0
+        by_log = 0.0
+        by_share = 0.0
         smooth = 0.0
         if HAS_CE:
             by_one = ce_factor / sum_one
-        if HAS_KD and FORM != KL:
-            by_slope = tl.where(taught, kd_factor, 0.0)
-            by_p -= by_slope * slopes / sum_p
+        if HAS_KD and (FORM != KL or TAILED):
+            by_share = tl.where(taught, kd_factor, 0.0) * share_factor(beta, FORM) / sum_p
+            by_p -= by_share * slopes
         elif HAS_KD:
             by_p += kd_factor * mass / sum_p
             by_q = kd_factor * mass / sum_q
+        if HAS_ENTROPY:
+            by_log = -factor * entropy_weight * LN2 / sum_p
+            by_p -= by_log * spread / sum_p
         if HAS_RANK:
             by_p -= rank_factor * rank
+            lists = (
+                teacher_ids,
+                z_teacher_ids,
+                y_teacher_ids,
+                by_teacher_ids,
+                student_ids,
+                z_student_ids,
+                y_student_ids,
+                by_student_ids,
+                rank_factor,
+                used,
+            )
         if HAS_CE and not TEMPERED:
             by_p += by_one
         if SMOOTH:
             smooth = ce_factor * smoothing / tl.maximum(finite, 1.0)
-        hot = ce_factor * (1 - smoothing)
-        student_bits = student_scale * LOG2E
-        teacher_bits = teacher_scale * LOG2E
         factors = (
             m,
             n,
@@ -303,84 +342,17 @@ def token_losses_fwd(
             by_p,
             by_q,
             smooth,
-            hot,
+            ce_factor * (1 - smoothing),
             label,
-            log_p_sum,
-            log_q_sum,
+            by_log,
+            by_share,
+            log_p_sum - log_q_sum,
             beta,
-            by_slope,
+            by_share * share_of_rest,
         )
-        # A gather of another thread must not meet a gradient written over the logits.
-        tl.debug_barrier()
-        for start in range(0, vocabulary, BLOCK_V):
-            token = start + tl.arange(0, BLOCK_V)
-            inside = token < vocabulary
-            at = token.to(tl.int64)
-            z = tl.load(student + at * student_step, mask=inside, other=-INF).to(tl.float32)
-            y = rest_score
-            if HAS_KD and TEACHER == DENSE:
-                y = tl.load(teacher + at * teacher_step, mask=inside, other=-INF).to(tl.float32)
-            grad = gradient_at(
-                token, z, y, 0.0, factors, HAS_CE, HAS_KD, SMOOTH, TEMPERED, FORM, False
-            )
-            tl.store(gradient + token, grad.to(gradient.dtype.element_ty), mask=inside)
-        tl.debug_barrier()  # before single ids are written over
-        if HAS_CE:
-            label_grad = gradient_at(
-                label, z_label, y_label, 0.0, factors, HAS_CE, HAS_KD, SMOOTH, TEMPERED, FORM, True
-            )
-            tl.store(gradient + label, label_grad.to(gradient.dtype.element_ty), mask=known)
-        if HAS_RANK or (HAS_KD and TEACHER == LISTED):
-            tl.debug_barrier()
-        if HAS_KD and TEACHER == LISTED:
-            for first in range(0, listed, BLOCK_K):
-                lane = first + tl.arange(0, BLOCK_K)
-                inside_list = lane < listed
-                listed_ids = tl.load(ids + lane, mask=inside_list, other=0).to(tl.int32)
-                listed_y = tl.load(log_probs + lane, mask=inside_list, other=-INF)
-                listed_z = tl.load(kept + lane, mask=inside_list, other=-INF)
-                listed_u = tl.zeros([BLOCK_K], tl.float32)
-                if HAS_RANK:
-                    listed_u = rank_factor * derivative_at(
-                        listed_ids, teacher_ids, by_teacher_ids, student_ids, by_student_ids, used
-                    )
-                if REST != SPREAD:
-                    inside_list &= listed_y > -INF  # padding may repeat an id that has mass
-                listed_grad = gradient_at(
-                    listed_ids,
-                    listed_z,
-                    listed_y,
-                    listed_u,
-                    factors,
-                    HAS_CE,
-                    HAS_KD,
-                    SMOOTH,
-                    TEMPERED,
-                    FORM,
-                    True,
-                )
-                listed_grad = listed_grad.to(gradient.dtype.element_ty)
-                tl.store(gradient + listed_ids, listed_grad, mask=inside_list)
-        if HAS_RANK:
-            for side in tl.static_range(2):
-                ranked_ids = student_ids if side else teacher_ids
-                ranked_z = z_student_ids if side else z_teacher_ids
-                ranked_y = y_student_ids if side else y_teacher_ids
-                ranked_u = rank_factor * derivative_at(
-                    ranked_ids, teacher_ids, by_teacher_ids, student_ids, by_student_ids, used
-                )
-                ranked_grad = gradient_at(
-                    ranked_ids,
-                    ranked_z,
-                    ranked_y,
-                    ranked_u,
-                    factors,
-                    HAS_CE,
-                    HAS_KD,
-                    SMOOTH,
-                    TEMPERED,
-                    FORM,
-                    True,
-                )
-                ranked_grad = ranked_grad.to(gradient.dtype.element_ty)
-                tl.store(gradient + ranked_ids, ranked_grad, mask=used)
+        write_gradient(
+            gradient, student, student_step, teacher, teacher_step, vocabulary, ids, log_probs,
+            kept, listed, rest_score, (z_label, y_label, known), lists, factors, HAS_CE, HAS_KD,
+            HAS_RANK, HAS_ENTROPY, SMOOTH, TEMPERED, FORM, NVIDIA, TAILED, EVERY, REST, BLOCK_V,
+            BLOCK_K,
+        )  # fmt: skip

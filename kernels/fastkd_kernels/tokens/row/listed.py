@@ -3,12 +3,20 @@
 import triton
 import triton.language as tl
 
-from fastkd_kernels.tokens.row.read import INF, LOG2E, finite_or_zero, log_ratio_terms
+from fastkd_kernels.tokens.row.divergence import from_sums, share_at, terms
+from fastkd_kernels.tokens.row.read import (
+    INF,
+    LOG2E,
+    decay,
+    finite_or_zero,
+    log_ratio_terms,
+)
 from fastkd_kernels.tokens.row.topk import NO_KEY, empty_list, keys_of, merge
 
 DROP = tl.constexpr(0)
 SPREAD = tl.constexpr(1)
 RENORMALIZE = tl.constexpr(2)
+TAIL = tl.constexpr(3)
 
 
 @triton.jit
@@ -22,31 +30,18 @@ def _listed_block(ids, log_probs, start, listed, BLOCK_K: tl.constexpr):
 
 
 @triton.jit
-def read_listed(
+def summed_up(
     ids,  # this row's K ids
     log_probs,  # this row's K log-probabilities
-    kept,  # this row's K student logits, written
     listed,  # K
-    student,  # this row's logits
-    student_stride,
     vocabulary,
-    student_peak,
-    student_scale,  # 1/τ_s
-    teacher_scale,  # 1/τ_t
-    finite,  # student logits above −inf, where spread
-    total,  # Σ (z − m) over them, where spread
     REST: tl.constexpr,
     HAS_RANK: tl.constexpr,
-    KEEP: tl.constexpr,
     TOP_K: tl.constexpr,
     TOP_K_PAD: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """(n, Σ_v w_v, Σ_v w_v·d_v, Σq, score of an unlisted id, top-k keys), as `read_row` has them.
-
-    w = exp((y − n)/τ_t) and d = ((y − n)/τ_t − (z − m)/τ_s)·log₂e with y the listed
-    log-probability, or that of an unlisted id.
-    """
+    """(largest score, Σq, score of an unlisted id, top-k keys); a tail is not part of Σq."""
     peak = -INF
     mass = 0.0
     best = empty_list(TOP_K, TOP_K_PAD)
@@ -56,19 +51,45 @@ def read_listed(
         mass += tl.sum(tl.exp2(score * LOG2E), 0)
         if HAS_RANK:
             best = merge(best, tl.where(inside, keys_of(score, token), NO_KEY))
-    unlisted = (vocabulary - listed).to(tl.float32)
     rest_score = -INF
     if REST == SPREAD:
         if listed < vocabulary:
+            unlisted = (vocabulary - listed).to(tl.float32)
             rest_score = tl.log(tl.maximum(1.0 - mass, 0.0) / unlisted)
             mass += tl.maximum(1.0 - mass, 0.0)
         peak = tl.maximum(peak, rest_score)
     if REST == RENORMALIZE:
         mass = 1.0
-    mass = tl.where(peak == -INF, 0.0, mass)
+    return peak, tl.where(peak == -INF, 0.0, mass), rest_score, best
 
+
+@triton.jit
+def compare_listed(
+    ids,
+    log_probs,
+    kept,  # this row's K student logits, written
+    listed,
+    student,  # this row's logits
+    student_stride,
+    vocabulary,
+    student_peak,
+    teacher_peak,
+    student_scale,  # 1/τ_s
+    teacher_scale,  # 1/τ_t
+    rest_score,
+    finite,  # student logits above −inf, where spread
+    total,  # Σ (z − m) over them, where spread
+    REST: tl.constexpr,
+    KEEP: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """(Σ_v w_v, Σ_v w_v·d_v), as `read_row` has them.
+
+    w = exp((y − n)/τ_t) and d = ((y − n)/τ_t − (z − m)/τ_s)·log₂e with y the listed
+    log-probability, or that of an unlisted id.
+    """
     m = finite_or_zero(student_peak)
-    n = finite_or_zero(peak)
+    n = finite_or_zero(teacher_peak)
     student_bits = student_scale * LOG2E
     teacher_bits = teacher_scale * LOG2E
     weights = 0.0
@@ -88,12 +109,104 @@ def read_listed(
             total -= tl.sum(tl.where(z == -INF, 0.0, z - m), 0)
     if REST == SPREAD:
         if rest_score > -INF:
+            unlisted = (vocabulary - listed).to(tl.float32)
             rest_bits = (rest_score - n) * teacher_bits
             rest_weight = tl.exp2(rest_bits)
             weights += rest_weight * unlisted
             rest_gap = rest_weight * (unlisted * rest_bits - total * student_bits)
             gap += tl.where(finite < unlisted, INF, rest_gap)
-    return peak, weights, gap, mass, rest_score, best
+    return weights, gap
+
+
+@triton.jit
+def compare_with_tail(
+    ids,
+    log_probs,
+    listed,
+    student,  # this row's logits
+    student_stride,
+    shifts,  # m, n, log₂e/τ_s, log₂e/τ_t, log₂ of both sums, β
+    p_rest_bits,  # log₂ of both sides' mass at all ids that are not listed
+    q_rest_bits,
+    FORM: tl.constexpr,
+    NVIDIA: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """The divergence over the listed ids with mass and one more outcome, S, and its share."""
+    m, n, student_bits, teacher_bits, log_p_sum, log_q_sum, beta = shifts
+    sum_a, sum_b = terms(p_rest_bits, q_rest_bits, beta, FORM, NVIDIA)
+    for start in range(0, listed, BLOCK_K):
+        _, _, token, score = _listed_block(ids, log_probs, start, listed, BLOCK_K)
+        at = token.to(tl.int64) * student_stride
+        z = tl.load(student + at, mask=score > -INF, other=-INF).to(tl.float32)
+        a, b = terms(
+            (z - m) * student_bits - log_p_sum,
+            (score - n) * teacher_bits - log_q_sum,
+            beta,
+            FORM,
+            NVIDIA,
+        )
+        sum_a += tl.sum(a, 0)
+        sum_b += tl.sum(b, 0)
+    value, slopes = from_sums(sum_a, sum_b, beta, FORM)
+    share = share_at(p_rest_bits, q_rest_bits, p_rest_bits - q_rest_bits, beta, FORM, NVIDIA)
+    return value, slopes, tl.where(p_rest_bits > -INF, share, 0.0)
+
+
+@triton.jit
+def read_rest(
+    student,  # this row's logits
+    student_stride,
+    scores,  # the list as logits of every id
+    vocabulary,
+    m,
+    student_bits,  # log₂e/τ_s
+    BLOCK_V: tl.constexpr,
+    VECTOR: tl.constexpr,
+):
+    """log₂ Σ exp((z − m)/τ_s) over the ids without mass: a difference of sums would lose digits."""
+    LANES: tl.constexpr = BLOCK_V // VECTOR
+    peak = -INF
+    rest = tl.zeros([LANES], tl.float32)
+    for start in range(0, vocabulary, BLOCK_V):
+        token = start + tl.arange(0, BLOCK_V)
+        inside = token < vocabulary
+        score = tl.load(scores + token, mask=inside, other=0.0)
+        at = token.to(tl.int64) * student_stride
+        z = tl.load(student + at, mask=inside & (score == -INF), other=-INF).to(tl.float32)
+        old = finite_or_zero(peak)
+        peak = tl.maximum(peak, tl.max(z, 0))
+        new = finite_or_zero(peak)
+        grown = tl.exp2((z - new) * student_bits)
+        rest = rest * decay(old, new, student_bits)
+        rest += tl.sum(tl.reshape(grown, [LANES, VECTOR]), 1)
+    return tl.where(
+        peak == -INF, -INF, tl.log2(tl.maximum(tl.sum(rest, 0), 1.0)) + (peak - m) * student_bits
+    )
+
+
+@triton.jit
+def fill_scores(
+    scores,  # (V,) float32, written: the list as logits of every id
+    ids,
+    log_probs,
+    listed,
+    vocabulary,
+    rest_score,
+    BLOCK_V: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    for start in range(0, vocabulary, BLOCK_V):
+        token = start + tl.arange(0, BLOCK_V)
+        tl.store(scores + token, rest_score, mask=token < vocabulary)
+    # Padding may repeat an id that has mass: what has none is written first.
+    for mass in tl.static_range(2):
+        tl.debug_barrier()
+        for start in range(0, listed, BLOCK_K):
+            _, inside, token, score = _listed_block(ids, log_probs, start, listed, BLOCK_K)
+            chosen = inside & ((score > -INF) == (mass == 1))
+            tl.store(scores + token, score, mask=chosen)
+    tl.debug_barrier()
 
 
 @triton.jit

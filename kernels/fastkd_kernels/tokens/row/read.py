@@ -17,6 +17,10 @@ from fastkd_kernels.tokens.row.topk import (
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 INF = tl.constexpr(float("inf"))
+# Which side's probabilities weigh the log-ratios.
+NO_GAP = tl.constexpr(0)
+FORWARD = tl.constexpr(1)
+BACKWARD = tl.constexpr(2)
 
 
 @triton.jit
@@ -26,7 +30,7 @@ def finite_or_zero(peak):
 
 
 @triton.jit
-def _decay(old, new, scale):
+def decay(old, new, scale):
     """2^((old − new)·scale) for shifts old ≤ new; at most 1 where `old` stood for no maximum."""
     return tl.exp2(tl.minimum((old - new) * scale, 0.0))
 
@@ -55,8 +59,10 @@ def read_row(
     teacher_scale,  # 1/τ_t
     HAS_CE: tl.constexpr,
     HAS_KD: tl.constexpr,
-    HAS_GAP: tl.constexpr,
+    GAP: tl.constexpr,
+    HAS_SPREAD: tl.constexpr,
     HAS_RANK: tl.constexpr,
+    RANK_TEACHER: tl.constexpr,
     NEEDS_TOTAL: tl.constexpr,
     TEMPERED: tl.constexpr,
     DENSE_TEACHER: tl.constexpr,
@@ -71,7 +77,9 @@ def read_row(
     student_peak, teacher_peak: those maxima, −inf where all are
     sum_one = Σ exp(z − m), sum_p = Σ exp((z − m)/τ_s), sum_q = Σ exp((y − n)/τ_t)
     finite, total: number of z above −inf, and Σ (z − m) over them
-    gap = Σ exp((y − n)/τ_t)·((y − n)/τ_t − (z − m)/τ_s)·log₂e where HAS_GAP
+    gap = Σ exp((y − n)/τ_t)·((y − n)/τ_t − (z − m)/τ_s)·log₂e where GAP is FORWARD, and
+    Σ exp((z − m)/τ_s)·((z − m)/τ_s − (y − n)/τ_t)·log₂e where it is BACKWARD
+    spread = Σ exp((z − m)/τ_s)·(z − m)/τ_s·log₂e
     student_best, teacher_best: keys of the k largest; prediction: the first largest z
     """
     LANES: tl.constexpr = BLOCK_V // VECTOR
@@ -83,6 +91,7 @@ def read_row(
     finite = tl.zeros([LANES], tl.float32)
     total = tl.zeros([LANES], tl.float32)
     gap = tl.zeros([LANES], tl.float32)
+    spread = tl.zeros([LANES], tl.float32)
     prediction = 0
     student_best = empty_list(TOP_K, TOP_K_PAD)
     teacher_best = empty_list(TOP_K, TOP_K_PAD)
@@ -107,18 +116,26 @@ def read_row(
         student_peak = tl.maximum(student_peak, z_peak)
         m = finite_or_zero(student_peak)
         centred = z - m
+        old_p = sum_p if TEMPERED else sum_one
         if HAS_CE or not TEMPERED:
             grown = tl.exp2(centred * LOG2E)
-            sum_one = sum_one * _decay(old_m, m, LOG2E) + _lanes(grown, VECTOR)
+            sum_one = sum_one * decay(old_m, m, LOG2E) + _lanes(grown, VECTOR)
         if TEMPERED:
             grown = tl.exp2(centred * student_bits)
-            sum_p = sum_p * _decay(old_m, m, student_bits) + _lanes(grown, VECTOR)
+            sum_p = sum_p * decay(old_m, m, student_bits) + _lanes(grown, VECTOR)
+        student_log = centred * (student_bits if TEMPERED else LOG2E)
+        grown_p = grown  # the last one taken
+        if HAS_SPREAD:
+            shift = (old_m - m) * student_bits
+            terms = tl.where(z == -INF, 0.0, grown_p * student_log)
+            spread = decay(old_m, m, student_bits) * (spread + old_p * shift)
+            spread += _lanes(terms, VECTOR)
         if NEEDS_TOTAL:
             total += finite * (old_m - m) + _lanes(tl.where(z == -INF, 0.0, centred), VECTOR)
             finite += _lanes(tl.where(z == -INF, 0.0, 1.0), VECTOR)
         if DENSE_TEACHER:
             y_peak = tl.max(y, 0)
-            if HAS_RANK:
+            if RANK_TEACHER:
                 if ordered_bits(y_peak) > weakest_bits(teacher_best):
                     teacher_best = merge(teacher_best, tl.where(inside, keys_of(y, ids), NO_KEY))
             old_n = finite_or_zero(teacher_peak)
@@ -127,15 +144,18 @@ def read_row(
             if HAS_KD:
                 bits = (y - n) * teacher_bits
                 weight = tl.exp2(bits)
-                decay = _decay(old_n, n, teacher_bits)
-                if HAS_GAP:
-                    shift = (old_n - n) * teacher_bits - (old_m - m) * student_bits
-                    carried = tl.where(gap == INF, INF, decay * (gap + sum_q * shift))
-                    terms = log_ratio_terms(
-                        weight, y, z, bits, centred * (student_bits if TEMPERED else LOG2E)
-                    )
+                old_q = decay(old_n, n, teacher_bits)
+                shift = (old_n - n) * teacher_bits - (old_m - m) * student_bits
+                if GAP == FORWARD:
+                    carried = tl.where(gap == INF, INF, old_q * (gap + sum_q * shift))
+                    terms = log_ratio_terms(weight, y, z, bits, student_log)
                     gap = carried + _lanes(terms, VECTOR)
-                sum_q = sum_q * decay + _lanes(weight, VECTOR)
+                elif GAP == BACKWARD:
+                    gone = decay(old_m, m, student_bits)
+                    carried = tl.where(gap == INF, INF, gone * (gap - old_p * shift))
+                    terms = log_ratio_terms(grown_p, z, y, student_log, bits)
+                    gap = carried + _lanes(terms, VECTOR)
+                sum_q = sum_q * old_q + _lanes(weight, VECTOR)
     if not TEMPERED:
         sum_p = sum_one
     if HAS_RANK:
@@ -149,6 +169,7 @@ def read_row(
         tl.sum(finite, 0),
         tl.sum(total, 0),
         tl.sum(gap, 0),
+        tl.sum(spread, 0),
         student_best,
         teacher_best,
         prediction,

@@ -17,11 +17,12 @@ def cross_entropy(target_diff, log_sum, finite, total, smoothing, SMOOTH: tl.con
 
 
 @triton.jit
-def store_parts(parts, rows, ce, kd, rank):
-    """Of one row, in a table (3, rows)."""
+def store_parts(parts, rows, ce, kd, rank, entropy):
+    """Of one row, in a table (4, rows)."""
     tl.store(parts, ce)
     tl.store(parts + rows, kd)
     tl.store(parts + 2 * rows, rank)
+    tl.store(parts + 3 * rows, entropy)
 
 
 @triton.jit
@@ -37,7 +38,7 @@ def zero_row(
     BLOCK_V: tl.constexpr,
 ):
     tl.store(loss, 0.0)
-    store_parts(parts, rows, 0.0, 0.0, 0.0)
+    store_parts(parts, rows, 0.0, 0.0, 0.0, 0.0)
     if PREDICT:
         tl.store(prediction, 0)
     if GRADIENT:
