@@ -14,6 +14,8 @@ def command(folder: str) -> None:
     from fastkd.errors import InputError
     from fastkd.tables import show
 
+    if not Path(folder).exists():
+        raise InputError(f"{folder}: no such folder; expected one of runs, as fastkd train makes")
     found = [Facts.read(path) for path in find_runs(Path(folder))]
     if not found:
         raise InputError(f"{folder}: holds no run (a folder with config.yaml and log.jsonl)")

@@ -43,6 +43,8 @@ def test_runs_are_listed(runs, capsys):
 def test_nothing_to_list(tmp_path, capsys):
     assert main(["runs", str(tmp_path)]) == 2
     assert "holds no run" in capsys.readouterr().err
+    assert main(["runs", str(tmp_path / "runs")]) == 2
+    assert "no such folder; expected one of runs" in capsys.readouterr().err
 
 
 def test_a_page_by_another_name_is_refused(runs, tmp_path, capsys):
