@@ -34,7 +34,8 @@ divide_like(teacher, student)
 losses = [CrossEntropy(weight=0.5), WordKD(weight=0.5), A2D()]
 distillation = Distillation(student, losses, teacher).to(device)
 parameters = [*student.parameters(), *distillation.parameters()]
-optimizer = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.0)
+# One by one, as divided and whole parameters do not mix in one operation.
+optimizer = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.0, foreach=False)
 schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, STEPS)
 data = sentences(BATCH * size * STEPS, seed=3)
 for step in range(STEPS):

@@ -14,17 +14,23 @@ from math import inf
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader
 
 from fastkd.errors import InputError
 from fastkd.integrations.distillation import Distillation
 from fastkd.integrations.models import COLUMNS
+from fastkd.integrations.sharded import divide, divide_like, is_sharded
 
 SUPPORTED = "2.4 to 2.x"
 
 try:
     import lightning
-    from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+    from lightning.pytorch.strategies import (
+        DDPStrategy,
+        ModelParallelStrategy,
+        SingleDeviceStrategy,
+    )
 except ImportError as error:
     raise ImportError(
         f"fastkd.integrations.lightning needs Lightning {SUPPORTED}: "
@@ -44,6 +50,9 @@ class DistillationModule(lightning.LightningModule):
     student, losses, teacher, rest, backend, verify: as those of
         `fastkd.integrations.distillation.Distillation`
     optimizer: called with the parameters; returns what `configure_optimizers` may return
+
+    With `ModelParallelStrategy` FSDP2 divides student, teacher and what is learned beside them over
+    all devices; models that are divided already stay as they are.
 
     The teacher is no part of checkpoints. Components are logged by name, each as an estimate of
     its value for the whole update; their means over an epoch are exact. Validation logs the loss
@@ -73,14 +82,33 @@ class DistillationModule(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         return self.optimizer(self.parameters())
 
-    def on_fit_start(self) -> None:
-        if not isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+    def configure_model(self) -> None:
+        strategy = self.trainer.strategy
+        if not isinstance(strategy, ModelParallelStrategy) or is_sharded(self.distillation):
+            return
+        if strategy.device_mesh["tensor_parallel"].size() > 1:
             raise InputError(
-                "strategy: expected one device or ddp with fastkd's losses, not "
-                f"{type(self.trainer.strategy).__name__}"
+                "tensor_parallel_size: expected 1 with fastkd's losses, and data_parallel_size as "
+                "many as there are devices"
             )
+        mesh = strategy.device_mesh["data_parallel"]
+        if not is_sharded(self.student):
+            divide(self.student, mesh)
         if self.distillation.teacher is not None:
-            self.distillation.teacher.to(self.device)
+            divide_like(self.distillation.teacher, self.student)
+        if any(True for _ in self.distillation.parameters()):
+            fully_shard(self.distillation, mesh=mesh)
+
+    def on_fit_start(self) -> None:
+        served = SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy
+        if not isinstance(self.trainer.strategy, served):
+            raise InputError(
+                "strategy: expected one device, ddp or ModelParallelStrategy with fastkd's losses, "
+                f"not {type(self.trainer.strategy).__name__}"
+            )
+        teacher = self.distillation.teacher
+        if teacher is not None and not is_sharded(teacher):
+            teacher.to(self.device)
 
     def on_train_epoch_start(self) -> None:
         loader = self.trainer.train_dataloader

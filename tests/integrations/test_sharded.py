@@ -81,3 +81,22 @@ def test_deepspeed_is_refused_in_favour_of_fsdp2(tmp_path):
     made.is_deepspeed_enabled = True
     with pytest.raises(InputError, match="deepspeed: expected FSDP2"):
         made._refuse_what_would_be_ignored()
+
+
+@pytest.mark.slow
+def test_lightning_and_accelerate(tmp_path):
+    pytest.importorskip("lightning")
+    pytest.importorskip("accelerate")
+    from tests.integrations import sharded_lightning
+
+    together(2, "tests.integrations.sharded_lightning", str(tmp_path), timeout=400)
+    found = torch.load(tmp_path / "weights.pt")
+    expected = {
+        "lightning": sharded_lightning.lightning_weights(1, tmp_path),
+        "accelerate": sharded_lightning.accelerate_weights(1),
+    }
+    assert found.keys() == expected.keys()
+    for name, weights in expected.items():
+        assert found[name].keys() == weights.keys()
+        for key, tensor in weights.items():
+            torch.testing.assert_close(found[name][key], tensor, rtol=1e-3, atol=1e-5, msg=key)
