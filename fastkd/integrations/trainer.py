@@ -14,6 +14,7 @@ import torch
 from accelerate.utils import DynamoBackend
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase, Seq2SeqTrainer, Trainer
 
 from fastkd.errors import InputError
@@ -204,10 +205,15 @@ class DistillationMixin(_Trainer):
         super()._set_signature_columns_if_needed()
         self._signature_columns = list({*(self._signature_columns or ()), *COLUMNS})
 
-    def save_model(self, *arguments: Any, **keywords: Any) -> None:
+    def save_model(self, output_dir: str | None = None, *arguments: Any, **keywords: Any) -> None:
         # FSDP2's parts of what is learned are put together with those of the student.
         with self._part_of_the_student(self.is_fsdp_enabled or hasattr(self.model, ATTRIBUTE)):
-            super().save_model(*arguments, **keywords)
+            super().save_model(output_dir, *arguments, **keywords)
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        if plugin is not None and "SHARDED" in str(plugin.state_dict_type):
+            # Of which Transformers writes no whole tensors.
+            learned = {name: _whole(t) for name, t in self.distillation.state_dict().items()}
+            self._save_learned(output_dir, learned)
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
@@ -218,8 +224,13 @@ class DistillationMixin(_Trainer):
             learned = self.distillation.state_dict()
         with self._part_of_the_student(False):
             super()._save(output_dir, state_dict)
+        self._save_learned(output_dir, learned)
+
+    def _save_learned(self, output_dir: str | None, learned: dict[str, Tensor]) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
         if learned and self.args.should_save:
-            write_file(Path(output_dir or str(self.args.output_dir)) / _FILE, save(learned))
+            folder.mkdir(parents=True, exist_ok=True)
+            write_file(folder / _FILE, save(learned))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *arguments: Any) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, *arguments)
@@ -234,6 +245,10 @@ def _split(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     prefix = f"{ATTRIBUTE}."
     learned = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
     return learned, {name: t for name, t in state.items() if not name.startswith(prefix)}
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
 
 
 def _is_placed(model: nn.Module) -> bool:

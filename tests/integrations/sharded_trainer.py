@@ -9,9 +9,13 @@ from pathlib import Path
 
 import torch
 import transformers
+from safetensors.torch import save_file
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from fastkd.integrations.trainer import DistillationTrainer
 from tests.integrations.sharded import LOSSES, Case, batch, made
+
+PARTS = {"version": 2, "state_dict_type": "SHARDED_STATE_DICT"}
 
 
 def divided_on_a_cpu():
@@ -102,6 +106,16 @@ def main(folder):
     resumed = trainer(folder / "whole", size, fsdp=True, fsdp_config={"version": 2})
     resumed.train(resume_from_checkpoint=str(folder / "whole" / "checkpoint-2"))
     resumed.save_model(str(folder / "resumed"))
+    parts = trainer(folder / "parts", size, fsdp=True, fsdp_config=PARTS)
+    parts.train()
+    again = trainer(folder / "parts", size, fsdp=True, fsdp_config=PARTS)
+    again.train(resume_from_checkpoint=str(folder / "parts" / "checkpoint-2"))
+    again.save_model(str(folder / "from_parts"))  # what is learned; models stay in parts
+    options = StateDictOptions(full_state_dict=True)
+    weights = get_model_state_dict(again.model, options=options)
+    if whole.args.process_index == 0:
+        student = {name: t for name, t in weights.items() if "fastkd" not in name}
+        save_file(student, folder / "from_parts" / "model.safetensors")
     if whole.args.process_index == 0:
         torch.save(whole.state.log_history, folder / "log.pt")
 
