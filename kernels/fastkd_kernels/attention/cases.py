@@ -1,5 +1,6 @@
 """Every attention kernel in every configuration that the table can choose."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -135,58 +136,41 @@ def products() -> Iterator:
 
 def mixing() -> Iterator:
     for name, _, _, chosen, scratch in _kinds():
-        for teachers in (16, 32):
-            for one in (True, False):
-                for keys in config.EDGES:
-                    tile = config.mix_tile(keys, teachers, chosen)
-                    constants = {
-                        "STUDENT_UNIT": 16,
-                        "TEACHER_UNIT": 16,
-                        "WIDE": False,
-                        "OPERAND": chosen.operand,
-                        "PRECISION": chosen.dot,
-                        "ONE_H": one,
-                        "BLOCK_H": tile.students,
-                        "BLOCK_J": tile.teachers,
-                        "BLOCK_K": tile.keys,
-                        "representative": (name, one, keys, teachers) == ("bf16", True, 64, 16),
-                    }
-                    label = f"{name} {tile.students}{'+' * (not one)}→{tile.teachers} x{tile.keys}"
-                    # Of maps in bfloat16 a block of 16 is chosen where it holds all teacher maps.
-                    narrow = not chosen.exact and scratch == "*bf16" and teachers == 16
-                    holds = (True,) if narrow else (True, False)
-                    holds = holds if one or not chosen.exact else (False,)
-                    lengths: dict[bool, tuple[bool, ...]] = {False: holds}
-                    if keys == config.EDGES[-1]:  # rows of more blocks than one
-                        lengths[True] = (False,) if not one and tile.teachers > 16 else holds
-
-                    def chosen_tile(
-                        long, of_scratch, held, keys=keys, teachers=teachers, chosen=chosen
-                    ):
-                        length = config.EDGES[-1] + 1 if long else keys
-                        heads = teachers if held else teachers + 1
-                        return config.mix_tile(length, heads, chosen, of_scratch)
-
-                    yield from _mixing(
-                        label, (scratch, f"*{name}"), chosen_tile, lengths, constants
-                    )
+        for one, keys in itertools.product((True, False), config.EDGES):
+            tile = config.mix_tile(keys, chosen)
+            constants = {
+                "STUDENT_UNIT": 16,
+                "TEACHER_UNIT": 16,
+                "WIDE": False,
+                "OPERAND": chosen.operand,
+                "PRECISION": chosen.dot,
+                "ONE_H": one,
+                "BLOCK_H": tile.students,
+                "BLOCK_J": tile.teachers,
+                "BLOCK_K": tile.keys,
+                "representative": (name, one, keys) == ("bf16", True, 64),
+            }
+            label = f"{name} {tile.students}{'+' * (not one)}→{tile.teachers} x{tile.keys}"
+            # Whether the weight and its gradient are held.
+            holds = (True, False) if one or not chosen.exact else (False,)
+            lengths = (False, True) if keys == config.EDGES[-1] else (False,)
+            yield from _mixing(label, (scratch, f"*{name}"), chosen, holds, lengths, constants)
 
 
-def _mixing(label, pointers_of, tile, lengths: dict[bool, tuple[bool, ...]], constants) -> Iterator:
-    """pointers_of: the scratch and the caller's maps; lengths: of rows of one block and of more,
-    whether the weight may be held."""
+def _mixing(label, pointers_of, precision, holds, lengths, constants) -> Iterator:
+    """pointers_of: the scratch and the caller's maps; lengths: whether rows are of more blocks."""
     for to_maps, kind_of_maps in zip((False, True), pointers_of, strict=True):
         maps = {"student": kind_of_maps, "teacher": kind_of_maps, "weight": "*fp32"}
-        sums = maps | {"partials": "*fp32"}
         constants = constants | {"SCRATCH": not to_maps}
-        ending = f"{label}{' maps' * to_maps}"
-        for long in lengths:
-            launches = {tile(long, not to_maps, one).launch: one for one in lengths[long][::-1]}
-            for launch, one in launches.items():
-                name = f"{ending}{' long' * long}{' many' * (not one)}"
-                yield _case(mix_statistics_fwd, name, sums, launch, **constants)
-        for kind in ("map", "row", "mixture"):
-            for long in (False,) if to_maps else lengths:
+        for long, kind in itertools.product(lengths, ("statistics", "map", "row", "mixture")):
+            keys = constants["BLOCK_K"] + long
+            name = f"{label}{' maps' * to_maps} {kind}{' long' * long}"
+            if kind == "statistics":
+                launch = config.mix_tile(keys, precision, not to_maps).launch
+                yield _case(
+                    mix_statistics_fwd, name, maps | {"partials": "*fp32"}, launch, **constants
+                )
+            elif not (to_maps and long):
                 known = kind == "map" or (kind == "row" and (long or to_maps))
                 pointers = maps | {
                     "statistics": "*fp32" if known else None,
@@ -195,12 +179,14 @@ def _mixing(label, pointers_of, tile, lengths: dict[bool, tuple[bool, ...]], con
                     "out": kind_of_maps,
                     "weight_slots": "*fp32",
                 }
-                for one in lengths[long]:
+                for one in holds:
+                    crowded = kind != "map" and not one
+                    launch = config.mix_tile(keys, precision, not to_maps, crowded).launch
                     yield _case(
                         mix_gradient_bwd,
-                        f"{ending} {kind}{' long' * long}{' many' * (not one)}",
+                        f"{name}{' many' * (not one)}",
                         pointers,
-                        tile(long, not to_maps, one).launch,
+                        launch,
                         MIXTURE=kind == "mixture",
                         TO_MAPS=to_maps,
                         LONG=long,

@@ -11,7 +11,7 @@ EDGES = (32, 64)  # query rows, or keys, of a block
 SIZES = (32, 64)  # of the head size, of a block; larger heads take several
 EXACT_SIZE = 16  # the same for float32
 PAIR_SIZES = (64, 128, 256)  # head sizes of the flash-style kernels
-HEADS = 16  # student maps that a program holds; more are mixed one part after another
+HEADS = 16  # maps of each side that a program holds; more are mixed one part after another
 
 
 @dataclass(frozen=True)
@@ -105,24 +105,25 @@ def _edge(extent: int) -> int:
 @dataclass(frozen=True)
 class MixTile:
     students: int  # all of them, or a part
-    teachers: int
+    teachers: int  # likewise
     keys: int
     launch: Launch
 
 
-def mix_tile(keys: int, teachers: int, precision: Precision, scratch: bool = True) -> MixTile:
+def mix_tile(
+    keys: int, precision: Precision, scratch: bool = True, crowded: bool = False
+) -> MixTile:
     """scratch: whether the maps are of `probabilities_fwd`, else the caller's.
 
-    Where a row is one block and few teacher maps are mixed, a single warp holds all of it, and its
-    sums meet without shared memory.
+    crowded: whether rows are measured against more teacher maps than a block holds. Of rounded
+    maps a single warp holds a block of keys by 16 teacher maps, and its sums meet without shared
+    memory; what such rows, longer ones or the caller's strides need beside it takes two.
     """
     block_k = _edge(keys)
     if precision.scratch == torch.float32:
-        return MixTile(HEADS, 16, block_k, Launch(block_k // 8, fp_fusion=False))
-    block_j = 16 if teachers <= 16 else 32
-    alone = block_j == 16 and keys <= block_k and scratch
-    crowded = teachers > block_j and keys > block_k  # 8 bytes of stack on sm_80 with 4 warps
-    return MixTile(HEADS, block_j, block_k, Launch(1 if alone else 8 if crowded else block_j // 8))
+        return MixTile(HEADS, HEADS, block_k, Launch(block_k // 8, fp_fusion=False))
+    alone = keys <= block_k and scratch and not crowded
+    return MixTile(HEADS, HEADS, block_k, Launch(1 if alone else 2))
 
 
 @dataclass(frozen=True)

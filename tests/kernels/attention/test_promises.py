@@ -222,7 +222,7 @@ def test_configurations_are_bounded_and_change_with_powers_of_two_only():
         return (
             probability_tile(length, length, 64, dtype),
             product_tile(length, length, 64, half),
-            mix_tile(length, 24, half),
+            mix_tile(length, half),
             pair_tile(length, 64, (dtype, dtype)),
         )
 

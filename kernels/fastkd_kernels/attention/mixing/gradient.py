@@ -107,7 +107,10 @@ def mix_gradient_bwd(
     if out is not None:
         out += slot.to(tl.int64) * out_sentence * STUDENT_UNIT
     if upstream is not None:
-        upstream += sentence.to(tl.int64) * teacher_maps * upstream_step
+        if TO_MAPS:
+            upstream += sentence.to(tl.int64) * teacher_maps * upstream_step
+        else:
+            upstream += sentence.to(tl.int64) * teacher_maps
     if statistics is not None:
         own_place = slot.to(tl.int64)
         if loss is not None:
@@ -190,9 +193,12 @@ def mix_gradient_bwd(
                     )  # fmt: skip
                     factor = tl.full((BLOCK_J,), 1.0, tl.float32)
                     if upstream is not None:
-                        factor = upstream_factor * tl.load(
-                            upstream + rival * upstream_step, mask=rival < teacher_maps, other=0.0
+                        step = upstream_step if TO_MAPS else 1
+                        factor = tl.load(
+                            upstream + rival * step, mask=rival < teacher_maps, other=0.0
                         )
+                        if TO_MAPS:
+                            factor *= upstream_factor
                     divergence = tl.zeros((BLOCK_J,), tl.float32)
                     if MIXTURE:
                         difference, divergence = mixture_divergence(

@@ -74,8 +74,8 @@ class Mixing:
     @property
     def held(self) -> bool:
         """Whether a program holds its part of the weight and of its gradient in registers."""
-        crowded = self.precision.exact or (not self.whole and self.tile.teachers > 16)
-        return self.tile.teachers >= self.teacher_maps and not (crowded and self.head_parts > 1)
+        crowded = self.precision.exact and self.head_parts > 1
+        return self.tile.teachers >= self.teacher_maps and not crowded
 
     @property
     def whole(self) -> bool:

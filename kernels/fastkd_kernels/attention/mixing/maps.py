@@ -51,7 +51,7 @@ class MapAlignment:
         self.mixing = Mixing(
             settings=self.settings,
             precision=chosen,
-            tile=mix_tile(keys, teacher_maps, chosen, scratch=False),
+            tile=mix_tile(keys, chosen, scratch=False),
             weighted=request.weighted,
             lengths={
                 "query_lengths": "query_lengths" if queries_end else None,

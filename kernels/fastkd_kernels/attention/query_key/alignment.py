@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastkd_kernels import common
 from fastkd_kernels.attention.config import (
+    HEADS,
     mix_tile,
     precision,
     probability_tile,
@@ -39,7 +40,8 @@ class QueryKeyAlignment:
         self.batch, _, self.queries, _ = request.student[0].shape
         self.keys = request.student[1].shape[2]
         self.precision = precision(request.student[0].dtype)
-        tile = mix_tile(self.keys, self.teacher.heads, self.precision)
+        crowded = settings.normalization != "map" and self.teacher.heads > HEADS
+        tile = mix_tile(self.keys, self.precision, crowded=crowded)
         # Programs that share student maps must not write over what the others read.
         self.in_place = tile.students >= self.student.heads
         copies = 1 if self.in_place or not settings.gradient else 2
@@ -101,7 +103,7 @@ class QueryKeyAlignment:
             partials = plan.sentences * self.parts * FIELDS.value * teachers
             found["partials"] = (partials,), single
             found["statistics"] = (plan.sentences * statistics,), single
-        elif settings.normalization == "row" and not self.mixing.whole:
+        elif settings.normalization != "map" and not self.mixing.whole:
             found["statistics"] = (rows * self.mixing.head_parts * statistics,), single
         if settings.weight_gradient:
             found["weight_slots"] = (self.slots, teachers, students), single
