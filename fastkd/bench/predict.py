@@ -46,12 +46,17 @@ class Prediction:
     seconds: float
 
 
+def of_plain(operation: Operation, shape: Shape) -> Calculated:
+    """But for the host's time."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        inputs = operation.inputs(shape, torch.bfloat16, torch.device("cpu"), seed=0)
+    return traffic(operation.plain(), inputs)
+
+
 def predict(operation: Operation, shape: Shape, chip: Chip) -> list[Prediction]:
     """Of plain PyTorch and of the Triton kernels."""
     counted = count(operation, shape, chip.capability)
-    with FakeTensorMode():
-        inputs = operation.inputs(shape, torch.bfloat16, torch.device("cpu"), seed=0)
-    plain = replace(traffic(operation.plain(), inputs), host=counted.plain_host)
+    plain = replace(of_plain(operation, shape), host=counted.plain_host)
     units = operation.units(shape)
     work = operation.work("both", shape, torch.bfloat16)
     further = operation.further_launches(shape)

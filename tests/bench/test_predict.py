@@ -50,6 +50,19 @@ def test_every_call_of_a_prediction_was_counted(name):
             assert units == int(units)
 
 
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_plain_pytorch_moves_at_least_what_the_loss_must(name):
+    operation = OPERATIONS[name]
+    for shape in operation.sweep("smoke"):
+        found, least = (
+            predict.of_plain(operation, shape),
+            operation.work("both", shape, torch.bfloat16),
+        )
+        assert found.bytes > least.bytes
+        assert found.flops >= 0.5 * least.flops
+        assert 10 < found.launches < 100
+
+
 def test_units_of_documents_add_up_to_cells_and_student_maps():
     operation = OPERATIONS["alignment-row"]
     shape = operation.shape("B=8,T=2048,Ns=12,Nt=24")
