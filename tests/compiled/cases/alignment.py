@@ -92,6 +92,12 @@ def _weighted(form: str, dtype: torch.dtype) -> Iterator[Made]:
         attention(students=18, teachers=17, queries=3, keys=70),
         none | {"query_lengths": torch.tensor([3, 2]), "key_lengths": torch.tensor([70, 3])},
     )
+    for keys in (40, 70):
+        yield (
+            f"{form} {keys} keys, 12 to 24",
+            attention(batch=1, students=12, teachers=24, queries=2, keys=keys),
+            none,
+        )
     yield (
         f"{form} 150 keys, 33",
         attention(students=2, teachers=33, queries=2, keys=150, batch=1),
