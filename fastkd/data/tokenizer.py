@@ -32,6 +32,7 @@ _LONGEST_LINE = 4192  # bytes, beyond which sentencepiece leaves a line out with
 _FEW = 16  # lines that are cut one after another
 _RESERVED = str.maketrans("\0\u2585", "  ")  # which it leaves out too, the second with its line
 _LINE_BREAKS = ("<0x0A>", "<0x0D>")
+_ONE_LINE = str.maketrans("\n\r", "  ")  # pieces may hold them too, where the text learned from did
 
 
 class Tokenizer:
@@ -105,7 +106,7 @@ class Tokenizer:
         It is one line whatever the ids, and has no space at its ends.
         """
         texts = (self._processor.decode([int(i) for i in row]) for row in rows)
-        return [text.replace("\n", " ").strip(" ") for text in texts]
+        return [text.translate(_ONE_LINE).strip(" ") for text in texts]
 
     def piece(self, index: int) -> str:
         """The text of one id as sentencepiece writes it."""

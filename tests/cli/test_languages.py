@@ -17,6 +17,7 @@ import yaml
 from fastkd.__main__ import main
 from fastkd.data.text import read_lines
 from fastkd.data.tokenizer import Tokenizers
+from fastkd.decode.score import tokenizer_of
 from fastkd.runs.folder import RunFolder
 from fastkd.train.log import read_log
 
@@ -39,7 +40,22 @@ SCRIPTS = {
         ["می\u200cخواهم", "کتاب\u200cها", "خانه", "آب", "دوست", "شهر"],
         *(" ", "،\u00a0", "؟", "tok:13a"),
     ),
+    "Japanese": Script(
+        "ja", [*"猫犬山", "ﾊﾛｰ", "食べる", "ＮＨＫ"], "", "、", "！", f"tok:{tokenizer_of('ja')}"
+    ),
+    "Korean": Script(
+        "ko",
+        ["고양이", "강아지", "\u1112\u1161\u11ab글", "바닷물", "불꽃놀이", "교과서들"],
+        *(" ", ", ", ".", f"tok:{tokenizer_of('ko')}"),
+    ),
+    "Arabic": Script("ar", ["قطة", "كلب", "ﷲ", "ماء", "بِسْمِ", "كتاب"], " ", "، ", "؟", "tok:13a"),
+    "Hindi": Script(
+        "hi",
+        ["\u095bरूर", "\u0958लम", "पानी", "श्\u200dर", "घर", "१२३"],  # nukta within the letter
+        *(" ", ", ", "।", "tok:13a"),
+    ),
 }
+QUICK = ("Chinese", "Thai", "Persian")
 
 
 def sentences(script: Script, count: int) -> list[tuple[str, str]]:
@@ -53,7 +69,12 @@ def sentences(script: Script, count: int) -> list[tuple[str, str]]:
     return list(found.items())
 
 
-@pytest.fixture(scope="module", params=SCRIPTS)
+@pytest.fixture(
+    scope="module",
+    params=[
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SCRIPTS
+    ],
+)
 def learned(request, tmp_path_factory):
     """A trained run, its folder and its script."""
     script, folder = SCRIPTS[request.param], tmp_path_factory.mktemp(request.param)
@@ -132,8 +153,7 @@ def test_distilled_text_is_the_teachers_by_either_engine(learned):
         list(read_lines(folder / f"{engine}.{script.language}"))
         for engine in ("pytorch", "ctranslate2")
     )
-    same = sum(one == other for one, other in zip(ours, theirs, strict=True))
-    assert same >= 0.99 * len(ours) == 396.0  # a near tie may fall either way
+    assert ours == theirs and len(ours) == 400
     assert not any("⁇" in line for line in itertools.chain(ours, theirs))
 
 

@@ -205,6 +205,13 @@ def test_the_source_may_be_normalized_alone(write_text, sentences):
         TokenizerConfig(source_normalization="nmt_nfkc")
 
 
+def test_what_is_decoded_is_one_line():
+    """A carriage return within a line, as old files have it, would end it for other programs."""
+    text = ["sun\rmoon star"] * 30 + ["sun moon star"] * 30
+    tokenizer = train_tokenizer(TokenizerConfig(vocabulary=17), text, "text")
+    assert tokenizer.decode(tokenizer.encode(["sun\rmoon\r"])) == ["sun moon"]
+
+
 def test_bytes_stand_for_unknown_characters(sentences):
     config = TokenizerConfig(vocabulary=320, byte_fallback=True)
     tokenizer = train_tokenizer(config, sentences(300, 1), "text")
