@@ -2,7 +2,7 @@
 
 import click
 
-from fastkd.config.recipes import recipes
+from fastkd.config.recipes import nearest, recipes
 from fastkd.errors import InputError
 
 
@@ -15,7 +15,8 @@ def command(prefix: str) -> None:
     """
     found = list(recipes(prefix))
     if not found:
-        raise InputError(f"{prefix}: no recipe's name begins so; `fastkd recipes` lists all")
+        told = f"{prefix}: no recipe's name begins so; `fastkd recipes` lists all"
+        raise InputError(told + nearest(prefix))
     width = max(len(recipe.name) for recipe in found)
     for recipe in found:
         click.echo(f"{recipe.name:{width}}  {recipe.summary}")

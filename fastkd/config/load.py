@@ -12,7 +12,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from fastkd.config.complaint import complaint
-from fastkd.config.recipes import recipes
+from fastkd.config.recipes import nearest
 from fastkd.config.tree import Config
 from fastkd.errors import InputError
 from fastkd.reading import read_text
@@ -116,9 +116,7 @@ def find_config(path: str | Path) -> Path:
     recipe = _recipe(path)
     if recipe.is_file():
         return recipe
-    nearest = difflib.get_close_matches(str(path), (each.name for each in recipes()), 1)
-    hint = f"; did you mean {nearest[0]}?" if nearest else ""
-    raise InputError(f"{path}: no such config file, nor a recipe of that name{hint}")
+    raise InputError(f"{path}: no such config file, nor a recipe of that name{nearest(str(path))}")
 
 
 def _recipe(name: str | Path) -> Path:
@@ -152,6 +150,7 @@ def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if found is None:
         raise InputError(
             f"{path}: extends: expected a file beside it or the name of a recipe, not {base!r}"
+            f"{nearest(str(base))}"
         )
     return _overlay(read_tree(found, (*seen, path.resolve())), tree)
 
@@ -202,8 +201,8 @@ def _index(node: list[Any], part: str, override: str) -> int:
     if not part.isdecimal() or int(part) >= len(node):
         known = [name for name in names if isinstance(name, str)]
         told = "".join(f" or {name}" for name in known)
-        nearest = difflib.get_close_matches(part, known, 1)
-        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        near = difflib.get_close_matches(part, known, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
         raise InputError(
             f"{override!r}: expected an index below {len(node)}{told}, not {part!r}{hint}"
         )

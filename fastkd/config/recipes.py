@@ -1,5 +1,6 @@
 """The bundled recipes, each a configuration to start from."""
 
+import difflib
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -21,3 +22,9 @@ def recipes(prefix: str = "") -> Iterator[Recipe]:
         if name.startswith(prefix):
             first = file.read_text(encoding="utf-8").split("\n", 1)[0]
             yield Recipe(name, first.removeprefix("# "))
+
+
+def nearest(name: str) -> str:
+    """What a complaint about a recipe that is not there ends with."""
+    found = difflib.get_close_matches(name, [recipe.name for recipe in recipes()], 1)
+    return f"; did you mean {found[0]}?" if found else ""

@@ -82,6 +82,12 @@ def test_a_misspelt_recipe():
         load_config("wmt22-de-dsb/teachr")
 
 
+def test_a_misspelt_recipe_to_extend(tmp_path):
+    path = written(tmp_path, {"extends": "demo/studnet", "run": "mine"})
+    with pytest.raises(InputError, match=r"not 'demo/studnet'; did you mean demo/student\?"):
+        load_config(path)
+
+
 def test_resolved_config_reads_back_equal(tmp_path):
     config = load_config(written(tmp_path, {**BASE, "losses": [{"name": "tie_kd"}]}))
     assert load_config(written(tmp_path, dump_config(config))) == config
