@@ -14,7 +14,7 @@ from typing import Any
 
 import transformers
 
-from benchmarks.models.tiny import build, classes, inputs_of
+from benchmarks.models.tiny import NEEDS, build, classes, inputs_of
 from fastkd.errors import InputError
 from fastkd.integrations.distillation import Distillation
 from fastkd.losses import CrossEntropy
@@ -28,25 +28,34 @@ def judged(task: str, name: str) -> dict[str, Any]:
     """equal, refused (with the line), different, broken; or not built, or no loss of its own."""
     row: dict[str, Any] = dict.fromkeys(FIELDS, "")
     row |= {"transformers": transformers.__version__, "task": task, "class": name}
-    try:
-        model = build(name)
-    except Exception as error:
-        return row | {"outcome": "not built", "line": _line(error)}
-    try:
-        inputs = inputs_of(task, model)
-        own = float(model(**inputs).loss)
-    except Exception as error:
-        return row | {"outcome": "no own loss", "line": _line(error)}
-    row["own"] = f"{own:.6g}"
+    failed: dict[str, Any] = {}
+    for need in NEEDS:
+        try:
+            model = build(name, **need)
+        except Exception as error:
+            failed = failed or {"outcome": "not built", "line": _line(error)}
+            continue
+        try:
+            inputs = inputs_of(task, model)
+            own = float(model(**inputs).loss)
+        except Exception as error:
+            if failed.get("outcome") != "no own loss":
+                failed = {"outcome": "no own loss", "line": _line(error)}
+            continue
+        return row | {"own": f"{own:.6g}"} | _compared(model, inputs, own)
+    return row | failed
+
+
+def _compared(model: Any, inputs: dict[str, Any], own: float) -> dict[str, Any]:
     try:
         distillation = Distillation(model, [CrossEntropy(weight=1.0, label_smoothing=0.0)])
         ours = float(distillation(model, inputs).loss)
     except InputError as error:
-        return row | {"outcome": "refused", "line": _line(error)}
+        return {"outcome": "refused", "line": _line(error)}
     except Exception as error:
-        return row | {"outcome": "broken", "line": _line(error)}
+        return {"outcome": "broken", "line": _line(error)}
     equal = abs(ours - own) <= CLOSE * (1 + abs(own))
-    return row | {"outcome": "equal" if equal else "different", "ours": f"{ours:.6g}"}
+    return {"outcome": "equal" if equal else "different", "ours": f"{ours:.6g}"}
 
 
 def _line(error: Exception) -> str:
@@ -78,6 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.models", description=__doc__)
     parser.add_argument("--csv", type=Path, default=Path("benchmarks/results/models.csv"))
     parser.add_argument("--only", default="", help="part of the names of classes")
+    parser.add_argument("--again", nargs="*", default=[], help="outcomes to be tried again")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity(40)
@@ -85,12 +95,13 @@ def main() -> None:
     if options.csv.exists():
         with options.csv.open(newline="") as file:
             done = list(csv.DictReader(file))
+    done = [row for row in done if row["outcome"] not in options.again]
     known = {(row["transformers"], row["task"], row["class"]) for row in done}
-    fresh = not done
-    with options.csv.open("a", newline="") as file:
+    with options.csv.open("w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS)
-        if fresh:
-            writer.writeheader()
+        writer.writeheader()
+        writer.writerows(done)
+        file.flush()
         for task, name in classes():
             if (transformers.__version__, task, name) in known or options.only not in name:
                 continue

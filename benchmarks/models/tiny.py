@@ -4,19 +4,28 @@ from typing import Any
 
 import torch
 import transformers
+from transformers import PretrainedConfig
 from transformers.models.auto import modeling_auto
 
 VOCABULARY = 64
-LARGEST = 5_000_000  # parameters of what counts as small
+LARGEST = 20_000_000  # parameters of what counts as small
 
 TASKS = {
     "causal": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
     "masked": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
     "seq2seq": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
     "speech": "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
+    "vision": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
 }
 _SMALL: dict[int | float, tuple[str, ...]] = {
-    VOCABULARY: ("vocab_size", "vocab_size_per_layer_input", "decoder_vocab_size"),
+    VOCABULARY: (
+        "vocab_size",
+        "vocab_size_per_layer_input",
+        "decoder_vocab_size",
+        "n_words",
+        "entity_vocab_size",
+        "encoder_hash_byte_group_vocab",
+    ),
     128: (
         "max_position_embeddings",
         "n_positions",
@@ -46,10 +55,46 @@ _SMALL: dict[int | float, tuple[str, ...]] = {
         "decoder_hidden_size",
         "ffn_hidden_size",
         "moe_shared_expert_intermediate_size",
+        "ffn_embed_dim",
+        "emb_dim",
+        "d_latents",
+        "entity_emb_size",
+        "mlp_dim",
+        "expert_ffn_hidden_size",
+        "image_size",
     ),
-    16: ("kv_lora_rank", "q_lora_rank", "d_kv", "lru_width", "state_size", "num_mel_bins"),
-    8: ("head_dim", "qk_nope_head_dim", "v_head_dim", "qk_rope_head_dim", "attention_head_dim"),
+    16: (
+        "kv_lora_rank",
+        "q_lora_rank",
+        "d_kv",
+        "lru_width",
+        "state_size",
+        "num_mel_bins",
+        "mamba_d_head",
+        "mamba_d_state",
+        "mamba_head_dim",
+        "ssm_state_size",
+        "chunk_size",
+        "mamba_chunk_size",
+        "index_head_dim",
+    ),
+    8: (
+        "head_dim",
+        "qk_nope_head_dim",
+        "v_head_dim",
+        "qk_rope_head_dim",
+        "attention_head_dim",
+        "time_step_rank",
+        "mamba_dt_rank",
+        "linear_key_head_dim",
+        "linear_value_head_dim",
+        "patch_size",
+    ),
     4: (
+        "rotary_dim",
+        "mamba_n_heads",
+        "mamba_num_heads",
+        "linear_num_value_heads",
         "num_attention_heads",
         "n_head",
         "num_heads",
@@ -65,6 +110,7 @@ _SMALL: dict[int | float, tuple[str, ...]] = {
     ),
     2: (
         "num_hidden_layers",
+        "linear_num_key_heads",
         "n_layer",
         "num_layers",
         "n_layers",
@@ -79,10 +125,37 @@ _SMALL: dict[int | float, tuple[str, ...]] = {
         "moe_topk",
         "num_encoder_layers",
         "encoder_num_layers",
+        "depth",
+        "num_self_attends_per_block",
     ),
-    1: ("n_group", "topk_group", "n_shared_experts", "bos_token_id", "decoder_start_token_id"),
-    0: ("pad_token_id",),
+    1: (
+        "n_group",
+        "topk_group",
+        "n_shared_experts",
+        "bos_token_id",
+        "decoder_start_token_id",
+        "mamba_n_groups",
+        "n_groups",
+        "first_k_dense_replace",
+    ),
+    0: ("pad_token_id", "num_kv_shared_layers", "num_nextn_predict_layers"),
 }
+# What some classes need besides, tried in turn, where their configuration has it.
+NEEDS: tuple[dict[str, Any], ...] = (
+    {},
+    {"num_key_value_heads": 4},
+    {"head_dim": 8},
+    {"head_dim": 8, "num_key_value_heads": 4},
+    {"num_key_value_heads": 4, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "head_dim": 4},
+    {"hidden_size_per_layer_input": 0, "num_key_value_heads": 4},
+    {"attention_types": [[["global", "local"], 1]]},
+    {"num_hidden_layers": 4, "num_layers": 4},
+    {"head_dim": 16},
+    {"num_experts_per_tok": 1},
+    {"default_language": "en_XX"},
+    {"is_decoder": True, "axial_pos_embds": False},
+    {"attn_layer_period": 2, "attn_layer_offset": 1, "layer_types": ["mamba", "attention"]},
+)
 _SETTINGS = {name: value for value, names in _SMALL.items() for name in names}
 
 
@@ -96,26 +169,34 @@ def classes() -> list[tuple[str, str]]:
     return sorted(found)
 
 
-def config_of(config_class: Any, **more: Any) -> Any:
-    """Its defaults, with every size that has a usual name made small, in parts as well."""
-    defaults = config_class()
+def config_of(config_class: Any, defaults: Any = None, **more: Any) -> Any:
+    """Its defaults, with every size that has a usual name made small, in parts as well.
+
+    more: settings that hold wherever a part has them
+    """
+    defaults = config_class() if defaults is None else defaults
+    known = defaults.to_dict()
     changes: dict[str, Any] = {}
-    for name, value in defaults.to_dict().items():
+    for name, value in known.items():
         unset = value is None and name == "head_dim"
         if name in _SETTINGS and isinstance(value, int | float | None) and not unset:
             changes[name] = _SETTINGS[name]
-    if "eos_token_id" in defaults.to_dict():
+    if "eos_token_id" in known:
         changes["eos_token_id"] = 2
-    for name, part in getattr(config_class, "sub_configs", {}).items():
-        if hasattr(part, "to_dict") and part.__name__ != "AutoConfig":
-            changes[name] = config_of(part).to_dict()
+    changes |= {name: value for name, value in more.items() if name in known}
+    for name in getattr(config_class, "sub_configs", {}):
+        part = getattr(defaults, name, None)
+        if isinstance(part, PretrainedConfig):
+            changes[name] = config_of(type(part), part, **more)
     layers = changes.get("num_hidden_layers")
     for name in ("layer_types", "mlp_layer_types", "layers_block_type"):
         kinds = getattr(defaults, name, None)
-        if layers and isinstance(kinds, list):
+        own_name = getattr(config_class, "attribute_map", {}).get(name, name)
+        computed = isinstance(getattr(config_class, own_name, None), property)
+        if layers and isinstance(kinds, list) and not computed and name not in changes:
             # One of each kind, where there are as many as layers.
             changes[name] = (list(dict.fromkeys(kinds)) * layers)[:layers]
-    return config_class(**{**changes, **more})
+    return config_class(**changes)
 
 
 def build(name: str, **more: Any) -> Any:
@@ -125,6 +206,8 @@ def build(name: str, **more: Any) -> Any:
     """
     model_class = getattr(transformers, name)
     config = config_of(model_class.config_class, **more)
+    if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
+        config.decoder_start_token_id = 1
     with torch.device("meta"):
         size = sum(p.numel() for p in model_class(config).parameters())
     if size > LARGEST:
@@ -139,23 +222,31 @@ def build(name: str, **more: Any) -> Any:
 
 
 def inputs_of(task: str, model: Any) -> dict[str, torch.Tensor]:
-    """A batch of two rows, the second padded, with labels."""
+    """A batch of two rows, the second padded, with labels: of text where a model reads text."""
     generator = torch.Generator().manual_seed(2)
     ids = torch.randint(3, VOCABULARY, (2, 12), generator=generator)
     mask = torch.ones_like(ids)
-    if task not in ("causal", "masked"):
-        labels = torch.randint(3, VOCABULARY, (2, 8), generator=generator)
-        labels[1, 6:] = -100
-    else:
-        labels = ids.clone()
-    if task == "speech":
-        encoder = getattr(model.config, "encoder_config", model.config)
-        bins = getattr(encoder, "num_mel_bins", None) or encoder.input_feat_per_channel
-        time = 2 * getattr(encoder, "max_source_positions", 64)
-        sound = torch.randn(2, time, bins, generator=generator)
-        whisper = "Whisper" in type(model).__name__
-        return {"input_features": sound.mT.contiguous() if whisper else sound, "labels": labels}
     mask[1, 9:] = 0
-    if task in ("causal", "masked"):
-        labels[mask == 0] = -100
+    if not model.config.is_encoder_decoder:
+        labels = ids.masked_fill(mask == 0, -100)
+        return {"input_ids": ids * mask, "attention_mask": mask, "labels": labels}
+    labels = torch.randint(3, VOCABULARY, (2, 8), generator=generator)
+    labels[1, 6:] = -100
+    reads = model.main_input_name
+    if reads == "input_features":
+        return {reads: _sound(model, generator), "labels": labels}
+    if reads == "input_values":
+        return {reads: torch.randn(2, 16_000, generator=generator), "labels": labels}
+    if reads == "pixel_values":
+        size = getattr(getattr(model.config, "encoder", model.config), "image_size", 32)
+        return {reads: torch.randn(2, 3, size, size, generator=generator), "labels": labels}
     return {"input_ids": ids * mask, "attention_mask": mask, "labels": labels}
+
+
+def _sound(model: Any, generator: torch.Generator) -> torch.Tensor:
+    encoder = getattr(model.config, "encoder_config", model.config)
+    names = ("num_mel_bins", "input_feat_per_channel", "feature_projection_input_dim", "d_model")
+    bins = next(found for name in names if (found := getattr(encoder, name, None)))
+    time = 2 * getattr(encoder, "max_source_positions", 64)
+    sound = torch.randn(2, time, bins, generator=generator)
+    return sound.mT.contiguous() if "Whisper" in type(model).__name__ else sound

@@ -8,9 +8,12 @@ from torch import Tensor
 from fastkd.integrations.models import IGNORED, Inputs, LanguageModel
 from fastkd.terms.passes import Counts
 
+LABELS, REFUSED = 4, 5  # where in the sizes of an update
+
 
 def counted(model: LanguageModel, inputs: Inputs) -> Tensor:
-    """(5,): batches, sentences, tokens of the encoder, tokens of the decoder, predicted labels.
+    """(6,): batches, sentences, tokens of the encoder, tokens of the decoder, predicted labels, and
+    0, the batches that were refused.
 
     The tokens of images and sound without a mask are NaN: nobody knows them before the pass.
     """
@@ -24,13 +27,21 @@ def counted(model: LanguageModel, inputs: Inputs) -> Tensor:
         given,
         read if model.is_encoder_decoder else given,
         (model.predicted(labels) != IGNORED).sum(),
+        torch.tensor(0),
     ]
     return torch.stack([size.to(labels.device, torch.float32) for size in sizes])
 
 
+def refused() -> Tensor:
+    """The sizes of a batch that was refused."""
+    sizes = torch.zeros(REFUSED + 1)
+    sizes[REFUSED] = 1
+    return sizes
+
+
 def as_counts(sizes: Tensor) -> Counts:
     """What `counted` gives, as the losses take it; nothing is divided by less than 1."""
-    _, sentences, source, target, labels = sizes.clamp(min=1).unbind()
+    _, sentences, source, target, labels = sizes[:REFUSED].clamp(min=1).unbind()
     return Counts(sentences, source, target, labels)
 
 

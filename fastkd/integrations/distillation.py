@@ -17,7 +17,7 @@ from torch.utils.data import get_worker_info
 from fastkd.config.losses import A2D, CrossEntropy, HiddenStates, LossConfig, TieKD, WordKD
 from fastkd.errors import InputError
 from fastkd.functional import SparseTeacher
-from fastkd.integrations.counts import as_counts, counted
+from fastkd.integrations.counts import REFUSED, as_counts, counted, refused
 from fastkd.integrations.judge import Kind, judge, kind_of, presume
 from fastkd.integrations.models import (
     COLUMNS,
@@ -31,6 +31,7 @@ from fastkd.integrations.models import (
 from fastkd.integrations.passes import Call, ModelPass
 from fastkd.integrations.routers import RouterLoss, router_losses
 from fastkd.integrations.sharded import is_sharded
+from fastkd.integrations.together import end_if_told, most, several_processes, tell
 from fastkd.integrations.transformers import ModelTaps
 from fastkd.integrations.vocabularies import common_vocabulary
 from fastkd.modules import AlignToDistill
@@ -63,8 +64,7 @@ class Distillation(nn.Module):
         student's own
     rest: what becomes of the mass that those leave out, as in `SparseTeacher`
     verify: whether the student's own loss is compared with the cross-entropy of its states, for
-        each new kind of batch (its keys and their ranks); where FSDP2 divides a model, so that
-        passes need all processes, for the first batch
+        each new kind of batch (its keys and their ranks)
 
     With FSDP2 `student` is the module that `fully_shard` was given last.
 
@@ -100,6 +100,7 @@ class Distillation(nn.Module):
         self._tokenizer = (tokenizer,)  # in a tuple, as it may call itself a module
         self._vocabulary: tuple[tuple[int, int], int | None] | None = None
         self._met: set[Kind] = set()
+        self._read: Tensor | None = None  # counts of an update that no process has refused
         self._own_start: dict[Kind, bool] = {}
         # A tuple keeps the models' parameters out of this module's own.
         other = None if teacher is None else LanguageModel(teacher, frozen=True)
@@ -137,20 +138,28 @@ class Distillation(nn.Module):
         return self._models[1].model if self._models[1] else None
 
     def counts(self, batches: Iterable[Inputs]) -> Tensor:
-        """(5,): sizes of this process's batches of an update, to be summed over processes.
+        """(6,): sizes of this process's batches of an update, to be summed over processes.
 
-        Not for a loader's workers, which have copies of the models: passes of new kinds of batches
-        judge them.
+        New kinds of batches are judged. What one of several processes refuses counts as refused:
+        the losses of that update end all of them with its line. Where FSDP2 divides a model, so
+        that a pass needs all processes, they judge as often as the one with the most new kinds.
+
+        Not for a loader's workers, which have copies of the models.
         """
         if get_worker_info() is not None:
             raise InputError(
                 "counts: called in a worker of a DataLoader; expected the process that trains"
             )
-        rows = []
-        for batch in batches:
-            self._meet(batch)
-            rows.append(counted(self._models[0], batch))
-        return torch.stack(rows).sum(0) if rows else torch.zeros(5)
+        batches = list(batches)
+        try:
+            self._meet(batches)
+        except InputError as error:
+            if not several_processes():
+                raise
+            tell(str(error))
+            return refused()
+        rows = [counted(self._models[0], batch) for batch in batches]
+        return torch.stack(rows).sum(0) if rows else torch.zeros(REFUSED + 1)
 
     def forward(
         self,
@@ -169,7 +178,10 @@ class Distillation(nn.Module):
         """
         if update is None and (name := by_update(self.losses.values())):
             raise InputError(f"update: expected, as {name} changes with it")
-        self._meet(inputs)
+        if counts is not None and counts is not self._read and several_processes():
+            end_if_told(counts)
+            self._read = counts
+        self._meet([inputs], together=counts is None)
         student, teacher = self._models
         sizes = counted(student, inputs) if counts is None else counts
         sizes = sizes.to(inputs["labels"].device)
@@ -216,14 +228,33 @@ class Distillation(nn.Module):
             terms.append(self.hidden(passes, counts))
         return terms
 
-    def _meet(self, inputs: Inputs) -> None:
-        """Judges the first batch of each kind."""
-        if inputs.get("labels") is None:
+    def _meet(self, batches: list[Inputs], together: bool = True) -> None:
+        """Judges the first batch of each kind.
+
+        together: whether all processes are here
+        """
+        if any(inputs.get("labels") is None for inputs in batches):
             raise InputError("labels: expected in every batch")
-        kind = kind_of(inputs)
+        kinds = {kind_of(inputs): inputs for inputs in reversed(batches)}
+        new = [inputs for kind, inputs in kinds.items() if kind not in self._met]
+        if not self.verify:
+            new = [] if self._met else new[:1]
+        if several_processes() and any(is_sharded(m.model) for m in self._models if m):
+            if together:
+                new += batches[:1] * (most(len(new)) - len(new))
+            elif self._met:
+                new = []
+        refusals = []
+        for inputs in new:
+            try:
+                self._judge(inputs)
+            except InputError as error:  # after passes that others need too
+                refusals.append(error)
+        if refusals:
+            raise refusals[0]
+
+    def _judge(self, inputs: Inputs) -> None:
         student, teacher = self._models
-        if kind in self._met or (self._met and not (self.verify and self._judges_alone())):
-            return
         judge(student, inputs, self.verify)
         if teacher is not None:
             if teacher.is_encoder_decoder or type(teacher.model) is type(student.model):
@@ -235,7 +266,7 @@ class Distillation(nn.Module):
                     "teacher: expected a model that predicts the labels that the student does, "
                     f"not {teacher.name}"
                 )
-        self._met.add(kind)
+        self._met.add(kind_of(inputs))
 
     def _compared(self, student: LanguageModel, teacher: LanguageModel) -> int | None:
         """Asked again where embeddings were resized."""
@@ -243,10 +274,6 @@ class Distillation(nn.Module):
         if self._vocabulary is None or self._vocabulary[0] != sizes:
             self._vocabulary = sizes, common_vocabulary(student, teacher, self._tokenizer[0])
         return self._vocabulary[1]
-
-    def _judges_alone(self) -> bool:
-        """Whether this process may make passes that others, with other batches, do not."""
-        return not any(is_sharded(model.model) for model in self._models if model)
 
     def presume(self, inputs: Inputs) -> None:
         """In place of a comparison with the models' own losses, where tensors have no data."""

@@ -232,7 +232,8 @@ class Head:
         if scale and torch.allclose(straight, scale * slope, rtol=0, atol=1e-4 * _PROBE):
             return _Affine(_round(scale), offset if bool(offset.any()) else None)
         cap, slope = float(bent.abs().max()), slope * _SMALL
-        scale = _round(float((small.double() * slope).sum() / slope.square().sum()))
+        unbent = cap * (small.double() / cap).atanh() if cap else small.double()
+        scale = _round(float((unbent * slope).sum() / slope.square().sum()))
         capped = cap * (scale * ramp.double() / cap).tanh() if cap else straight
         close = torch.allclose(bent.double(), capped, rtol=0, atol=1e-4 * cap)
         if not cap or bool(offset.any()) or not close:

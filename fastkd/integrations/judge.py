@@ -1,6 +1,5 @@
 """The model's own loss as the judge of what is computed in its place."""
 
-import itertools
 from typing import Any
 
 import torch
@@ -8,10 +7,18 @@ from torch import Tensor
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from fastkd.errors import InputError
-from fastkd.functional import linear_token_distillation_loss
+from fastkd.functional import linear_token_distillation_loss, token_distillation_loss
 from fastkd.integrations.models import COLUMNS, IGNORED, Inputs, LanguageModel
+from fastkd.integrations.precision import (
+    computed_in,
+    loss_bound,
+    precision_of,
+    some_of,
+    wrong_logits,
+)
 from fastkd.integrations.routers import RouterLoss, router_losses
 from fastkd.integrations.undisturbed import undisturbed
+from fastkd.terms.passes import Projection
 
 Kind = frozenset[tuple[str, int]]
 
@@ -20,38 +27,39 @@ def judge(model: LanguageModel, inputs: Inputs, verify: bool) -> None:
     """Learns from the model's own loss of a batch which labels are shifted and what is added.
 
     Two passes in evaluation mode, without gradient: the model's own with `labels`, and one that
-    withholds them, as training does. The cross-entropy of the states that entered the head in the
-    second, with labels shifted or not, with router losses or not, is compared with the first's
-    loss; what is nearest holds from then on.
+    withholds them, as training does. Its loss is compared with the cross-entropy of its logits, in
+    float32, with labels shifted or not, with router losses or not; what is nearest holds from then
+    on. The logits are compared with those of the states that entered the head in the second pass,
+    and so is the cross-entropy.
 
-    Raises InputError where nothing is as near as the precision of the logits explains, if `verify`.
+    Raises InputError where one of them is farther away than the precision of the head's product
+    explains, if `verify`. Refusals that depend on the batch come after both passes.
     """
     inputs = _on(model.head.device, inputs)
     labels: Tensor = inputs["labels"]
     with undisturbed(model.model):
         given = {k: v for k, v in inputs.items() if k not in (*COLUMNS, "num_items_in_batch")}
         state = torch.get_rng_state()
-        output = model.model(**given)
-        own = getattr(output, "loss", None)
-        if own is None or own.numel() != 1:
-            raise InputError(f"{model.name}: gives no loss for labels; expected one")
-        error = _error(output.logits, labels)
-        del output
+        with computed_in(model.head.module) as computed:
+            output = model.model(**given)
         torch.set_rng_state(state)
         read = model.read(inputs)
         model.head.learn(read)
         with model.head.taking(), model.reading(read):
             ours = model.model(**read)
+            projection = model.head.projection  # of FSDP2, gathered by all processes
+            own = getattr(output, "loss", None)
+            if own is None or own.numel() != 1:
+                raise InputError(f"{model.name}: gives no loss for labels; expected one")
             hidden = model.hidden_of(labels)
             routers = router_losses(model.model, ours)
-            found = _nearest(model, hidden, labels, routers, float(own))
-    model.shifts, model.routed, value = found
-    tolerance = error + 1e-5 * (1 + abs(float(own)))
-    if verify and not abs(value - float(own)) <= tolerance:
+            precision = precision_of(output.logits, computed)
+            wrong = _compared(model, output, hidden, projection, labels, routers, precision)
+    if verify and wrong is not None:
         raise InputError(
             f"{model.name}: its own loss of a batch of {', '.join(inputs)} is {float(own):.6g}, "
-            f"the cross-entropy of its states {value:.6g}; expected a model that is trained by "
-            "cross-entropy (verify=False trains by the latter all the same)"
+            f"{wrong}; expected a model that is trained by cross-entropy "
+            "(verify=False trains by the latter all the same)"
         )
 
 
@@ -67,31 +75,64 @@ def presume(model: LanguageModel, inputs: Inputs) -> None:
         model.routed = bool(router_losses(model.model, model.model(**read)))
 
 
+def _compared(
+    model: LanguageModel,
+    output: Any,
+    hidden: Tensor,
+    projection: Projection,
+    labels: Tensor,
+    routers: list[RouterLoss],
+    precision: float,
+) -> str | None:
+    """Sets `shifts` and `routed` of `model`; what is wrong with its loss, or None.
+
+    output: of the pass with labels
+    hidden: what entered the head in the other one
+    """
+    own = float(output.loss)
+    model.shifts, model.routed = _is_causal(model), bool(routers)
+    if not bool((labels != IGNORED).any()):
+        return None
+    model.shifts, model.routed, nearest = _nearest(model, output.logits, labels, routers, own)
+    more = sum(loss.coefficient * float(loss.value) for loss in routers) * model.routed
+    value = _cross_entropy(model, hidden, projection, labels) + more
+    if not abs(nearest - own) <= loss_bound(output.loss):
+        return f"the cross-entropy of its logits {nearest:.6g}"
+    if not abs(value - own) <= loss_bound(output.loss) + _error(output.logits, precision):
+        return f"the cross-entropy of its states {value:.6g}"
+    some = some_of(model.predicted(labels) != IGNORED)
+    states = model.head.scaled(model.predicting(hidden)[some])
+    return wrong_logits(projection, states, model.predicting(output.logits)[some], precision)
+
+
 def _nearest(
-    model: LanguageModel, hidden: Tensor, labels: Tensor, routers: list[RouterLoss], own: float
+    model: LanguageModel, logits: Tensor, labels: Tensor, routers: list[RouterLoss], own: float
 ) -> tuple[bool, bool, float]:
     """Whether labels are shifted, whether router losses are added, and the loss of both."""
     usual = _is_causal(model)
     shifts = [usual, not usual] if labels.shape[1] > 1 else [usual]  # a tie falls to the first
-    if not bool((labels != IGNORED).any()):
-        return usual, bool(routers), own
     more = sum(loss.coefficient * float(loss.value) for loss in routers)
     candidates = []
-    for shifted, routed in itertools.product(shifts, [False, True] if routers else [False]):
-        value = _cross_entropy(model, hidden, labels, shifted) + more * routed
-        candidates.append((abs(value - own), shifted, routed, value))
+    for shifted in shifts:
+        z, target = (logits[:, :-1], labels[:, 1:]) if shifted else (logits, labels)
+        losses = token_distillation_loss(
+            z, target=target, ce_weight=1.0, kd_weight=0.0, ignore_index=IGNORED, reduction="mean"
+        )
+        for routed in [False, True] if routers else [False]:
+            value = float(losses.ce) + more * routed
+            candidates.append((abs(value - own), shifted, routed, value))
     nearest = min(candidates, key=lambda candidate: candidate[0])
     return nearest[1:]
 
 
-def _cross_entropy(model: LanguageModel, hidden: Tensor, labels: Tensor, shifted: bool) -> float:
-    head = model.head
-    states, target = (hidden[:, :-1], labels[:, 1:]) if shifted else (hidden, labels)
-    projection = head.projection
+def _cross_entropy(
+    model: LanguageModel, hidden: Tensor, projection: Projection, labels: Tensor
+) -> float:
+    states = projection.entered(model.head.scaled(model.predicting(hidden)))
     losses = linear_token_distillation_loss(
-        projection.entered(head.scaled(states)),
+        states.to(projection.weight.dtype),  # the model may turn autocast on by itself
         projection.weight,
-        target=target,
+        target=model.predicted(labels),
         student_bias=projection.bias,
         student_soft_cap=projection.soft_cap,
         ce_weight=1.0,
@@ -109,7 +150,7 @@ def _is_causal(model: LanguageModel) -> bool:
     return getattr(model.model, "loss_function", None) is ForCausalLMLoss
 
 
-def _error(logits: Tensor, labels: Tensor) -> float:
+def _error(logits: Tensor, precision: float) -> float:
     """How far rounding of the logits moves their mean cross-entropy.
 
     Logits z with the relative error u of their type move −log p by at most 2u · max |z|; products
@@ -117,7 +158,7 @@ def _error(logits: Tensor, labels: Tensor) -> float:
     """
     largest = logits.detach().abs().nan_to_num(posinf=0.0).amax(-1)
     usual = float(largest.float().mean()) if largest.numel() else 0.0
-    return 4 * float(torch.finfo(logits.dtype).eps) * usual
+    return 4 * precision * usual
 
 
 def _on(device: torch.device, inputs: Inputs) -> dict[str, Any]:

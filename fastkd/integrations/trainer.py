@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase, Seq2SeqTrainer, Trainer
 from fastkd.errors import InputError
 from fastkd.files import write_file
 from fastkd.integrations.compiled import compile_layers
+from fastkd.integrations.counts import LABELS
 from fastkd.integrations.distillation import ATTRIBUTE, Distillation
 from fastkd.integrations.models import COLUMNS
 from fastkd.integrations.sharded import divide_like
@@ -154,10 +155,11 @@ class DistillationMixin(_Trainer):
     def get_batch_samples(self, *arguments: Any, **keywords: Any) -> tuple[list[Any], Any]:
         batches, _ = super().get_batch_samples(*arguments, **keywords)
         self._divide_teacher()
-        counts = self.distillation.counts(batches).to(self.args.device)
+        with self.accelerator.autocast():
+            counts = self.distillation.counts(batches).to(self.args.device)
         self._update_counts = self.accelerator.reduce(counts, "sum")
         self._updates += 1
-        return batches, self._update_counts[-1]  # labels
+        return batches, self._update_counts[LABELS]
 
     def _divide_teacher(self) -> None:
         """As FSDP2 has divided the student by now."""

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from fastkd.errors import InputError
-from fastkd.integrations.attention_calls import AttentionCall, refusal, shared_refusal
 from fastkd.integrations.sharded import own_class
 from fastkd.taps import AttentionTap, AttentionTaps
+from fastkd.taps.calls import AttentionCall, lengths_of, shared_refusal
 
 SUPPORTED = "5.1 to 5.x"  # before, eager attention goes past the interface
 
@@ -46,6 +46,18 @@ _CROSS = ("encoder_attn", "crossattention", "cross_attn", "EncDecAttention")
 _TAP = "_fastkd_tap"  # attribute of a tapped model's attention modules
 _POSITION_BIAS = "has_relative_attention_bias"  # attribute of T5's attention modules
 _INSTEAD = "expected alignment_loss_from_maps with the model's eager attention maps"
+
+
+# Options of Transformers' attention functions that change maps beyond queries and keys.
+_OPTIONS = {
+    "position_bias": "a position bias",
+    "softcap": "a soft cap",
+    "cu_seq_lens_q": "packed sequences",
+    "s_aux": "attention sinks",
+    "sinks": "attention sinks",
+    "indices": "sparse attention",
+    "block_indices": "sparse attention",
+}
 
 
 @contextlib.contextmanager
@@ -150,7 +162,7 @@ class ModelTaps:
         # Gradient checkpointing calls a layer again in the backward pass.
         if self._state != "running":
             return
-        refused = refusal(key, options)
+        refused = _refusal(key, options)
         if self._with_grad and not torch.is_grad_enabled():
             refused = "gradient checkpointing with use_reentrant=True (False would do)"
         if module in self._calls:
@@ -197,14 +209,14 @@ class ModelTaps:
         """Lengths of the queries and the keys of one kind."""
         self._refuse_packing()
         whole = "encoder" in self._kinds.values() and "decoder" in self._kinds.values()
-        source = _lengths_of("attention_mask", self._inputs.get("attention_mask"))
+        source = lengths_of("attention_mask", self._inputs.get("attention_mask"), _INSTEAD)
         target = source
         if whole:
             mask = self._inputs.get("decoder_attention_mask")
             labels = self._inputs.get("labels")
             if mask is None and labels is not None:
                 mask = labels != -100
-            target = _lengths_of("decoder_attention_mask", mask)
+            target = lengths_of("decoder_attention_mask", mask, _INSTEAD)
         return {"encoder": (source, source), "decoder": (target, target)}.get(
             kind, (target, source)
         )
@@ -244,17 +256,15 @@ def _heads(module: nn.Module) -> int:
     raise InputError(f"{type(module).__name__}: does not tell its number of heads")
 
 
-def _lengths_of(name: str, mask: Any) -> Tensor | None:
-    """(B,) lengths of a mask (B, T) of ones, then zeros."""
-    if mask is None:
-        return None
-    if not isinstance(mask, Tensor) or mask.dim() != 2:
-        found = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-        raise InputError(f"{name}: expected (B, T), not {found}; {_INSTEAD}")
-    kept = mask != 0
-    if not bool((kept[:, 1:] <= kept[:, :-1]).all()):
-        raise InputError(f"{name}: cannot serve left padding, expected it at the end; {_INSTEAD}")
-    return kept.sum(1)
+def _refusal(key: Tensor, options: dict[str, Any]) -> str | None:
+    """Why a call with these options cannot be served."""
+    for option, what in _OPTIONS.items():
+        if options.get(option) is not None:
+            return what
+    window = options.get("sliding_window")
+    if window is not None and window < key.shape[2]:
+        return "a sliding window"
+    return None
 
 
 _originals: dict[str, Callable[..., Any] | None] = {}

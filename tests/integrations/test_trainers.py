@@ -78,6 +78,20 @@ def test_each_training_begins_with_the_student_that_is_made_for_it(tmp_path):
     assert entries[0]["cross_entropy"] == entries[1]["cross_entropy"]
 
 
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_training_in_bfloat16(tmp_path, family):
+    """Logits of bfloat16 products, which Accelerate hands on as float32."""
+    trainer = DistillationTrainer(
+        model=build(family),
+        args=arguments(tmp_path, max_steps=2, bf16=True, logging_steps=1),
+        train_dataset=rows(4),
+        losses=[PLAIN, WordKD()],
+        teacher=build(family, num_hidden_layers=1),
+    )
+    trainer.train()
+    assert logged(trainer)[0]["cross_entropy"] > 0
+
+
 class Placed(transformers.LlamaForCausalLM):
     def to(self, *arguments, **keywords):
         raise AssertionError("moved")

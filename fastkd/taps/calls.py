@@ -1,4 +1,4 @@
-"""What a Transformers attention layer was called with, and whether a tap can tell its maps."""
+"""What an attention layer was called with, and whether a tap can tell its maps."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,17 +7,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-# Options of Transformers' attention functions that change maps beyond queries and keys.
-_OPTIONS = {
-    "position_bias": "a position bias",
-    "softcap": "a soft cap",
-    "cu_seq_lens_q": "packed sequences",
-    "s_aux": "attention sinks",
-    "sinks": "attention sinks",
-    "indices": "sparse attention",
-    "block_indices": "sparse attention",
-}
-_HIDDEN = -1e4  # what float masks have at most where nothing is to be seen
+from fastkd.errors import InputError
+
+HIDDEN = -1e4  # what float masks have at most where nothing is to be seen
 
 
 @dataclass(frozen=True)
@@ -35,17 +27,6 @@ class AttentionCall:
     scale: float | None
     causal: bool
     refused: str | None
-
-
-def refusal(key: Tensor, options: dict[str, Any]) -> str | None:
-    """Why a call with these options cannot be served."""
-    for option, what in _OPTIONS.items():
-        if options.get(option) is not None:
-            return what
-    window = options.get("sliding_window")
-    if window is not None and window < key.shape[2]:
-        return "a sliding window"
-    return None
 
 
 def shared_refusal(
@@ -91,5 +72,21 @@ def _is_mask_of(mask: Tensor, seen: Tensor, real: Tensor) -> bool:
     """Whether real queries attend by the mask to what they are to see, with no bias added."""
     if mask.shape[-2:] != seen.shape[-2:]:
         return False
-    shows, hides = (mask, ~mask) if mask.dtype == torch.bool else (mask == 0, mask <= _HIDDEN)
+    shows, hides = (mask, ~mask) if mask.dtype == torch.bool else (mask == 0, mask <= HIDDEN)
     return bool((torch.where(seen, shows, hides) | ~real).all())
+
+
+def lengths_of(name: str, mask: Any, instead: str) -> Tensor | None:
+    """(B,) lengths of a mask (B, T) of ones, then zeros.
+
+    instead: what was to be done where the mask is another
+    """
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        found = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise InputError(f"{name}: expected (B, T), not {found}; {instead}")
+    kept = mask != 0
+    if not bool((kept[:, 1:] <= kept[:, :-1]).all()):
+        raise InputError(f"{name}: cannot serve left padding, expected it at the end; {instead}")
+    return kept.sum(1)

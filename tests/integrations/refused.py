@@ -1,0 +1,113 @@
+"""One of two processes meets a batch that its model's own loss refuses.
+
+python -m tests.integrations.refused FOLDER, as one of WORLD_SIZE processes
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import transformers
+
+from fastkd.errors import InputError
+from fastkd.integrations.distillation import Distillation
+from fastkd.integrations.trainer import DistillationTrainer
+from fastkd.losses import CrossEntropy
+from tests.integrations.families import build, causal
+
+PLAIN = CrossEntropy(weight=1.0, label_smoothing=0.0)
+
+
+class Doubled(transformers.LlamaForCausalLM):
+    """Another loss where a batch has an attention mask."""
+
+    def forward(self, input_ids=None, labels=None, attention_mask=None, **inputs):
+        inputs |= {"labels": labels, "attention_mask": attention_mask}
+        output = super().forward(input_ids=input_ids, **inputs)
+        if output.loss is not None and attention_mask is not None:
+            output.loss = 2 * output.loss
+        return output
+
+
+def batch(refused):
+    inputs = causal()
+    return {**inputs, "attention_mask": torch.ones(3, 7).long()} if refused else inputs
+
+
+def student():
+    torch.manual_seed(0)
+    return Doubled(build("llama").config)
+
+
+def bare_loop(rank, divided=False):
+    model = student()
+    distillation = Distillation(model, [PLAIN])
+    wrapped = model
+    if divided:
+        from torch.distributed.fsdp import fully_shard
+
+        for layer in model.model.layers:
+            fully_shard(layer)
+        fully_shard(model)
+    else:
+        wrapped = torch.nn.parallel.DistributedDataParallel(model)
+    for update in range(3):  # the second of one process is refused
+        inputs = batch(refused=update == 1 and rank == 1)
+        counts = distillation.counts([inputs])
+        dist.all_reduce(counts)
+        (distillation(wrapped, inputs, counts).loss * dist.get_world_size()).backward()
+
+
+def by_transformers(rank, folder):
+    rows = causal()["input_ids"].repeat(4, 1)
+    batches = []
+
+    def collate(features):
+        batches.append(features)
+        made = {key: torch.stack([row[key] for row in features]) for key in features[0]}
+        refused = rank == 1 and len(batches) > 2
+        return made | (
+            {"attention_mask": torch.ones(made["labels"].shape).long()} if refused else {}
+        )
+
+    DistillationTrainer(
+        model=student(),
+        losses=[PLAIN],
+        train_dataset=[{"input_ids": row, "labels": row} for row in rows],
+        data_collator=collate,
+        args=transformers.TrainingArguments(
+            str(folder / "trainer"),
+            max_steps=3,
+            per_device_train_batch_size=2,
+            report_to="none",
+            use_cpu=True,
+            disable_tqdm=True,
+            save_strategy="no",
+        ),
+    ).train()
+
+
+def main(folder):
+    rank = int(os.environ["RANK"])
+    dist.init_process_group("gloo")
+    ways = {
+        "bare": lambda: bare_loop(rank),
+        "fsdp2": lambda: bare_loop(rank, divided=True),
+        "transformers": lambda: by_transformers(rank, folder),
+    }
+    for name, way in ways.items():
+        try:
+            way()
+            line = "not refused"
+        except InputError as error:
+            line = str(error)
+        (folder / f"{name}.{rank}").write_text(line)
+        dist.barrier()
+    os._exit(0)  # past what the ended trainings still hold
+
+
+if __name__ == "__main__":
+    transformers.logging.set_verbosity_error()
+    main(Path(sys.argv[1]))
