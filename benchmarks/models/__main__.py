@@ -14,7 +14,8 @@ from typing import Any
 
 import transformers
 
-from benchmarks.models.tiny import NEEDS, build, classes, inputs_of
+from benchmarks.models.table import table
+from benchmarks.models.tiny import NEEDS, TooLarge, build, classes, inputs_of
 from fastkd.errors import InputError
 from fastkd.integrations.distillation import Distillation
 from fastkd.losses import CrossEntropy
@@ -34,6 +35,8 @@ def judged(task: str, name: str) -> dict[str, Any]:
             model = build(name, **need)
         except Exception as error:
             failed = failed or {"outcome": "not built", "line": _line(error)}
+            if isinstance(error, TooLarge):  # whatever else it needs
+                break
             continue
         try:
             inputs = inputs_of(task, model)
@@ -85,10 +88,15 @@ def apart(task: str, name: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.models", description=__doc__)
-    parser.add_argument("--csv", type=Path, default=Path("benchmarks/results/models.csv"))
+    usual = Path("benchmarks/results/models") / f"{transformers.__version__}.csv"
+    parser.add_argument("--csv", type=Path, default=usual)
     parser.add_argument("--only", default="", help="part of the names of classes")
     parser.add_argument("--again", nargs="*", default=[], help="outcomes to be tried again")
+    parser.add_argument("--table", action="store_true", help="only write README.md beside the CSV")
     options = parser.parse_args()
+    if options.table:
+        (options.csv.parent / "README.md").write_text(table(options.csv.parent))
+        return
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity(40)
     done: list[dict[str, str]] = []

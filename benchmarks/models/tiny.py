@@ -17,6 +17,12 @@ TASKS = {
     "speech": "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
     "vision": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
 }
+
+
+class TooLarge(ValueError):  # noqa: N818
+    """A model whose configuration does not become small."""
+
+
 _SMALL: dict[int | float, tuple[str, ...]] = {
     VOCABULARY: (
         "vocab_size",
@@ -59,6 +65,10 @@ _SMALL: dict[int | float, tuple[str, ...]] = {
         "emb_dim",
         "d_latents",
         "entity_emb_size",
+        "embed_dim",
+        "out_hidden_size",
+        "projection_dim",
+        "projector_hidden_size",
         "mlp_dim",
         "expert_ffn_hidden_size",
         "image_size",
@@ -202,7 +212,7 @@ def config_of(config_class: Any, defaults: Any = None, **more: Any) -> Any:
 def build(name: str, **more: Any) -> Any:
     """A small model of the class, far from uniform predictions, in evaluation mode.
 
-    Raises ValueError where its defaults do not become small.
+    Raises TooLarge where its defaults do not become small.
     """
     model_class = getattr(transformers, name)
     config = config_of(model_class.config_class, **more)
@@ -211,7 +221,7 @@ def build(name: str, **more: Any) -> Any:
     with torch.device("meta"):
         size = sum(p.numel() for p in model_class(config).parameters())
     if size > LARGEST:
-        raise ValueError(f"{size} parameters")
+        raise TooLarge(f"{size} parameters")
     torch.manual_seed(0)
     model = model_class(config).eval()
     generator = torch.Generator().manual_seed(1)

@@ -76,10 +76,16 @@ class TieKD:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class A2D:
-    """Attention alignment, per kind of map."""
+    """Attention alignment, per kind of map.
+
+    weight: multiplies encoder · E + decoder · D + cross · C, each the mean of a kind's divergences
+        over query rows and teacher maps of the whole update ("map": over sentences and teacher
+        maps), beside a mean of cross-entropies over tokens. None: 1 of "mixture", 30 of "row", 80
+        of "map", which have that size
+    """
 
     name: Literal["a2d"] = "a2d"
-    weight: Weight | None = None  # None: the normalization's own; 2400 with "map" as published
+    weight: Weight | None = None  # 2400 with "map" as published
     encoder: NonNegative = 1.0
     decoder: NonNegative = 0.5
     cross: NonNegative = 0.5

@@ -72,6 +72,7 @@ class DistillationMixin(_Trainer):
             teacher.to(self.args.device)
         if teacher is not None and self.args.torch_compile:
             self._compile(teacher)
+        self._is_part = False  # whether what is learned is a part of the student
         self._update_counts: Tensor | None = None
         self._components: dict[str, Tensor] = {}
         self._updates = 0  # since components were logged
@@ -103,11 +104,12 @@ class DistillationMixin(_Trainer):
         student = super().call_model_init(trial)
         before: Distillation | None = getattr(self, "distillation", None)
         if before is not None:
-            trains = hasattr(self.model, ATTRIBUTE)
+            wanted = self._is_part
             self._make_part(False)
             losses = list(before.losses.values())
             self.distillation = self._distilling(student, losses, before.teacher)
-            if trains:
+            self._is_part = wanted
+            if wanted:
                 setattr(student, ATTRIBUTE, self.distillation)
         return student
 
@@ -139,7 +141,7 @@ class DistillationMixin(_Trainer):
     @contextlib.contextmanager
     def _part_of_the_student(self, wanted: bool) -> Iterator[None]:
         """Within, what is learned is a part of the student, or is none."""
-        before = hasattr(self.model, ATTRIBUTE)
+        before = self._is_part
         self._make_part(wanted)
         try:
             yield
@@ -147,6 +149,9 @@ class DistillationMixin(_Trainer):
             self._make_part(before)
 
     def _make_part(self, wanted: bool) -> None:
+        self._is_part = wanted
+        if self.model is None:  # between the students of a hyperparameter search
+            return
         if wanted:
             setattr(self.model, ATTRIBUTE, self.distillation)
         elif hasattr(self.model, ATTRIBUTE):
@@ -209,7 +214,7 @@ class DistillationMixin(_Trainer):
 
     def save_model(self, output_dir: str | None = None, *arguments: Any, **keywords: Any) -> None:
         # FSDP2's parts of what is learned are put together with those of the student.
-        with self._part_of_the_student(self.is_fsdp_enabled or hasattr(self.model, ATTRIBUTE)):
+        with self._part_of_the_student(self.is_fsdp_enabled or self._is_part):
             super().save_model(output_dir, *arguments, **keywords)
         plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
         if plugin is not None and "SHARDED" in str(plugin.state_dict_type):

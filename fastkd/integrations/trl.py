@@ -28,7 +28,9 @@ except ImportError as error:
     ) from error
 
 if TYPE_CHECKING:
-    _Trainer = _GKDTrainer = Any
+    from transformers import Trainer as _GKDTrainer
+
+    _Trainer = object
 else:
     _Trainer, _GKDTrainer = SFTTrainer, GKDTrainer
 
@@ -50,6 +52,13 @@ class DistillationSFTTrainer(DistillationMixin, _Trainer):
 class _WrittenBeforehand(_GKDTrainer):
     """GKDTrainer that has the text of an update written before its labels are counted."""
 
+    lmbda: float
+    seq_kd: bool
+    teacher_model: Any
+    generation_config: Any
+    generation_kwargs: dict[str, Any]
+    generate_on_policy_outputs: Any
+
     def get_batch_samples(self, *arguments: Any, **keywords: Any) -> tuple[list[Any], Any]:
         batches, items = super().get_batch_samples(*arguments, **keywords)
         return [self._written(batch) for batch in batches], items
@@ -70,7 +79,9 @@ class _WrittenBeforehand(_GKDTrainer):
         return dict(zip(names, texts, strict=True))
 
     def training_step(self, *arguments: Any, **keywords: Any) -> Any:
-        return super(GKDTrainer, self).training_step(*arguments, **keywords)
+        # GKDTrainer's own would write a second time.
+        step: Any = SFTTrainer.training_step
+        return step(self, *arguments, **keywords)
 
 
 class DistillationGKDTrainer(DistillationMixin, _WrittenBeforehand):

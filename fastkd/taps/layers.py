@@ -240,4 +240,5 @@ class _Projected(_Watched):
 
 def _by_heads(states: Tensor, heads: int) -> Tensor:
     """(B, T, heads · size) as (B, heads, T, size)."""
-    return states.unflatten(-1, (heads, -1)).transpose(1, 2)
+    by_heads: Tensor = states.unflatten(-1, (heads, -1))
+    return by_heads.transpose(1, 2)

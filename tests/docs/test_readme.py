@@ -19,3 +19,14 @@ def test_example_runs(example):
 
 def test_there_are_examples():
     assert len(EXAMPLES) == 3
+
+
+def test_its_losses_are_of_one_size():
+    """So that weights near 1 let neither swamp the other."""
+    tokens, attention = ({}, {})
+    exec(EXAMPLES[0], tokens)
+    exec(EXAMPLES[1], attention)
+    lengths = attention["lengths"]
+    sides = (attention[name] for name in ("q", "k", "tq", "tk"))
+    aligned = float(attention["align"](*sides, query_lengths=lengths, key_lengths=lengths))
+    assert 0.05 < aligned < float(tokens["losses"].ce)

@@ -78,6 +78,41 @@ def test_each_training_begins_with_the_student_that_is_made_for_it(tmp_path):
     assert entries[0]["cross_entropy"] == entries[1]["cross_entropy"]
 
 
+def test_hyperparameter_search(tmp_path):
+    """Each trial trains a student of its own by the same losses; the better rate is found."""
+    pytest.importorskip("optuna")
+    rates, made = (1e-6, 1e-2), []
+
+    def model_init():
+        made.append(build("llama"))
+        return made[-1]
+
+    def trainer(folder, **settings):
+        return DistillationTrainer(
+            model_init=model_init,
+            args=arguments(folder, max_steps=4, eval_strategy="steps", eval_steps=4, **settings),
+            train_dataset=rows(8),
+            eval_dataset=rows(8),
+            losses=[PLAIN, WordKD(weight=0.1), A2D()],
+            teacher=build("llama", num_hidden_layers=1),
+        )
+
+    def space(trial):
+        rate = rates[trial.number]
+        return {"learning_rate": trial.suggest_float("learning_rate", rate, rate)}
+
+    found = trainer(tmp_path / "search").hyperparameter_search(
+        space, n_trials=2, direction="minimize", backend="optuna"
+    )
+    assert found.hyperparameters == {"learning_rate": rates[1]}
+    assert len({id(student) for student in made}) == len(made) >= 3
+    assert not any(hasattr(student, "fastkd_distillation") for student in made)
+    torch.manual_seed(42)  # as each trial is seeded
+    alone = trainer(tmp_path / "alone", learning_rate=rates[1])
+    alone.train()
+    assert found.objective == pytest.approx(alone.evaluate()["eval_loss"], rel=1e-3)
+
+
 @pytest.mark.parametrize("family", ["llama", "bert"])
 def test_training_in_bfloat16(tmp_path, family):
     """Logits of bfloat16 products, which Accelerate hands on as float32."""
