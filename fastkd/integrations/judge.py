@@ -1,5 +1,7 @@
 """The model's own loss as the judge of what is computed in its place."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -8,6 +10,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 
 from fastkd.errors import InputError
 from fastkd.functional import linear_token_distillation_loss, token_distillation_loss
+from fastkd.integrations.heads import Head
 from fastkd.integrations.models import COLUMNS, IGNORED, Inputs, LanguageModel
 from fastkd.integrations.precision import (
     computed_in,
@@ -37,7 +40,7 @@ def judge(model: LanguageModel, inputs: Inputs, verify: bool) -> None:
     """
     inputs = _on(model.head.device, inputs)
     labels: Tensor = inputs["labels"]
-    with undisturbed(model.model):
+    with undisturbed(model.model), _whole_weight(model.head):
         given = {k: v for k, v in inputs.items() if k not in (*COLUMNS, "num_items_in_batch")}
         state = torch.get_rng_state()
         with computed_in(model.head.module) as computed:
@@ -159,6 +162,16 @@ def _error(logits: Tensor, precision: float) -> float:
     largest = logits.detach().abs().nan_to_num(posinf=0.0).amax(-1)
     usual = float(largest.float().mean()) if largest.numel() else 0.0
     return 4 * precision * usual
+
+
+@contextlib.contextmanager
+def _whole_weight(head: Head) -> Iterator[None]:
+    """Within, a weight that processes divide comes whole."""
+    by_parts, head.by_parts = head.by_parts, False
+    try:
+        yield
+    finally:
+        head.by_parts = by_parts
 
 
 def _on(device: torch.device, inputs: Inputs) -> dict[str, Any]:

@@ -70,13 +70,14 @@ def same_as_eager(function, compiled, inputs, learned):
     ("kind", "reduction"), [("dense", "mean"), ("linear", "none"), ("listed", "sum")]
 )
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_tokens_of_many_lengths(backend, kind, reduction):
+@pytest.mark.parametrize("step", [12, pytest.param(1, marks=pytest.mark.slow)])
+def test_tokens_of_many_lengths(backend, kind, reduction, step):
     def function(*inputs):
         return token_loss(kind, backend, reduction, *inputs)
 
     counter = CompileCounter()
     compiled = torch.compile(function, fullgraph=True, backend=counter)
-    for rows in range(20, 120, 2):
+    for rows in range(20, 120, 2)[::step]:
         learned = (0, 1) if kind == "linear" else (0,)
         same_as_eager(function, compiled, tokens(rows, kind), learned)
     assert counter.frame_count <= MOST
@@ -116,7 +117,8 @@ def attention(length, maps):
     [(False, "map", "mean"), (True, "row", "none"), (False, "mixture", "rows")],
 )
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_alignment_of_many_lengths(backend, maps, form, reduction):
+@pytest.mark.parametrize("step", [12, pytest.param(1, marks=pytest.mark.slow)])
+def test_alignment_of_many_lengths(backend, maps, form, reduction, step):
     loss = alignment_loss_from_maps if maps else attention_alignment_loss
 
     def function(*inputs):
@@ -128,7 +130,7 @@ def test_alignment_of_many_lengths(backend, maps, form, reduction):
 
     counter = CompileCounter()
     compiled = torch.compile(function, fullgraph=True, backend=counter)
-    for length in range(5, 55):
+    for length in range(5, 55)[::step]:
         learned = (0, 2) if maps else (0, 1, 4)
         same_as_eager(function, compiled, attention(length, maps), learned)
     assert counter.frame_count <= MOST

@@ -63,6 +63,7 @@ def trained(folder, model, losses, teacher=None):
     return before, own, told
 
 
+@pytest.mark.slow
 def test_the_models_own_loss_falls_as_the_logged_one_does(tmp_path):
     """Logged is the mean of 15 updates, evaluated what the last of them leaves behind."""
     teacher, plain = gpt2(2, 48), CrossEntropy(weight=1.0, label_smoothing=0.0)
