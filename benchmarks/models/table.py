@@ -21,7 +21,7 @@ _HEAD = """# Which classes of Transformers are served
 Each causal, masked and sequence-to-sequence class, speech and images to text too, built small
 from the defaults of its configuration: the loss of `Distillation` (cross-entropy, without a
 teacher) beside the model's own. Made by `python -m benchmarks.models --table` of the files in this
-folder, one for each version of Transformers.
+folder, one for each version of Transformers; classes of images that a file lacks were not tried.
 """
 
 
