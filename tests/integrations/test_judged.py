@@ -340,9 +340,9 @@ def test_a_teacher_that_predicts_other_labels_is_refused():
 def test_what_one_process_refuses_ends_all(tmp_path):
     """A bare loop, FSDP2 and Transformers' Trainer, of two processes: one line, and none waits."""
     pytest.importorskip("accelerate")
-    from tests.integrations.test_sharded import together
+    from tests.together import together
 
-    together(2, "refused", str(tmp_path), timeout=200)
+    together(2, "tests.integrations.refused", str(tmp_path), timeout=300)
     for way in ("bare", "fsdp2", "transformers"):
         lines = [(tmp_path / f"{way}.{rank}").read_text() for rank in range(2)]
         assert "its own loss of a batch of input_ids, labels, attention_mask" in lines[0]
