@@ -43,6 +43,7 @@ class RunLog:
             _keep_until(path, step, unvalidated)
             self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
             self._board = _summary_writer(path.parent, step) if tensorboard else None
+        console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -50,9 +51,9 @@ class RunLog:
             TextColumn("{task.fields[figures]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=console,
             refresh_per_second=2,
-            disable=path is None,
+            disable=path is None or not console.is_terminal,
         )
         self._bar = self._progress.add_task("training", total=total, completed=step, figures="")
 

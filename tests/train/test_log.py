@@ -24,7 +24,7 @@ def written(monkeypatch, folder, terminal, tensorboard=False):
 
 def test_plain_lines_without_a_terminal(monkeypatch, tmp_path):
     said = written(monkeypatch, tmp_path, terminal=False)
-    assert "update 50 of 2,000: loss 2.500  900 tokens/s\n" in said
+    assert said == "update 50 of 2,000: loss 2.500  900 tokens/s\n"
     assert read_log(tmp_path / "log.jsonl")[0]["loss"] == 2.5
 
 
