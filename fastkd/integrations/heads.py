@@ -64,6 +64,12 @@ class Head:
         return module
 
     def _check(self, module: Any) -> None:
+        parameters = () if module is None else module.parameters()
+        if any(hasattr(parameter, "ds_id") for parameter in parameters):
+            raise InputError(
+                f"{self.name}: its parameters are divided by DeepSpeed's ZeRO-3; expected FSDP2, "
+                "as fastkd.integrations.sharded.divide divides a model"
+            )
         if self.frozen and not is_plain(module) and hasattr(module, "out_features"):
             return
         if weights_of(module) is None:

@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SCRIPTS = {"own_loop": "torch", "with_transformers": "accelerate", "with_lightning": "lightning"}
+SCRIPTS = {
+    "own_loop": "torch",
+    "with_transformers": "accelerate",
+    "with_accelerate": "accelerate",
+    "with_lightning": "lightning",
+}
 MANY = {"sharded_loop": "transformers"}
 
 

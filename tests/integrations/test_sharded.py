@@ -100,3 +100,15 @@ def test_lightning_and_accelerate(tmp_path):
         assert found[name].keys() == weights.keys()
         for key, tensor in weights.items():
             torch.testing.assert_close(found[name][key], tensor, rtol=1e-3, atol=1e-5, msg=key)
+
+
+def test_parameters_that_zero_3_has_emptied_are_refused_in_favour_of_fsdp2():
+    from fastkd import InputError
+    from fastkd.integrations.distillation import Distillation
+    from fastkd.losses import CrossEntropy
+    from tests.integrations.sharded import Case, made
+
+    student = made(Case("llama", "", "word_kd"), 1)
+    student.lm_head.weight.ds_id = 0  # by which DeepSpeed knows them
+    with pytest.raises(InputError, match="ZeRO-3; expected FSDP2"):
+        Distillation(student, [CrossEntropy()])
