@@ -49,6 +49,24 @@ def test_whole_vocabulary_equals_the_live_teacher(taught, cached, tmp_path, loss
             assert other[key] == pytest.approx(one[key], rel=1e-4, abs=1e-5), key
 
 
+@pytest.mark.parametrize("divergence", ["reverse_kl", "jsd"])
+def test_a_cache_read_with_a_tail_serves_every_divergence(taught, cached, tmp_path, divergence):
+    loss = {"name": "word_kd", "divergence": divergence, "t_squared": True}
+    loss |= {"student_temperature": 2.0}
+    live = student(taught, tmp_path, "live", {"run": str(taught.folder / "teacher")}, [loss])
+    logs = {}
+    for top_k in (32, 6):
+        teacher = {"cache": str(cached[top_k]), "rest": "tail"}
+        config = student(taught, tmp_path, f"listed{top_k}", teacher, [loss])
+        assert taught.run("train", config) == 0
+        logs[top_k] = log(tmp_path / f"listed{top_k}")
+    assert taught.run("train", live) == 0
+    for one, other in zip(log(tmp_path / "live"), logs[32], strict=True):
+        assert other["word_kd"] == pytest.approx(one["word_kd"], rel=1e-4, abs=1e-5)
+    # What is not listed is one outcome, which tells no more than all of them.
+    assert 0 < logs[6][0]["word_kd"] < logs[32][0]["word_kd"]
+
+
 def test_what_is_no_cache_is_not_replaced(taught, tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("mine")
     run = str(taught.folder / "teacher")
