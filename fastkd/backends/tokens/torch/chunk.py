@@ -15,7 +15,7 @@ from fastkd.backends.tokens.torch.sweeps import serves, sweep
 from fastkd.functional.calls import TokenOptions
 
 # Logits of the rows that a divergence is computed of at a time: a dozen temporaries of them.
-BLOCK = 2**17
+BLOCK = 2**18
 DEVICE_BLOCK = 2**22
 
 
