@@ -30,6 +30,7 @@ def gpt2(layers, width):
     config = transformers.GPT2Config(
         vocab_size=256, n_positions=BLOCK, n_embd=width, n_layer=layers, n_head=2
     )
+    config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0  # as in evaluation
     return transformers.GPT2LMHeadModel(config)
 
 
@@ -74,8 +75,8 @@ def test_the_models_own_loss_falls_as_the_logged_one_does(tmp_path):
     }
     for before, own, told in runs.values():
         assert 5 < before < 6  # nats a byte: uniform is 5.55
-        assert own == sorted(own, reverse=True) and told == sorted(told, reverse=True)
-        assert own[-1] < before - 1.5
-        # Between this interval's mean and the next one's.
-        for now, logged, after in zip(own, told, [*told[1:], own[-1]], strict=True):
-            assert after - 0.15 < now < logged
+        assert own == sorted(own, reverse=True)
+        assert own[-1] < before - 1.5 and told[-1] < told[0] - 0.3
+        # A mean of the updates between two evaluations, but for other text.
+        for earlier, logged, later in zip([before, *own], told, own, strict=False):
+            assert later - 0.2 < logged < earlier + 0.2
