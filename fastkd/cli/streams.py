@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
@@ -29,7 +30,7 @@ def hold_streams() -> None:
 
 
 class Enduring:
-    """A text stream that drops what its reader, who has left, takes no more.
+    """A text stream that drops what its reader or its terminal, which is gone, takes no more.
 
     What is written to its `buffer` fails as ever: whoever writes there has nothing else to do.
     """
@@ -54,9 +55,21 @@ class Enduring:
         try:
             yield
         except OSError as error:
-            if error.errno != errno.EPIPE:
+            if not self._left(error):
                 raise
             drop_unwritten(self._stream)
+
+    def _left(self, error: OSError) -> bool:
+        """Whether a pipe's reader has left, or the terminal was hung up.
+
+        A terminal that is gone is none to `isatty` any more, but still a device; on a disk the same
+        error is a fault of that.
+        """
+        if error.errno != errno.EIO:
+            return error.errno == errno.EPIPE
+        with contextlib.suppress(OSError):  # no file at all
+            return stat.S_ISCHR(os.fstat(self._stream.fileno()).st_mode)
+        return False
 
 
 def drop_unwritten(stream: TextIO) -> None:

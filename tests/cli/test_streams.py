@@ -1,15 +1,20 @@
 """Whoever reads a verb's output may leave: no file is lost by it."""
 
+import errno
+import fcntl
 import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import termios
 
 import pytest
 
 from fastkd.__main__ import main
 from fastkd.cli.streams import Enduring
+from fastkd.train.log import read_log
 
 BENCH = "bench --op linear-ce --device cpu --shapes smoke --seconds 0 --no-memory"
 
@@ -56,10 +61,82 @@ def test_training_goes_on_when_nobody_reads_on(shop):
     assert (shop.folder / "run" / "checkpoints" / "00000004").is_dir()
 
 
-def test_a_full_disk_is_still_told():
-    class Full(io.StringIO):
-        def write(self, text):
-            raise OSError(28, "No space left on device")
+TRAINING = """
+import os, sys, time
+from pathlib import Path
+import click
+from fastkd.cli.status import ended
+from fastkd.errors import Stopped
+from fastkd.train.interrupt import StopRequest, terminating
+from fastkd.train.log import RunLog
 
-    with pytest.raises(OSError, match="No space"):
-        Enduring(Full()).write("text")
+path, awaited = Path(sys.argv[1]), int(sys.argv[2])
+
+def work():
+    with StopRequest() as stop, RunLog(path, 0, 2) as log:
+        log.say("begun")
+        while os.isatty(2) or (awaited and not stop):
+            time.sleep(0.01)
+        log.advance(1)
+        log.figures(1, "loss 2.5")
+        log.write({"step": 1, "dev_loss": 2.5})
+        log.say("validated")
+        print("on standard output", flush=True)
+    click.echo("ends", err=True)
+    if stop.number:
+        raise Stopped(stop.number)
+    return 0
+
+sys.exit(ended(work))
+"""
+
+
+@pytest.mark.parametrize(
+    ("gone_before", "handler", "status"),
+    [
+        (False, signal.SIG_DFL, 128 + signal.SIGHUP),
+        (False, signal.SIG_IGN, 0),
+        (True, signal.SIG_DFL, 0),
+    ],
+    ids=["hung up", "ignored", "gone before it began"],
+)
+def test_a_terminal_that_is_gone_costs_nothing(tmp_path, gone_before, handler, status):
+    """What is written there then fails with EIO, which ended training with 1, unvalidated."""
+    ours, theirs = os.openpty()
+
+    def at_the_terminal():
+        signal.signal(signal.SIGHUP, handler)
+        if not gone_before:
+            fcntl.ioctl(2, termios.TIOCSCTTY, 0)
+
+    if gone_before:
+        os.close(ours)
+    awaited = not gone_before and handler == signal.SIG_DFL
+    command = [sys.executable, "-c", TRAINING, str(tmp_path / "log.jsonl"), str(int(awaited))]
+    with subprocess.Popen(
+        command,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=at_the_terminal,
+    ) as process:
+        os.close(theirs)
+        if not gone_before:
+            said = b""
+            while b"begun" not in said:
+                said += os.read(ours, 4096)
+            os.close(ours)
+        assert process.wait(timeout=120) == status
+    assert [record["dev_loss"] for record in read_log(tmp_path / "log.jsonl")] == [2.5]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_what_a_disk_refuses_is_still_told(tmp_path, number):
+    class Refusing(io.TextIOWrapper):
+        def write(self, text):
+            raise OSError(number, "refused")
+
+    for file in (io.BytesIO(), open(tmp_path / "said", "wb")):  # noqa: SIM115
+        with Refusing(file) as stream, pytest.raises(OSError, match="refused"):
+            Enduring(stream).write("text")
