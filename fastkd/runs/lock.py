@@ -14,50 +14,57 @@ class RunLock:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._lock = FileLock(folder / ".lock", timeout=0)
-        self._taken: tuple[os.stat_result, os.stat_result] | None = None  # the folder, the lock
+        self._file = folder / ".lock"
+        self._lock = FileLock(self._file, timeout=0)
+        # The folder, which being open keeps its inode from becoming another's, and the lock.
+        self._taken: tuple[int, os.stat_result] | None = None
 
     def take(self) -> None:
         """Makes the folder where there is none; InputError where another process has it."""
         with writable(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
-                self._acquire()
+                self._lock.acquire()
             except Timeout:
                 raise InputError(
                     f"{self.folder}: another process trains this run; wait for it, or give this"
                     " config another run folder"
                 ) from None
+            if self._taken is None:
+                held = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+                self._taken = held, os.stat(self._file)
 
     def release(self) -> None:
+        if self._taken is not None:
+            os.close(self._taken[0])
         self._taken = None
         self._lock.release()
 
     def check(self) -> None:
-        """RunFailed where the folder is another than was taken, as one that was begun anew.
+        """RunFailed where the folder is another than was taken, or was begun anew.
 
         A lock that was deleted is taken again, unless another process was faster.
         """
         if self._taken is None:
             return
-        folder, lock = self._taken
-        if _is(self.folder, folder):
-            if _is(self.folder / ".lock", lock):
-                return
-            self._lock.release()
-            try:
-                self._acquire()
-                return
-            except Timeout:
-                pass
+        held, lock = self._taken
+        if _is(self.folder, os.fstat(held)) and (_is(self._file, lock) or self._retaken(held)):
+            return
         raise RunFailed(
             f"{self.folder}: was deleted, moved or replaced while it was trained, or another"
             " process trains it by now; nothing more is written there"
         )
 
-    def _acquire(self) -> None:
-        self._lock.acquire()
-        self._taken = os.stat(self.folder), os.stat(self.folder / ".lock")
+    def _retaken(self, held: int) -> bool:
+        """Whether no lock was there any more, and one is taken; one that is there is another's."""
+        try:
+            self._file.touch(exist_ok=False)
+            self._lock.release()
+            self._lock.acquire()
+        except (FileExistsError, Timeout):
+            return False
+        self._taken = held, os.stat(self._file)
+        return True
 
 
 def _is(path: Path, known: os.stat_result) -> bool:
