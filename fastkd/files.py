@@ -95,9 +95,9 @@ def refuse_foreign(folder: Path, holds: Collection[str]) -> None:
 
 
 def foreign_file(folder: Path, holds: Collection[str]) -> str | None:
-    """A file in `folder`, or below, that none of `holds` names."""
+    """A file in `folder`, or below, that none of `holds` names; OSError where it is no folder."""
     if not folder.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
         known = any(fnmatchcase(name, pattern) for pattern in holds)

@@ -27,7 +27,7 @@ from fastkd.errors import InputError
 from fastkd.export.layout import from_transformers
 from fastkd.export.transformers import EXPORTED
 from fastkd.export.vocabulary import read_vocabulary
-from fastkd.files import foreign_file
+from fastkd.files import foreign_file, writable
 from fastkd.nn.build import build_model
 from fastkd.reading import open_file, read_text
 from fastkd.runs.checkpoint import write_checkpoint
@@ -78,8 +78,9 @@ def import_marian(folder: Path, path: Path) -> RunFolder:
     Raises InputError for what a run cannot hold, with the reason, and where `path` holds anything
     but what an earlier call has left that was killed.
     """
-    if path.exists() and (RunFolder(path).checkpoints() or foreign_file(path, _BEGUN)):
-        raise InputError(f"{path}: is not empty; expected a folder for a new run")
+    with writable(path):
+        if path.exists() and (RunFolder(path).checkpoints() or foreign_file(path, _BEGUN)):
+            raise InputError(f"{path}: is not empty; expected a folder for a new run")
     settings = _read(folder / "config.json")
     generation = settings | _read(folder / "generation_config.json", optional=True)
     names = _read(folder / "tokenizer_config.json", optional=True)

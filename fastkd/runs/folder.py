@@ -242,13 +242,13 @@ class RunFolder:
         self._drop(keep)
 
     def _drop(self, keep: int | None) -> None:
-        """What holds more than a checkpoint does, or is a link, is somebody's, and stays."""
+        """What holds more than a checkpoint does, or is a link or file, is somebody's and stays."""
         folders = self.checkpoints()
         if keep is None:
             return
         wanted = {*folders[-max(keep, 2) :], *map(self._best_of, folders[-2:])}
         for folder in folders:
-            if folder.is_symlink():
+            if folder.is_symlink() or not folder.is_dir():
                 continue
             if folder not in wanted:
                 if foreign_file(folder, CHECKPOINT_FILES) is None:

@@ -238,3 +238,11 @@ def test_bad_folders_are_refused(tmp_path, capsys):
     run.mkdir()
     (run / "something").touch()
     assert "is not empty" in complaint()
+
+
+def test_a_file_in_the_place_of_the_run_is_named(tmp_path, capsys):
+    file = tmp_path / "run"
+    file.write_text("mine")
+    assert main(["import", str(tmp_path / "opus"), str(file)]) == 2
+    assert capsys.readouterr().err == f"fastkd: {file}: cannot be written: Not a directory\n"
+    assert file.read_text() == "mine"
