@@ -45,8 +45,7 @@ def _train(config: "Config", prepared: "Prepared") -> "tuple[Ranks, int | None]"
     from fastkd.train.start import start
 
     trainer = start(config, prepared)
-    if not trainer.finished:
-        trainer.train()
+    trainer.train()
     how = "finished" if trainer.finished else "stopped; the same command goes on;"
     if trainer.ranks.first:
         click.echo(f"{trainer.run.path}: {how} at update {trainer.position.update}", err=True)

@@ -75,12 +75,16 @@ class Trainer:
 
         The run folder is free for another writer then.
         """
+        with contextlib.closing(self.run):
+            if not self.finished:
+                if self.ranks.first:
+                    self.run.record(self.config)
+                self._train()
+        return self.position
+
+    def _train(self) -> None:
         training, total = self.config.training, self.planned_updates()
-        if self.finished:
-            return self.position
-        if self.ranks.first:
-            self.run.record(self.config)
-        with contextlib.closing(self.run), self._opened_log(total) as log, StopRequest() as signal:
+        with self._opened_log(total) as log, StopRequest() as signal:
             stop = False
             if self.position.unvalidated:
                 self._validate(log, signal)
@@ -104,7 +108,6 @@ class Trainer:
                 if due and not stop:
                     self._validate(log, signal)
                     stop = self._to_stop(signal)
-        return self.position
 
     @property
     def finished(self) -> bool:

@@ -7,6 +7,9 @@ from importlib import metadata
 
 import pytest
 
+from fastkd.config.load import load_config
+from fastkd.data.prepare import open_prepared
+from fastkd.train.start import start
 from fastkd.train.trainer import Trainer
 
 TRAINING = {"updates": 2, "save_every": 1, "validate_every": 100, "bleu_sentences": 0}
@@ -197,3 +200,22 @@ def test_a_fifo_in_place_of_the_log_does_not_hang(taught, run, capsys):
     os.mkfifo(folder / "log.jsonl")
     assert taught.run("train", config, "training.updates=3") == 2
     assert "log.jsonl: expected a file" in last_line(capsys)
+
+
+def test_a_file_among_the_checkpoints_is_somebodys(taught, run):
+    folder, config = run
+    file = folder / "checkpoints" / "00000000"
+    file.write_text("mine")
+    assert taught.run("train", config, "training.updates=6", "training.keep_last=1") == 0
+    assert file.read_text() == "mine"
+
+
+def test_a_run_that_was_finished_is_left_to_others(taught, run):
+    """In one process; `train` of it has nothing to do, and held the folder ever after."""
+    _, config = run
+    finished = load_config(config, ())
+    longer = load_config(config, ("training.updates=3",))
+    prepared = open_prepared(finished)
+    trainer = start(finished, prepared)
+    assert trainer.finished and trainer.train().update == 2
+    assert start(longer, prepared).train().update == 3
