@@ -60,7 +60,8 @@ def group() -> None:
 def app(arguments: list[str]) -> int:
     """Runs one verb and returns the exit status: 0 done, 1 failed, 2 wrong input.
 
-    130, 143 or 129 after an interrupt, SIGTERM or SIGHUP where an unfinished run was saved.
+    130, 143, 129 or 152 after an interrupt, SIGTERM, SIGHUP or SIGXCPU, where an unfinished run was
+    saved.
     """
     logging.basicConfig(format="fastkd: %(levelname)s: %(message)s", level=logging.WARNING)
 

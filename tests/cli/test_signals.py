@@ -2,20 +2,23 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from fastkd.__main__ import main
+from fastkd.cli.app import app
 from fastkd.cli.signals import cleaning_up
 from fastkd.demo import run as demo
 from fastkd.train import validation
-from fastkd.train.interrupt import StopRequest
+from fastkd.train.interrupt import TERMINATING, StopRequest
 from fastkd.train.log import read_log
 from fastkd.train.trainer import Trainer
 from tests.cli.conftest import checkpoint, position
@@ -85,7 +88,15 @@ def test_what_nohup_ignores_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_the_statuses_of_what_stops_training_are_listed():
+    statuses = {str(128 + number) for number in (*TERMINATING, signal.SIGINT)}
+    page = Path(__file__).parents[2] / "docs" / "environment.md"
+    rows = [line.split("|")[1] for line in page.read_text("utf-8").splitlines() if "|" in line]
+    assert statuses in [set(row.replace(",", " ").split()) for row in rows]
+    assert statuses <= set(re.findall(r"\d+", app.__doc__))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGXCPU])
 def test_a_signal_during_validation(taught, tmp_path, number, monkeypatch, capsys):
     """Is obeyed at the next batch, after a checkpoint; what follows is as without it."""
     runs = {}
