@@ -55,10 +55,15 @@ def read_meta(folder: Path) -> dict[str, Any]:
     return meta
 
 
-def read_group(folder: Path, group: str, device: str = "cpu") -> dict[str, Tensor]:
-    """One group's tensors; InputError unless the file is what was written, and all finite."""
+def read_group(
+    folder: Path, group: str, device: str = "cpu", meta: dict[str, Any] | None = None
+) -> dict[str, Tensor]:
+    """One group's tensors; InputError unless the file is what was written, and all finite.
+
+    meta: the checkpoint's, where it is read already; the tensors are those that it tells of
+    """
     file = folder / f"{group}.safetensors"
-    expected = read_meta(folder)["sha256"].get(file.name)
+    expected = (read_meta(folder) if meta is None else meta)["sha256"].get(file.name)
     try:
         if expected != sha256_of(file):
             raise InputError(f"{file}: damaged: its checksum is not the one in {META}")

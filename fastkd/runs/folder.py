@@ -264,8 +264,9 @@ class RunFolder:
         folders = self.checkpoints()
         for folder in reversed(folders):
             try:
-                read = {group: read_group(folder, group) for group in groups}
-                return Saved(folder, read_meta(folder), read)
+                meta = read_meta(folder)
+                read = {group: read_group(folder, group, meta=meta) for group in groups}
+                return Saved(folder, meta, read)
             except InputError as damage:
                 LOGGER.warning("%s; going back to the checkpoint before", damage)
         if folders:
@@ -322,9 +323,12 @@ class RunFolder:
 
     def read_weights(self, selection: str = "best", group: str = MODEL) -> Weights:
         """The `best`, `last` or `average` weights of the model, or of another group."""
-        return self._settled(
-            selection, lambda place: Weights(place, read_meta(place), read_group(place, group))
-        )
+
+        def read(place: Path) -> Weights:
+            meta = read_meta(place)
+            return Weights(place, meta, read_group(place, group, meta=meta))
+
+        return self._settled(selection, read)
 
     def read_meta(self, selection: str = "best") -> dict[str, Any]:
         """What is known of the `best`, `last` or `average` weights."""
@@ -333,17 +337,20 @@ class RunFolder:
     def _settled(self, selection: str, read: Callable[[Path], Read]) -> Read:
         """What is read in the folder of a selection.
 
-        Where the run is being trained, the folder may be dropped or replaced before it is read;
-        then what is the best or the last by now.
+        Where the run is being trained, the folder may be dropped or replaced before all of it is
+        read; then what is the best or the last by now.
         """
         for _ in range(_TRIES):
             folder = self.weights_folder(selection)
             before = _inode(folder)
             try:
-                return read(folder)
+                found = read(folder)
             except InputError:
                 if before == _inode(folder) and folder == self.weights_folder(selection):
                     raise
+                continue
+            if before == _inode(folder):  # else of files of two folders, or of one that is gone
+                return found
         raise RunFailed(f"{self.path}: is being replaced faster than it can be read")
 
 
