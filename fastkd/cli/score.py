@@ -56,8 +56,8 @@ def command(
     from fastkd.cli.progress import counting
     from fastkd.data.lines import opened_output
     from fastkd.decode.score import score
-    from fastkd.runs.folder import RunFolder
-    from fastkd.runs.scores import bleu_tokenizer_of, record_scores
+    from fastkd.runs.folder import RunFolder, Weights
+    from fastkd.runs.scores import Entry, bleu_tokenizer_of, record_scores
     from fastkd.runs.translation import Engine, decoding_settings, split_text, translate_split
 
     folder, other = RunFolder.open(run), None if against is None else RunFolder.open(against)
@@ -67,27 +67,44 @@ def command(
     tokenizer, by = tokenize or bleu_tokenizer_of(folder), Engine(engine, compute_type)
     score(references[:1], references[:1], tokenizer)  # whoever lacks its package need not wait
 
-    def translated(which: RunFolder) -> list[str]:
+    def translated(which: RunFolder, weights: Weights) -> list[str]:
         with counting("translating", len(references)) as progress:
-            return translate_split(which, split, checkpoint, device, progress, by, **search)[0]
+            return translate_split(
+                which, split, checkpoint, device, progress, by, weights, **search
+            )[0]
 
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(opened_output(output, None)) if output else None
-        hypotheses = translated(folder)
+        decoding = asdict(decoding_settings(folder, **search))
+        weights = folder.read_weights(checkpoint)  # these are scored, whatever is trained meanwhile
+        hypotheses = translated(folder, weights)
         if file:
             file.writelines(line.encode() + b"\n" for line in hypotheses)
     result = score(hypotheses, references, tokenizer)
     click.echo(f"BLEU {result.bleu:.2f}  {result.bleu_signature}")
     click.echo(f"chrF {result.chrf:.2f}  {result.chrf_signature}")
-    decoding = asdict(decoding_settings(folder, **search))
     if os.access(folder.path, os.W_OK):
-        record_scores(
-            *(folder, result, len(references), split, checkpoint, decoding, engine, compute_type)
+        entry = Entry(
+            split=split,
+            checkpoint=checkpoint,
+            update=weights.meta.get("update"),
+            sentences=len(references),
+            **asdict(result),
+            decoding=decoding,
+            engine=engine,
+            compute_type=compute_type,
         )
+        record_scores(folder, entry)
     else:
         LOGGER.warning("%s: cannot be written; the scores are not kept there", folder.path)
     if other is not None:
-        _compare(translated(other), hypotheses, references, tokenizer, str(against))
+        _compare(
+            translated(other, other.read_weights(checkpoint)),
+            hypotheses,
+            references,
+            tokenizer,
+            str(against),
+        )
 
 
 def _check_same(run: "RunFolder", other: "RunFolder", split: str, references: list[str]) -> None:

@@ -9,7 +9,7 @@ from fastkd.data.tokenizer import Tokenizer
 from fastkd.errors import InputError
 from fastkd.files import replaced_folder
 from fastkd.nn.transformer import Transformer
-from fastkd.runs.folder import RunFolder
+from fastkd.runs.folder import RunFolder, Weights
 
 _FILES = (
     "model.bin",
@@ -21,9 +21,15 @@ _FILES = (
 
 
 def export_ctranslate2(
-    run: RunFolder, folder: Path, checkpoint: str = "best", quantization: str | None = None
+    run: RunFolder,
+    folder: Path,
+    checkpoint: str = "best",
+    quantization: str | None = None,
+    weights: Weights | None = None,
 ) -> None:
     """Writes the model, and its sentencepiece models as `source.spm` and `target.spm`.
+
+    weights: those of the checkpoint, where they are read already
 
     A `ctranslate2.Translator` takes pieces of the one, adds the end of sentence itself, and gives
     pieces of the other. <pad>, <s> and <mask> are not barred, as that would move all scores a
@@ -39,7 +45,7 @@ def export_ctranslate2(
         ) from None
     if run.config.model.kind != "transformer":
         raise InputError(f"model.kind: {run.config.model.kind} has no layout in CTranslate2")
-    model, tokenizers = run.load_model(checkpoint), run.tokenizers
+    model, tokenizers = run.load_model(checkpoint, weights=weights), run.tokenizers
 
     class Ours(Converter):  # type: ignore[misc]
         def _load(self) -> Any:

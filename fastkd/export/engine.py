@@ -17,7 +17,7 @@ from fastkd.decode.translate import OwnSearch, Translator
 from fastkd.errors import InputError
 from fastkd.export.ctranslate2 import export_ctranslate2
 from fastkd.files import temporary_folder
-from fastkd.runs.folder import RunFolder
+from fastkd.runs.folder import RunFolder, Weights
 
 MKL = "CT2_USE_MKL"
 TRIED = 40  # lines
@@ -30,6 +30,7 @@ class CTranslate2Search:
     compute_type: "float32" gives the translations of our own search; "int8" is faster and near
         them. A hypothesis that may have been ended by its limit is searched again by our own.
     folder: an export of the run; None makes a temporary one
+    weights: those of the checkpoint, where they are read already
     """
 
     def __init__(
@@ -40,12 +41,14 @@ class CTranslate2Search:
         device: torch.device | str = "cpu",
         compute_type: str = "float32",
         folder: Path | None = None,
+        weights: Weights | None = None,
     ) -> None:
         if run.config.model.kind != "transformer":
             raise InputError("--engine ctranslate2: expected a model of kind transformer")
         if compute_type.startswith("int8"):
             prefer_right_products()
-        self.run, self.checkpoint, self.config = run, checkpoint, config
+        self.run, self.config = run, config
+        self._weights = weights or run.read_weights(checkpoint)  # one reading for both searches
         self.device = torch.device(device)
         self.tokenizers = run.tokenizers
         self.max_positions = run.config.model.max_positions
@@ -56,7 +59,7 @@ class CTranslate2Search:
         else:
             with temporary_folder(Path(tempfile.gettempdir()), "fastkd") as temporary:
                 made = temporary / "model"
-                export_ctranslate2(run, made, checkpoint)
+                export_ctranslate2(run, made, weights=self._weights)
                 self._translator = _loaded(made, self.device, compute_type)
         target = self.tokenizers.target
         self._ids = {target.piece(index): index for index in range(target.size)}
@@ -98,7 +101,7 @@ class CTranslate2Search:
 
     def _own_search(self) -> OwnSearch:
         if self._own is None:
-            model = self.run.load_model(self.checkpoint, self.device)
+            model = self.run.load_model(device=self.device, weights=self._weights)
             self._own = OwnSearch(model, self.tokenizers, self.config, self.device)
         return self._own
 

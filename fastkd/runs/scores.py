@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fastkd.decode.score import Scores, tokenizer_of
+from fastkd.decode.score import tokenizer_of
 from fastkd.errors import InputError
 from fastkd.files import locked, writable, write_file
 from fastkd.reading import read_text
@@ -55,33 +55,12 @@ def read_scores(run: RunFolder) -> list[dict[str, Any]]:
     return entries
 
 
-def record_scores(
-    run: RunFolder,
-    scores: Scores,
-    sentences: int,
-    split: str,
-    checkpoint: str,
-    decoding: dict[str, Any],
-    engine: str,
-    compute_type: str,
-) -> None:
+def record_scores(run: RunFolder, entry: Entry) -> None:
     """Adds an entry, in the place of one of the same split, checkpoint and search.
 
     Raises InputError where the run's folder cannot be written.
     """
-    update = run.read_meta(checkpoint).get("update")
-    new = asdict(
-        Entry(
-            split=split,
-            checkpoint=checkpoint,
-            update=update if isinstance(update, int) else None,
-            sentences=sentences,
-            **asdict(scores),
-            decoding=decoding,
-            engine=engine,
-            compute_type=compute_type,
-        )
-    )
+    new = asdict(entry)
     with writable(run.path), locked(run.path):  # else of two that add one would be lost
         others = [e for e in read_scores(run) if any(e.get(key) != new[key] for key in _KEYS)]
         content = json.dumps({"scores": [*others, new]}, indent=2) + "\n"

@@ -22,7 +22,7 @@ from fastkd.decode.translate import Translation, Translator
 from fastkd.errors import InputError
 from fastkd.files import refuse_foreign, whole_file, writable, write_file
 from fastkd.reading import expect_file, read_text, sha256_of
-from fastkd.runs.folder import RunFolder
+from fastkd.runs.folder import RunFolder, Weights
 from fastkd.runs.translation import OWN, Engine, decoding_settings, open_translator
 
 BLOCK = 2048  # lines translated between two notes of how far the work is
@@ -88,7 +88,8 @@ def distil(
         file.resolve() for file in (source, reference) if file
     }:
         raise InputError(f"{prefix}: is the text that is read; expected another prefix")
-    wanted = _fingerprint(run, source, reference, request, search)
+    weights = run.read_weights(request.checkpoint)  # of all lines, whatever is trained meanwhile
+    wanted = _fingerprint(run, weights, source, reference, request, search)
     folder = prefix.with_name(f".{prefix.name}.distilling")
     note = note_of(prefix)
     with writable(prefix):
@@ -101,7 +102,7 @@ def distil(
             work = _Work(folder, wanted)
             done = _completed(note, wanted, files)
             if done is None:
-                _translate(run, request, search, source, reference, work, progress)
+                _translate(run, weights, request, search, source, reference, work, progress)
                 done = _finish(work, source, files, note, wanted)
                 reused = False
             else:
@@ -156,6 +157,7 @@ class _Work:
 
 def _translate(
     run: RunFolder,
+    weights: Weights,
     request: Request,
     search: dict[str, Any],
     source: Path,
@@ -170,7 +172,7 @@ def _translate(
     if work.lines == total:
         return
     translator = open_translator(
-        run, request.checkpoint, request.device, request.engine, request.n_best, **search
+        run, request.checkpoint, request.device, request.engine, request.n_best, weights, **search
     )
     translator.seen = work.lines
     pairs = itertools.islice(_pairs(source, reference), work.lines, None)
@@ -211,6 +213,7 @@ def _texts(run: RunFolder, request: Request) -> tuple[Path, Path | None]:
 
 def _fingerprint(
     run: RunFolder,
+    weights: Weights,
     source: Path,
     reference: Path | None,
     request: Request,
@@ -219,7 +222,7 @@ def _fingerprint(
     """Of all that the translations depend on."""
     parts = [
         _FORMAT,
-        run.read_meta(request.checkpoint)["sha256"],
+        weights.meta["sha256"],
         run.tokenizers.sha256,
         asdict(decoding_settings(run, **search)),
         [None if file is None else _sha256(file) for file in (source, reference)],

@@ -11,7 +11,7 @@ from fastkd.data.text import read_pairs, text_file
 from fastkd.decode.translate import OwnSearch, Search, Translator
 from fastkd.errors import InputError
 from fastkd.runs.device import pick_device
-from fastkd.runs.folder import RunFolder
+from fastkd.runs.folder import RunFolder, Weights
 
 LOGGER = logging.getLogger(__name__)
 SEARCH = {
@@ -44,9 +44,14 @@ def open_translator(
     device: str = "auto",
     engine: Engine = OWN,
     n_best: int = 1,
+    weights: Weights | None = None,
     **search: Any,
 ) -> Translator:
-    """The run's model, loaded to translate; `search`: settings of `decoding_settings`."""
+    """The run's model, loaded to translate.
+
+    weights: those of the checkpoint, where they are read already
+    search: settings of `decoding_settings`
+    """
     where, settings = pick_device(device), decoding_settings(run, **search)
     masked = run.config.model.kind == "cmlm"
     most = 2 * settings.length_window + 1 if masked else settings.beam
@@ -57,9 +62,11 @@ def open_translator(
     if engine.name == "ctranslate2":
         from fastkd.export.engine import CTranslate2Search
 
-        found = CTranslate2Search(run, settings, checkpoint, where, engine.compute_type)
+        found = CTranslate2Search(
+            run, settings, checkpoint, where, engine.compute_type, weights=weights
+        )
     else:
-        model = run.load_model(checkpoint, where)
+        model = run.load_model(checkpoint, where, weights)
         if where.type == "cpu":
             model.lay_out_for_decoding()
         found = OwnSearch(model, run.tokenizers, settings, where)
@@ -83,11 +90,12 @@ def translate_split(
     device: str = "auto",
     progress: Callable[[int], None] | None = None,
     engine: Engine = OWN,
+    weights: Weights | None = None,
     **search: Any,
 ) -> tuple[list[str], list[str]]:
-    """Translations of a split of the run's corpus, and its references; `search` as above."""
+    """Translations of a split of the run's corpus, and its references; the rest as above."""
     sources, references = split_text(run, split)
-    translator = open_translator(run, checkpoint, device, engine, **search)
+    translator = open_translator(run, checkpoint, device, engine, weights=weights, **search)
     found = translator.translate(sources, progress or (lambda count: None))
     return [best.text for best, *_ in found], references
 

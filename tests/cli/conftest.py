@@ -10,6 +10,8 @@ import yaml
 from safetensors.torch import load_file
 
 from fastkd.__main__ import main
+from fastkd.runs.checkpoint import write_checkpoint
+from fastkd.runs.folder import RunFolder
 
 WORDS = {"ein": "jeden", "hund": "pjas", "katze": "kocka", "sieht": "wizi", "den": "togo"}
 MODEL = {"encoder_layers": 1, "decoder_layers": 1, "width": 16, "ffn": 32, "heads": 2}
@@ -71,6 +73,16 @@ def checkpoint(folder: Path, update: int) -> dict[str, torch.Tensor]:
     files = sorted((folder / "checkpoints" / f"{update:08d}").glob("*.safetensors"))
     assert files
     return {f"{file.stem} {name}": t for file in files for name, t in load_file(file).items()}
+
+
+def train_on(folder: Path) -> None:
+    """Gives a run a checkpoint of other weights, which is its best one by now."""
+    run = RunFolder.open(folder)
+    weights = run.read_weights()
+    meta = {key: value for key, value in weights.meta.items() if key != "sha256"}
+    tensors = {name: -tensor for name, tensor in weights.tensors.items()}
+    meta |= {"update": 9, "best_update": 9}
+    write_checkpoint(run.checkpoint(9), {"model": tensors}, meta)
 
 
 def position(folder: Path, update: int) -> dict:

@@ -1,5 +1,7 @@
 """`fastkd distill`: a teacher's translations as training text, whatever ends it in between."""
 
+import shutil
+
 import pytest
 
 from fastkd.data.text import read_lines
@@ -8,6 +10,7 @@ from fastkd.decode.translate import Translator
 from fastkd.runs import sequences
 from fastkd.runs.folder import RunFolder
 from fastkd.runs.translation import open_translator
+from tests.cli.conftest import train_on
 
 
 @pytest.fixture
@@ -65,6 +68,27 @@ def test_it_goes_on_where_it_was_ended(taught, run, expected, tmp_path, monkeypa
     (tmp_path / "text.dsb").write_text("spoiled\n")
     assert taught.run("distill", run, str(tmp_path / "text"), "--beam", "1") == 0
     assert len(seen) == 12
+
+
+@pytest.mark.parametrize("engine", ["pytorch", "ctranslate2"])
+def test_the_text_is_of_the_weights_that_it_is_noted_with(
+    taught, run, expected, tmp_path, monkeypatch, engine
+):
+    """Also where the teacher's best checkpoint is another one before they are loaded."""
+    pytest.importorskip(engine.replace("pytorch", "torch"))
+    teacher, opened = shutil.copytree(run, tmp_path / "teacher"), sequences.open_translator
+
+    def trained_meanwhile(*arguments, **search):
+        train_on(teacher)
+        return opened(*arguments, **search)
+
+    monkeypatch.setattr(sequences, "open_translator", trained_meanwhile)
+    command = ["distill", str(teacher), str(tmp_path / "text"), "--engine", engine]
+    assert taught.run(*command) == 0
+    assert list(read_lines(tmp_path / "text.dsb")) == expected
+    monkeypatch.setattr(sequences, "open_translator", opened)
+    assert taught.run(*command) == 0  # by the weights of now
+    assert list(read_lines(tmp_path / "text.dsb")) != expected
 
 
 def test_the_nearest_to_the_reference_of_n_best(taught, run, expected, tmp_path):

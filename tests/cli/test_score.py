@@ -9,10 +9,10 @@ import time
 import pytest
 import yaml
 
-from fastkd.decode.score import Scores
-from fastkd.runs import scores
+from fastkd.runs import scores, translation
 from fastkd.runs.folder import RunFolder
-from fastkd.runs.scores import record_scores
+from fastkd.runs.scores import Entry, record_scores
+from tests.cli.conftest import train_on
 
 
 @pytest.fixture
@@ -39,6 +39,20 @@ def test_scores_are_kept(taught, run, capsys, tmp_path):
     assert taught.run("score", str(run), "dev", "--tokenize", "char") == 0
     assert [e["split"] for e in entries(run)] == ["test", "test", "dev"]
     assert "tok:char" in entries(run)[-1]["bleu_signature"]
+
+
+def test_scores_are_of_the_checkpoint_that_translated(taught, run, monkeypatch):
+    """Also where there is a better one when all is translated."""
+    before, translate = RunFolder.open(run).read_meta()["update"], translation.translate_split
+
+    def trained_meanwhile(*arguments, **search):
+        found = translate(*arguments, **search)
+        train_on(run)
+        return found
+
+    monkeypatch.setattr(translation, "translate_split", trained_meanwhile)
+    assert taught.run("score", str(run), "test") == 0
+    assert entries(run)[0]["update"] == before != RunFolder.open(run).read_meta()["update"]
 
 
 def test_two_runs_by_paired_bootstrap(taught, run, capsys):
@@ -91,8 +105,8 @@ def test_two_that_score_at_once_both_keep_theirs(run, monkeypatch):
         return found
 
     def record(split):
-        values = Scores(1.0, 2.0, "signature", "signature")
-        record_scores(folder, values, 5, split, "best", {}, "pytorch", "float32")
+        values = (1.0, 2.0, "signature", "signature")
+        record_scores(folder, Entry(split, "best", 4, 5, *values, {}, "pytorch", "float32"))
 
     monkeypatch.setattr(scores, "read_scores", slowly)
     threads = [threading.Thread(target=record, args=(split,)) for split in ("dev", "test")]
