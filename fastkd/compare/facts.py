@@ -77,17 +77,16 @@ class Facts:
         found = [value for step, value in self.curve(key) if at is None or step == at]
         return found[-1] if found else None
 
-    def scored(self, split: str, key: str = "bleu") -> float | None:
-        """What `fastkd score` last found of the best checkpoint as it is now; None: not scored."""
-        best = self.meta.get("best_update", self.updates)
-        found = [
-            entry[key]
+    def scores(self, split: str) -> list[dict[str, Any]]:
+        """What `fastkd score` found of the best checkpoint as it is now, the latest last."""
+        best = self.meta.get("best_update")
+        wanted = (split, "best", self.updates if best is None else best)
+        return [
+            entry
             for entry in read_scores(self.folder)
-            if (entry.get("split"), entry.get("checkpoint"), entry.get("update"))
-            == (split, "best", best)
-            and _is_number(entry.get(key))
+            if (entry.get("split"), entry.get("checkpoint"), entry.get("update")) == wanted
+            and all(_is_number(entry.get(key)) for key in ("bleu", "chrf"))
         ]
-        return found[-1] if found else None
 
 
 def find_runs(below: Path) -> Iterator[Path]:

@@ -54,10 +54,6 @@ class Method:
         """Of a validation's figure at each run's best checkpoint."""
         return Mean.of(run.best(key) for run in self.runs)
 
-    def scored(self, split: str, key: str = "bleu") -> Mean | None:
-        """Of what `fastkd score` found of the runs."""
-        return Mean.of(run.scored(split, key) for run in self.runs)
-
 
 def methods_of(runs: Sequence[Facts]) -> list[Method]:
     """In the order in which their first runs are given."""

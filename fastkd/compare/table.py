@@ -4,24 +4,23 @@ from collections.abc import Sequence
 
 from fastkd.compare.facts import Facts
 from fastkd.compare.methods import Mean, Method, differing
+from fastkd.compare.tested import Tested
 from fastkd.compare.verdicts import Verdict
 from fastkd.tables import Table, duration
 
 
 def of_methods(methods: Sequence[Method]) -> Table:
-    tested = any(method.scored("test") for method in methods)
+    tested = Tested.of(methods, "test")
     header = ["method", "seeds", "parameters", "updates", "time", "dev loss", "dev BLEU"]
-    header += ["test BLEU", "test chrF"] if tested else []
+    header += ["test BLEU", "test chrF"] if tested.scored else []
     remarks = ["best checkpoints; ±: half of the 95 % interval over seeds (Student's t)"]
-    remarks.append(
-        "test: by fastkd score" if tested else "fastkd score RUN test adds scores on test"
-    )
+    remarks.append(tested.remark)
     return Table("methods", header, [_method(method, tested) for method in methods], remarks)
 
 
-def _method(method: Method, tested: bool) -> list[str]:
+def _method(method: Method, tested: Tested) -> list[str]:
     loss, bleu = (method.mean(key) for key in ("dev_loss", "dev_bleu"))
-    tests = [method.scored("test", key) for key in ("bleu", "chrf")] if tested else []
+    tests = [tested.mean(method, key) for key in ("bleu", "chrf")] if tested.scored else []
     time = Mean.of(run.seconds for run in method.runs)
     updates = {run.updates for run in method.runs}
     return [

@@ -1,8 +1,6 @@
 """Runs read, grouped by what they are, and their settings held against each other."""
 
 import dataclasses
-import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,6 @@ from fastkd.compare.facts import Facts, find_runs
 from fastkd.compare.kinds import kind_of
 from fastkd.compare.methods import Mean, differing, methods_of
 from fastkd.compare.pictures import looks_of
-from fastkd.compare.table import of_methods
 from fastkd.errors import InputError
 from fastkd.palette import METHODS
 from fastkd.runs.folder import RunFolder
@@ -50,21 +47,6 @@ def test_mean_over_seeds():
     mean = Mean.of([1.0, 2.0, 3.0])  # t of two degrees of freedom · 1 / √3
     assert mean.value == 2
     assert mean.half == pytest.approx(4.303 / 3**0.5, rel=1e-3)
-
-
-def test_scores_on_test_count_as_long_as_the_checkpoint_is_the_one(runs, tmp_path):
-    copy = shutil.copytree(runs[0], tmp_path / "copy")
-    best = Facts.read(copy).meta["best_update"]
-    entry = {"split": "test", "checkpoint": "best", "update": best, "bleu": 12.5, "chrf": 30.0}
-    others = [{**entry, "split": "dev", "bleu": 1.0}, {**entry, "checkpoint": "last", "bleu": 2.0}]
-    (copy / "scores.json").write_text(json.dumps({"scores": [entry, *others]}))
-    facts = Facts.read(copy)
-    assert (facts.scored("test"), facts.scored("test", "chrf")) == (12.5, 30.0)
-    table = of_methods(methods_of([facts, Facts.read(runs[2])]))
-    assert table.header[-2:] == ["test BLEU", "test chrF"]
-    assert [line[-2:] for line in table.lines] == [["12.50", "30.00"], ["-", "-"]]
-    (copy / "scores.json").write_text(json.dumps({"scores": [{**entry, "update": best + 1}]}))
-    assert Facts.read(copy).scored("test") is None
 
 
 def test_what_a_method_is_decides_its_colour(methods, runs):
