@@ -42,6 +42,7 @@ class Layer(Protocol):
     def hooks(self) -> Iterator[RemovableHandle]: ...
     def begin(self, with_grad: bool) -> None: ...
     def end(self) -> None: ...
+    def missed(self) -> str | None: ...
     def refused(self) -> str | None: ...
     def tap(self, name: str, instead: str) -> AttentionTap: ...
 
@@ -99,6 +100,7 @@ class _Watched:
         return True
 
     def told(self, *taken: Any) -> str | None:
+        """Why the pass left nothing to make a tap of."""
         if not self._began:
             return "no forward pass of the model within record yet"
         if self._refused is None and any(each is None for each in taken):
@@ -144,10 +146,12 @@ class _Multihead(_Watched):
             sides.append(_by_heads(side, module.num_heads))
         return sides[0], sides[1]
 
+    def missed(self) -> str | None:
+        return self.told(self.call)
+
     def refused(self) -> str | None:
-        if (refused := self.told(self.call)) is not None:
-            return refused
-        assert self.call is not None
+        if (missed := self.missed()) is not None:
+            return missed
         if (found := shared_refusal([self._attention()], None, None)) is not None:
             return f"cannot serve {found}"
         return None
@@ -230,8 +234,11 @@ class _Projected(_Watched):
             )
         return fits
 
-    def refused(self) -> str | None:
+    def missed(self) -> str | None:
         return self.told(self.query, self.key)
+
+    def refused(self) -> str | None:
+        return self.missed()
 
     def tap(self, name: str, instead: str) -> AttentionTap:
         assert self.query is not None and self.key is not None

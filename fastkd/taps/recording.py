@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from fastkd.errors import InputError
 from fastkd.taps.layers import Layer, Projections, layer_of
@@ -42,7 +43,8 @@ def record(
     The outputs of the model do not change. Gradient checkpointing must be `use_reentrant=False`.
 
     Raises InputError for modules of another kind; and, when the taps are read, for attention that
-    queries and keys do not determine: left padding, masks beyond padding and causality, added keys.
+    queries and keys do not determine: left padding, masks beyond padding and causality, added keys;
+    and for layers of one kind that differ in scale, causality or padding.
     """
     recorded = Recorded(model, _found(model) if modules is None else modules)
     with contextlib.ExitStack() as stack:
@@ -120,11 +122,12 @@ class Recorded:
                     f"taps.{kind}[{number}]: cannot serve layers that differ in scale or "
                     f"causality; {INSTEAD}"
                 )
-        query_lengths = first.query_lengths
-        if kind == "cross" and "decoder" in self._kinds:
-            # What attends is what the decoder's own layers read.
-            decoder = self._kinds["decoder"][0].tap("taps.decoder[0]", INSTEAD)
-            query_lengths = decoder.query_lengths
+            if not _equal(tap.key_lengths, first.key_lengths):
+                raise InputError(
+                    f"taps.{kind}[{number}]: cannot serve layers that differ in key_padding_mask; "
+                    f"{INSTEAD}"
+                )
+        query_lengths = self._decoder_lengths(first) if kind == "cross" else _own_lengths(first)
         return AttentionTap(
             query=[query for tap in taps for query in tap.query],
             key=[key for tap in taps for key in tap.key],
@@ -133,6 +136,30 @@ class Recorded:
             query_lengths=query_lengths,
             key_lengths=first.key_lengths,
         )
+
+    def _decoder_lengths(self, cross: AttentionTap) -> Tensor | None:
+        """Of what attends: it is what the decoder's own layers read."""
+        if "decoder" not in self._kinds:
+            return cross.query_lengths
+        decoder, name = self._kinds["decoder"][0], "taps.decoder[0]"
+        if missed := decoder.missed():
+            raise InputError(f"{name}: {missed}; {INSTEAD}")
+        return _own_lengths(decoder.tap(name, INSTEAD))
+
+
+def _own_lengths(tap: AttentionTap) -> Tensor | None:
+    """Of the queries of self-attention, which may be other tensors than the keys."""
+    # As in DETR, where positions are added to queries and keys by each layer.
+    as_long = tap.query[0].shape[2] == tap.key[0].shape[2]
+    return tap.key_lengths if as_long else tap.query_lengths
+
+
+def _equal(lengths: Tensor | None, others: Tensor | None) -> bool:
+    if lengths is None or others is None:
+        return lengths is others
+    if any(isinstance(each, FakeTensor) or each.is_meta for each in (lengths, others)):
+        return True  # without data nothing can be told
+    return torch.equal(lengths, others.to(lengths.device))
 
 
 def _fast_path() -> bool:

@@ -274,3 +274,77 @@ def test_differing_layers_are_refused():
         model(sequences()[0])
     with pytest.raises(fastkd.InputError, match="differ in scale or causality"):
         _ = taps.encoder
+
+
+PADDING = torch.arange(TS) >= LENGTHS[:, None]
+
+
+class Detr(nn.Module):
+    """Positions are added to queries and keys, which are no tensor in common."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = self_attention()
+
+    def forward(self, states, padding):
+        self.attention(states + 1, states + 1, states, key_padding_mask=padding)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_padded_queries_with_positions_of_their_own(kind):
+    model = Detr()
+    with record(model, {kind: [model.attention]}) as taps:
+        model(sequences()[0], PADDING)
+    tap = getattr(taps, kind)
+    assert torch.equal(tap.query_lengths, LENGTHS) and torch.equal(tap.key_lengths, LENGTHS)
+
+
+@pytest.mark.parametrize("second", [None, PADDING.flip(0)])
+def test_layers_that_differ_in_padding_are_refused(second):
+    model = nn.ModuleList([Detr(), Detr()])
+    model.forward = lambda *padding: [
+        m(sequences()[0], p) for m, p in zip(model, padding, strict=True)
+    ]
+    with record(model, {"encoder": [m.attention for m in model]}) as taps:
+        model(PADDING, PADDING.clone())
+        assert torch.equal(taps.encoder.key_lengths, LENGTHS)
+        model(PADDING, second)
+    with pytest.raises(fastkd.InputError, match=r"encoder\[1\]: .*differ in key_padding_mask"):
+        _ = taps.encoder
+
+
+class Crossed(nn.Module):
+    """A layer of a decoder, whose own attention may be called or not."""
+
+    def __init__(self, **settings):
+        super().__init__()
+        self.own, self.cross = self_attention(**settings), self_attention()
+
+    def forward(self, source, states, calls=True, **call):
+        if calls:
+            self.own(states + 1, states + 1, states, **call)
+        self.cross(states, source, source)
+
+
+@pytest.mark.parametrize(
+    ("settings", "calls", "line"),
+    [
+        ({"add_zero_attn": True}, True, "keys that are added"),
+        ({"add_bias_kv": True}, True, "keys that are added"),
+        ({}, False, "was not called"),
+    ],
+)
+def test_cross_attention_of_a_decoder_that_cannot_be_read(settings, calls, line):
+    model, (source, _) = Crossed(**settings), sequences()
+    with record(model, {"decoder": [model.own], "cross": [model.cross]}) as taps:
+        model(source, source, calls)
+    with pytest.raises(fastkd.InputError, match=rf"decoder\[0\]: .*{line}"):
+        _ = taps.cross
+
+
+def test_cross_attention_has_the_lengths_of_the_decoder():
+    """A window of its own attention hides them not."""
+    model, (source, _) = Crossed(), sequences()
+    with record(model, {"decoder": [model.own], "cross": [model.cross]}) as taps:
+        model(source, source, key_padding_mask=PADDING, attn_mask=WINDOW)
+    assert torch.equal(taps.cross.query_lengths, LENGTHS) and taps.cross.key_lengths is None
