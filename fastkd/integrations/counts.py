@@ -32,11 +32,19 @@ def counted(model: LanguageModel, inputs: Inputs) -> Tensor:
     return torch.stack([size.to(labels.device, torch.float32) for size in sizes])
 
 
-def refused() -> Tensor:
+def refused(device: torch.device) -> Tensor:
     """The sizes of a batch that was refused."""
-    sizes = torch.zeros(REFUSED + 1)
+    sizes = torch.zeros(REFUSED + 1, device=device)
     sizes[REFUSED] = 1
     return sizes
+
+
+def device_of(batches: list[Inputs], model: LanguageModel) -> torch.device:
+    """Where sizes lie that were not counted: with the labels; without a batch, with the model."""
+    labels = [inputs.get("labels") for inputs in batches]
+    given = [value for inputs in batches for value in inputs.values()]
+    found = (tensor.device for tensor in (*labels, *given) if isinstance(tensor, Tensor))
+    return next(found, model.head.device)
 
 
 def as_counts(sizes: Tensor) -> Counts:

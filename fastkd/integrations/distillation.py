@@ -17,8 +17,8 @@ from torch.utils.data import get_worker_info
 from fastkd.config.losses import A2D, CrossEntropy, HiddenStates, LossConfig, TieKD, WordKD
 from fastkd.errors import InputError
 from fastkd.functional import SparseTeacher
-from fastkd.integrations.counts import REFUSED, as_counts, counted, refused
-from fastkd.integrations.judge import Kind, judge, kind_of, presume
+from fastkd.integrations.counts import REFUSED, as_counts, counted, device_of, refused
+from fastkd.integrations.judge import Kind, judge_both, kind_of, presume
 from fastkd.integrations.models import (
     COLUMNS,
     IGNORED,
@@ -140,9 +140,12 @@ class Distillation(nn.Module):
     def counts(self, batches: Iterable[Inputs]) -> Tensor:
         """(6,): sizes of this process's batches of an update, to be summed over processes.
 
+        They lie where labels do; of no batches, where the student does.
+
         New kinds of batches are judged. What one of several processes refuses counts as refused:
         the losses of that update end all of them with its line. Where FSDP2 divides a model, so
-        that a pass needs all processes, they judge as often as the one with the most new kinds.
+        that a pass needs all processes, they judge as often as the one with the most new kinds,
+        and none may be without a batch then.
 
         Not for a loader's workers, which have copies of the models.
         """
@@ -157,9 +160,11 @@ class Distillation(nn.Module):
             if not several_processes():
                 raise
             tell(str(error))
-            return refused()
+            return refused(device_of(batches, self._models[0]))
         rows = [counted(self._models[0], batch) for batch in batches]
-        return torch.stack(rows).sum(0) if rows else torch.zeros(REFUSED + 1)
+        if not rows:
+            return torch.zeros(REFUSED + 1, device=device_of(batches, self._models[0]))
+        return torch.stack(rows).sum(0)
 
     def forward(
         self,
@@ -233,17 +238,18 @@ class Distillation(nn.Module):
 
         together: whether all processes are here
         """
-        if any(inputs.get("labels") is None for inputs in batches):
-            raise InputError("labels: expected in every batch")
+        unlabelled = any(inputs.get("labels") is None for inputs in batches)
+        complaint = "labels: expected in every batch" if unlabelled else None
         kinds = {kind_of(inputs): inputs for inputs in reversed(batches)}
         new = [inputs for kind, inputs in kinds.items() if kind not in self._met]
         if not self.verify:
             new = [] if self._met else new[:1]
-        if several_processes() and any(is_sharded(m.model) for m in self._models if m):
-            if together:
-                new += batches[:1] * (most(len(new)) - len(new))
-            elif self._met:
-                new = []
+        if self._divided and together:
+            new += batches[:1] * (most(len(new), len(batches), complaint) - len(new))
+        elif complaint is not None:
+            raise InputError(complaint)
+        elif self._divided and self._met:
+            new = []
         refusals = []
         for inputs in new:
             try:
@@ -253,19 +259,13 @@ class Distillation(nn.Module):
         if refusals:
             raise refusals[0]
 
+    @property
+    def _divided(self) -> bool:
+        """Whether passes need all processes."""
+        return several_processes() and any(is_sharded(m.model) for m in self._models if m)
+
     def _judge(self, inputs: Inputs) -> None:
-        student, teacher = self._models
-        judge(student, inputs, self.verify)
-        if teacher is not None:
-            if teacher.is_encoder_decoder or type(teacher.model) is type(student.model):
-                teacher.shifts = student.shifts
-            elif teacher.shifts is None:
-                judge(teacher, inputs, verify=False)
-            if teacher.shifts != student.shifts:
-                raise InputError(
-                    "teacher: expected a model that predicts the labels that the student does, "
-                    f"not {teacher.name}"
-                )
+        judge_both(*self._models, inputs, self.verify, self._divided)
         self._met.add(kind_of(inputs))
 
     def _compared(self, student: LanguageModel, teacher: LanguageModel) -> int | None:

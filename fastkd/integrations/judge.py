@@ -66,6 +66,43 @@ def judge(model: LanguageModel, inputs: Inputs, verify: bool) -> None:
         )
 
 
+def judge_both(
+    student: LanguageModel,
+    teacher: LanguageModel | None,
+    inputs: Inputs,
+    verify: bool,
+    divided: bool,
+) -> None:
+    """`judge` of a student and, where its own does not tell, of a teacher's labels.
+
+    divided: whether passes need all processes, others of which may not refuse these inputs
+
+    Raises InputError as `judge` does, and for a teacher that predicts other labels.
+    """
+    alike = teacher is None or (
+        teacher.is_encoder_decoder or type(teacher.model) is type(student.model)
+    )
+    asked = None if teacher is None or alike or teacher.shifts is not None else teacher
+    try:
+        judge(student, inputs, verify)
+    except InputError:
+        if divided and asked is not None:
+            with contextlib.suppress(InputError):
+                judge(asked, inputs, verify=False)
+        raise
+    if teacher is None:
+        return
+    if asked is not None:
+        judge(asked, inputs, verify=False)
+    elif alike:
+        teacher.shifts = student.shifts
+    if teacher.shifts != student.shifts:
+        raise InputError(
+            "teacher: expected a model that predicts the labels that the student does, "
+            f"not {teacher.name}"
+        )
+
+
 def presume(model: LanguageModel, inputs: Inputs) -> None:
     """What `judge` finds of most models of this kind, for one whose tensors have no data.
 

@@ -30,10 +30,25 @@ def end_if_told(counts: Tensor) -> None:
         raise InputError(line)
 
 
-def most(count: int) -> int:
-    """The largest that a process gives; all of them have to ask."""
-    counts: list[int] = [0] * dist.get_world_size()
-    dist.all_gather_object(counts, count)
+def most(count: int, batches: int, complaint: str | None = None) -> int:
+    """The largest count of new kinds that a process gives; all of them have to ask.
+
+    batches: how many this process has, of which one has to serve where others have new kinds
+    complaint: what it refuses before any pass
+
+    Raises InputError in all of them, by the same line, where one of them cannot make the passes.
+    """
+    told: list[tuple[int, int, str | None]] = [(0, 0, None)] * dist.get_world_size()
+    dist.all_gather_object(told, (count, batches, complaint))
+    counts = [each[0] for each in told]
+    for rank, (_, held, line) in enumerate(told):
+        if line is not None:
+            raise InputError(line)
+        if not held and any(counts):
+            raise InputError(
+                f"batches: none in process {rank} where others meet a new kind of batch; expected "
+                "one in every process while FSDP2 divides a model"
+            )
     return max(counts)
 
 

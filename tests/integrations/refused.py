@@ -14,7 +14,7 @@ import transformers
 from fastkd.errors import InputError
 from fastkd.integrations.distillation import Distillation
 from fastkd.integrations.trainer import DistillationTrainer
-from fastkd.losses import CrossEntropy
+from fastkd.losses import CrossEntropy, WordKD
 from tests.integrations.families import build, causal
 
 PLAIN = CrossEntropy(weight=1.0, label_smoothing=0.0)
@@ -41,23 +41,46 @@ def student():
     return Doubled(build("llama").config)
 
 
-def bare_loop(rank, divided=False):
-    model = student()
-    distillation = Distillation(model, [PLAIN])
-    wrapped = model
-    if divided:
-        from torch.distributed.fsdp import fully_shard
+def divided(model):
+    from torch.distributed.fsdp import fully_shard
 
-        for layer in model.model.layers:
-            fully_shard(layer)
-        fully_shard(model)
-    else:
-        wrapped = torch.nn.parallel.DistributedDataParallel(model)
-    for update in range(3):  # the second of one process is refused
-        inputs = batch(refused=update == 1 and rank == 1)
-        counts = distillation.counts([inputs])
+    for layer in model.model.layers:
+        fully_shard(layer)
+    return fully_shard(model)
+
+
+def bare_loop(prepare, mine, teacher=None):
+    """mine: this process's batches of an update, by the update's number"""
+    model = student()
+    losses = [PLAIN] if teacher is None else [PLAIN, WordKD(weight=1.0)]
+    distillation = Distillation(model, losses, teacher)
+    wrapped = prepare(model)
+    for update in range(3):
+        batches = mine(update)
+        counts = distillation.counts(batches)
         dist.all_reduce(counts)
-        (distillation(wrapped, inputs, counts).loss * dist.get_world_size()).backward()
+        for inputs in batches or [batch(False)]:
+            loss = distillation(wrapped, inputs, counts).loss
+            (loss * dist.get_world_size()).backward()
+
+
+def by_bare_loops(rank):
+    """Rank 1 refuses: what its model's own loss tells, later or at first; what it is not given."""
+    usual, other = batch(False), batch(True)
+    unlabelled = {"input_ids": usual["input_ids"]}
+    ddp = torch.nn.parallel.DistributedDataParallel
+
+    def in_update(refused, found):
+        return lambda update: found if rank == 1 and update == refused else [usual]
+
+    return {
+        "bare": lambda: bare_loop(ddp, in_update(1, [other])),
+        "fsdp2": lambda: bare_loop(divided, in_update(1, [other])),
+        "fsdp2_teacher": lambda: bare_loop(divided, in_update(0, [other]), divided(build("llama"))),
+        "fsdp2_labels": lambda: bare_loop(divided, in_update(0, [unlabelled])),
+        "fsdp2_later": lambda: bare_loop(divided, in_update(1, [usual, unlabelled])),
+        "fsdp2_none": lambda: bare_loop(divided, in_update(0, [])),
+    }
 
 
 def by_transformers(rank, folder):
@@ -92,11 +115,7 @@ def by_transformers(rank, folder):
 def main(folder):
     rank = int(os.environ["RANK"])
     dist.init_process_group("gloo")
-    ways = {
-        "bare": lambda: bare_loop(rank),
-        "fsdp2": lambda: bare_loop(rank, divided=True),
-        "transformers": lambda: by_transformers(rank, folder),
-    }
+    ways = by_bare_loops(rank) | {"transformers": lambda: by_transformers(rank, folder)}
     for name, way in ways.items():
         try:
             way()

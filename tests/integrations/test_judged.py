@@ -343,7 +343,31 @@ def test_what_one_process_refuses_ends_all(tmp_path):
     from tests.together import together
 
     together(2, "tests.integrations.refused", str(tmp_path), timeout=300)
-    for way in ("bare", "fsdp2", "transformers"):
+    own = "its own loss of a batch of input_ids, labels, attention_mask"
+    expected = {
+        **dict.fromkeys(("bare", "fsdp2", "fsdp2_teacher", "transformers"), own),
+        **dict.fromkeys(("fsdp2_labels", "fsdp2_later"), "labels: expected in every batch"),
+        "fsdp2_none": "batches: none in process 1",
+    }
+    for way, line in expected.items():
         lines = [(tmp_path / f"{way}.{rank}").read_text() for rank in range(2)]
-        assert "its own loss of a batch of input_ids, labels, attention_mask" in lines[0]
+        assert line in lines[0], way
         assert lines[0] == lines[1], way
+
+
+def test_counts_lie_where_labels_do(monkeypatch):
+    """So that processes can sum them over NCCL, whatever they counted."""
+    from fastkd.integrations import distillation as module
+    from fastkd.integrations.heads import Head
+
+    told, meta = [], torch.device("meta")
+    monkeypatch.setattr(module, "several_processes", lambda: True)
+    monkeypatch.setattr(module, "tell", told.append)
+    monkeypatch.setattr(Head, "device", meta)
+    distillation = Distillation(build("llama"), [PLAIN])
+    assert distillation.counts([]).device == meta
+    unlabelled = {"input_ids": causal()["input_ids"]}
+    assert distillation.counts([unlabelled]).device == torch.device("cpu")
+    assert distillation.counts([{"input_ids": unlabelled["input_ids"].to(meta)}]).device == meta
+    assert distillation.counts([{}]).device == meta
+    assert told == ["labels: expected in every batch"] * 3
