@@ -64,11 +64,12 @@ class Weights:
     folder: Path
     meta: dict[str, Any]
     tensors: dict[str, Tensor]
+    group: str = MODEL
 
     @property
     def sha256(self) -> str:
         """Of the file."""
-        return str(self.meta["sha256"][f"{MODEL}.safetensors"])
+        return str(self.meta["sha256"][f"{self.group}.safetensors"])
 
 
 class RunFolder:
@@ -326,7 +327,7 @@ class RunFolder:
 
         def read(place: Path) -> Weights:
             meta = read_meta(place)
-            return Weights(place, meta, read_group(place, group, meta=meta))
+            return Weights(place, meta, read_group(place, group, meta=meta), group)
 
         return self._settled(selection, read)
 

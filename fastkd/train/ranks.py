@@ -5,7 +5,7 @@ import datetime
 import gc
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from typing import Any, TypeVar
@@ -92,6 +92,20 @@ class Ranks:
         missing = object()
         rows = zip_longest(*shares, fillvalue=missing)
         return [item for item in chain.from_iterable(rows) if item is not missing]
+
+    def check_same(self, read: Mapping[str, object]) -> None:
+        """RunFailed, in all processes, unless all have read the same.
+
+        read: hashes of what each has read by itself, by the keys that name it, which all have
+        """
+        everyone = self.join_shares([dict(read)])
+        for key, own in read.items():
+            if any(other[key] != own for other in everyone):
+                raise RunFailed(
+                    f"{key}: the processes of this run have read different files there, as where "
+                    "they are replaced meanwhile, or differ from machine to machine; expected the "
+                    "same ones for all"
+                )
 
     def total(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Sums by name over the processes, which must all have the same names."""

@@ -34,18 +34,18 @@ def start(config: Config, prepared: Prepared) -> Trainer:
     check_room(config.model, tokenizers, "model", max(1, copies), device)
     torch.manual_seed(config.training.seed)
     model = build_model(config.model, tokenizers)
-    if config.start is not None and not RunFolder(config.run).checkpoints():
+    begun: list[str] = []
+    anew = not RunFolder(config.run).checkpoints()
+    if config.start is not None and anew:
         begin = _run_of("start.run", config.start.run, prepared)
         weights = begin.read_weights(config.start.checkpoint)
         load_weights(model, weights.tensors, weights.folder, partly=True)
+        begun.append(weights.sha256)
     objective = Objective(config, tokenizers.target.pad_id, teacher)
-    if (
-        config.start is not None
-        and config.start.learned
-        and not RunFolder(config.run).checkpoints()
-    ):
-        _take_learned(objective, config.start, prepared)
+    if config.start is not None and config.start.learned and anew:
+        begun.append(_take_learned(objective, config.start, prepared))
     corpora = {"train": prepared.train.sha256, "dev": prepared.dev.sha256}
+    ranks.check_same({"data.prepared": corpora, "teacher": taught, "start": begun})
     run = RunFolder(config.run)
     if ranks.first:
         run = RunFolder.create(config, tokenizers, corpora, taught)
@@ -53,8 +53,8 @@ def start(config: Config, prepared: Prepared) -> Trainer:
     return Trainer(config, prepared, model, objective, run, device, ranks)
 
 
-def _take_learned(objective: Objective, config: StartConfig, prepared: Prepared) -> None:
-    """What both runs' losses learn begins as it is there."""
+def _take_learned(objective: Objective, config: StartConfig, prepared: Prepared) -> str:
+    """What both runs' losses learn begins as it is there; the hash of that."""
     begin = _run_of("start.run", config.run, prepared)
     if config.checkpoint == "average":
         raise InputError("start.learned: expected checkpoint best or last; averages hold no losses")
@@ -64,6 +64,7 @@ def _take_learned(objective: Objective, config: StartConfig, prepared: Prepared)
     if not shared:
         raise InputError(f"start.learned: {folder}: its losses learn nothing that these do")
     load_weights(objective, shared, folder, partly=True)
+    return theirs.sha256
 
 
 def _check_lengths(config: Config, prepared: Prepared) -> None:

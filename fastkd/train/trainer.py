@@ -54,6 +54,7 @@ class Trainer:
             objective.teacher.to(device)
         objective.begin(model)
         saved = run.newest_whole((MODEL, OBJECTIVE, STATE))
+        ranks.check_same({"checkpoint": saved.meta["sha256"] if saved else None})
         if saved:
             take_weights(model, objective, saved, averaged=bool(config.training.ema))
         self.updater = Updater(config.training, model, objective, device, ranks)

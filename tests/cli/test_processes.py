@@ -1,6 +1,7 @@
 """Several processes that train together, over gloo."""
 
 import json
+import shutil
 import time
 
 import pytest
@@ -187,6 +188,36 @@ def test_terminated_processes_save_and_can_go_on(config, alone):
     train(2, path, f"training.updates={saved + 1}")
     steps = [record["step"] for record in log(folder) if "loss" in record]
     assert steps == list(range(1, saved + 2))
+
+
+OTHER = """
+import os
+from dataclasses import replace
+from fastkd.runs.folder import RunFolder
+read = RunFolder.read_weights
+def replaced(self, *arguments):
+    weights = read(self, *arguments)
+    if os.environ["RANK"] == "1" and self.path.name == "{run}":
+        checksums = {{**weights.meta["sha256"], "model.safetensors": "of another checkpoint"}}
+        weights = replace(weights, meta={{**weights.meta, "sha256": checksums}})
+    return weights
+RunFolder.read_weights = replaced
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("key", "name"), [("teacher", "teacher"), ("start", "begin")])
+def test_processes_that_read_different_weights_do_not_train(taught, config, tmp_path, key, name):
+    path, folder = config(f"different-{key}")
+    begin = shutil.copytree(taught.folder / "teacher", tmp_path / "begin")
+    run = start(2, path, f"start.run={begin}", code=OTHER.format(run=name))
+    try:
+        _, error = run.communicate(timeout=400)
+    finally:
+        run.kill()
+    assert run.returncode == 1
+    assert f"fastkd: {key}: the processes of this run have read different files" in error
+    assert not folder.exists()
 
 
 OUTLIVED = """

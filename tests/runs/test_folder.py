@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from fastkd.reading import sha256_of
 from fastkd.runs import checkpoint, folder
 from fastkd.runs.checkpoint import write_checkpoint
-from fastkd.runs.folder import MODEL, RunFolder
+from fastkd.runs.folder import MODEL, OBJECTIVE, RunFolder
 
 
 def average(run, update):
@@ -37,3 +38,12 @@ def test_meta_and_tensors_are_of_one_file(tmp_path, monkeypatch, module, step, p
     assert weights.tensors["weight"].unique().tolist() == [weights.meta["update"]]
     average(run, weights.meta["update"])
     assert weights.sha256 == run.read_weights("average").sha256
+
+
+def test_the_hash_is_that_of_the_file(tmp_path):
+    run = RunFolder(tmp_path)
+    groups = {group: {group: torch.ones(2)} for group in (MODEL, OBJECTIVE)}
+    write_checkpoint(run.path / "average", groups, {})
+    for group in groups:
+        file = tmp_path / "average" / f"{group}.safetensors"
+        assert run.read_weights("average", group).sha256 == sha256_of(file)
