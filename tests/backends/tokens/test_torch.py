@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastkd import SparseTeacher, linear_token_distillation_loss, token_distillation_loss
-from fastkd.backends.tokens.torch import positions
+from fastkd.backends.tokens.torch import chunk, positions
 from fastkd.backends.tokens.torch.topk import BLOCK, top_ids
 
 INF = math.inf
@@ -155,3 +155,24 @@ def test_top_ids_are_those_of_a_stable_sort(dtype, vocabulary, k, values, seed):
     expected = scores.sort(dim=-1, descending=True, stable=True)
     assert torch.equal(ids, expected.indices[:, :k])
     assert torch.equal(found, expected.values[:, :k])
+
+
+@pytest.mark.parametrize(
+    ("options", "looks"),
+    [
+        ({}, True),
+        ({"return_prediction": True}, False),
+        ({"rank_weight": 1.0}, False),
+        ({"vocabulary": 7}, False),
+        ({"student_temperature": 2.0}, False),
+        ({"student_temperature": 2.0, "ce_weight": 0.0}, True),
+    ],
+)
+def test_logits_are_looked_at_only_where_an_answer_changes_the_way(options, looks, monkeypatch):
+    looked = []
+    monkeypatch.setattr(chunk, "serves", lambda *given: looked.append(given) or False)
+    token_distillation_loss(
+        torch.randn(3, 9), torch.randn(3, 9), torch.arange(3),
+        **({"ce_weight": 1.0, "kd_weight": 1.0, "divergence": "tvd", "backend": "torch"} | options),
+    )  # fmt: skip
+    assert bool(looked) == looks

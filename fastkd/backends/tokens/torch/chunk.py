@@ -108,8 +108,8 @@ def _block(
     """The components of a few rows, whose gradient takes the place of `logits`."""
     alone = options.vocabulary is None and not options.rank_weight
     alone = alone and not options.return_prediction
-    swept = serves(logits, teacher, options)
-    if swept and alone and (target is None or options.student_temperature == 1):
+    alone = alone and (target is None or options.student_temperature == 1)
+    if alone and serves(logits, teacher, options):  # which reads both sides
         gradient = logits if differentiate else None
         dense = teacher if isinstance(teacher, DenseRows) else None
         ce, kd, entropy = sweep(logits, dense, target, options, scratch, gradient)
