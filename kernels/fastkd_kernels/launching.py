@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
@@ -40,7 +41,22 @@ class Step:
         varying: tuple[int | float, ...] = (),
     ) -> None:
         """On tensors in the kernel's order; `varying`: the scalars that were not planned."""
-        pattern = 0
+        device = _device_of(pointers)
+        # Triton launches on the current device, whichever the tensors are on.
+        if device < 0 or device == torch.cuda.current_device():
+            self._launch(device, pointers, programs, varying)
+            return
+        with torch.cuda.device(device):
+            self._launch(device, pointers, programs, varying)
+
+    def _launch(
+        self,
+        device: int,
+        pointers: Sequence[Tensor | None],
+        programs: int,
+        varying: tuple[int | float, ...],
+    ) -> None:
+        pattern = device + 1  # a compiled kernel is loaded on one device
         for pointer in pointers:
             pattern *= 3
             if pointer is not None:
@@ -53,11 +69,19 @@ class Step:
             if isinstance(made, CompiledKernel):
                 self.compiled[pattern] = made
             return
-        stream = driver.active.get_current_stream(driver.active.get_current_device())
+        stream = driver.active.get_current_stream(max(device, 0))
         kernel.run(
             programs, 1, 1, stream, kernel.function, kernel.packed_metadata, None, None, None,
             *pointers, *varying, *self.scalars, *self.constants.values(),
         )  # fmt: skip
+
+
+def _device_of(pointers: Sequence[Tensor | None]) -> int:
+    """Number of the GPU that the first tensor is on, or −1."""
+    for pointer in pointers:
+        if pointer is not None:
+            return pointer.get_device()
+    return -1
 
 
 def launches_are_watched() -> bool:

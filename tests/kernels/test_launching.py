@@ -1,11 +1,14 @@
 """Planned launches, and what they may not depend on, with a GPU that is not there."""
 
+import contextlib
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from fastkd_kernels import launching
 
 # A second call of the same layout goes past Triton's look-up of types, and one on other addresses
 # or with a tool that watches launches does not.
@@ -158,3 +161,62 @@ def test_a_layout_is_looked_up_once():
     )
     assert launched == looked_up == again == watched == watched_looked_up
     assert again_looked_up == 0
+
+
+class Compiled:
+    """As Triton's: loaded on the device that was the current one."""
+
+    function = packed_metadata = None
+
+    def __init__(self, device, launched):
+        self.device, self.launched = device, launched
+
+    def run(self, *arguments):
+        self.launched.append((self.device, arguments[3]))
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """That are not there; what was launched as (device of the kernel, stream)."""
+    now, launched = [0], []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            def compile_and_launch(*_, **__):
+                made = Compiled(now[0], launched)
+                made.run(*grid, 1, 1, f"stream of {now[0]}")
+                return made
+
+            return compile_and_launch
+
+    @contextlib.contextmanager
+    def device(number):
+        before, now[0] = now[0], number
+        yield
+        now[0] = before
+
+    active = SimpleNamespace(
+        get_current_device=lambda: now[0], get_current_stream=lambda at: f"stream of {at}"
+    )
+    monkeypatch.setattr(launching, "driver", SimpleNamespace(active=active))
+    monkeypatch.setattr(launching, "CompiledKernel", Compiled)
+    monkeypatch.setattr(launching, "launches_are_watched", lambda: False)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: now[0])
+    monkeypatch.setattr(torch.cuda, "device", device)
+    step = launching.Step(Kernel(), 1, ("x",), (), {}, {})
+    return step, now, launched
+
+
+def test_a_launch_goes_to_the_gpu_of_its_tensors(two_gpus):
+    step, now, launched = two_gpus
+
+    def launch(number):
+        tensor = SimpleNamespace(data_ptr=lambda: 16, get_device=lambda: number)
+        step.launch([None, tensor], 1)
+
+    for current in (0, 1):
+        now[0] = current
+        for number in (1, 0, 1, 0):
+            launch(number)
+            assert launched.pop() == (number, f"stream of {number}") and now[0] == current
+    assert len(step.compiled) == 2
