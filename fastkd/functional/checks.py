@@ -11,19 +11,7 @@ from torch import Tensor
 
 from fastkd import watching
 from fastkd.errors import InputError
-from fastkd.functional.calls import (
-    BETAS,
-    DIVERGENCES,
-    SERVED,
-    AlignmentCall,
-    AlignmentOptions,
-    Maps,
-    Projected,
-    QueryKey,
-    TokenCall,
-    TokenOptions,
-)
-from fastkd.functional.sparse import SparseTeacher
+from fastkd.functional.calls import AlignmentCall, AlignmentOptions, Maps, QueryKey
 
 REDUCTIONS = ("sum", "mean", "none")
 ALIGNMENT_REDUCTIONS = (*REDUCTIONS, "rows")
@@ -84,7 +72,7 @@ def _kind(value: object) -> str:
     return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
 
 
-def _on(name: str, value: Tensor, device: torch.device) -> None:
+def on(name: str, value: Tensor, device: torch.device) -> None:
     if value.device != device:
         raise InputError(f"{name} must be on {device}, not {value.device}")
 
@@ -154,7 +142,7 @@ def mask(
     if shape is not None and tuple(value.shape) != shape:
         raise InputError(f"{name} must have shape {shape}, not {tuple(value.shape)}")
     if device is not None:
-        _on(name, value, device)
+        on(name, value, device)
 
 
 def query_key(side: str, query: Sequence[Tensor], key: Sequence[Tensor]) -> None:
@@ -207,7 +195,7 @@ def _parameter(
     floating(name, value)
     if tuple(value.shape) != shape:
         raise InputError(f"{name} must have shape {expected} = {shape}, not {tuple(value.shape)}")
-    _on(name, value, device)
+    on(name, value, device)
 
 
 def alignment_options(options: AlignmentOptions, bias: bool) -> None:
@@ -220,187 +208,4 @@ def alignment_options(options: AlignmentOptions, bias: bool) -> None:
     if options.normalization == "mixture" and options.temperature != 1:
         raise InputError(
             f"temperature: normalization 'mixture' has none, but got {options.temperature!r}"
-        )
-
-
-# Token losses.
-
-
-def rows(name: str, value: Tensor) -> None:
-    """A floating tensor (..., size)."""
-    floating(name, value)
-    if value.dim() == 0 or value.shape[-1] == 0:
-        raise InputError(
-            f"{name} must have shape (..., size) with size at least 1, not {tuple(value.shape)}"
-        )
-
-
-def projected(side: str, given: Projected) -> None:
-    """`weight` (V, D) and `bias` (V,) fit `hidden` (..., D)."""
-    hidden, weight, bias = given
-    rows(f"{side}_hidden", hidden)
-    width = hidden.shape[-1]
-    floating(f"{side}_weight", weight)
-    if weight.dim() != 2 or weight.shape[0] == 0 or weight.shape[1] != width:
-        raise InputError(
-            f"{side}_weight must have shape (V, {width}) as {side}_hidden's last dimension, not "
-            f"{tuple(weight.shape)}"
-        )
-    parameters = {f"{side}_weight": weight}
-    if bias is not None:
-        floating(f"{side}_bias", bias)
-        parameters[f"{side}_bias"] = bias
-        if tuple(bias.shape) != (weight.shape[0],):
-            raise InputError(
-                f"{side}_bias must have shape (V,) = ({weight.shape[0]},), not {tuple(bias.shape)}"
-            )
-    for name, value in parameters.items():
-        _on(name, value, hidden.device)
-        if value.dtype != hidden.dtype and not torch.is_autocast_enabled(hidden.device.type):
-            raise InputError(
-                f"{name} must be {hidden.dtype} as {side}_hidden, not {value.dtype}, unless "
-                "autocast is on"
-            )
-
-
-def token_options(options: TokenOptions) -> None:
-    for name in ("ce_weight", "kd_weight", "rank_weight", "entropy_weight"):
-        finite(name, getattr(options, name))
-    for name in (
-        "student_temperature",
-        "teacher_temperature",
-        "student_logit_scale",
-        "teacher_logit_scale",
-    ):
-        positive(name, getattr(options, name))
-    for name in ("student_soft_cap", "teacher_soft_cap"):
-        if getattr(options, name) is not None:
-            positive(name, getattr(options, name))
-    if options.vocabulary is not None:
-        whole("vocabulary", options.vocabulary)
-    smoothing = options.label_smoothing
-    if not isinstance(smoothing, int | float) or not 0 <= smoothing <= 1:
-        raise InputError(f"label_smoothing must be in 0..1, not {smoothing!r}")
-    one_of("reduction", options.reduction, REDUCTIONS)
-    whole("top_k", options.top_k)
-    divergence(options.divergence, options.beta)
-
-
-def divergence(form: str, beta: float | None) -> None:
-    one_of("divergence", form, DIVERGENCES)
-    if beta is None:
-        return
-    if form not in BETAS:
-        raise InputError(f"beta belongs to {', '.join(BETAS)}; divergence={form!r} has none")
-    finite("beta", beta)
-    if form == "jsd" and not 0 < beta < 1:
-        raise InputError(
-            f"beta of jsd must be between 0 and 1, not {beta}; at its ends take divergence='kl' "
-            "or 'reverse_kl'"
-        )
-    if not 0 <= beta < 1:
-        raise InputError(f"beta of {form} must be at least 0 and below 1, not {beta}")
-
-
-def tokens(call: TokenCall[Tensor] | TokenCall[Projected]) -> None:
-    """Everything about a call whose student is in order."""
-    options, student = call.options, call.student
-    positions = student.hidden if isinstance(student, Projected) else student
-    vocabulary = len(student.weight) if isinstance(student, Projected) else student.shape[-1]
-    token_options(options)
-    compared = vocabulary if options.vocabulary is None else options.vocabulary
-    if compared > vocabulary:
-        raise InputError(
-            f"vocabulary must be at most the student's {vocabulary} ids, not {compared}"
-        )
-    if options.rank_weight and options.top_k > compared:
-        raise InputError(f"top_k must be at most the vocabulary's {compared}, not {options.top_k}")
-    if options.ce_weight:
-        if call.target is None:
-            raise InputError("target is needed where ce_weight is not 0")
-        _in_range("target", call.target, compared, call.counted)
-    teacher = call.teacher
-    if teacher is None:
-        if options.teaches:
-            raise InputError("the teacher is needed where kd_weight or rank_weight is not 0")
-    elif isinstance(teacher, SparseTeacher):
-        _listed(teacher, positions, compared, call.counted, options)
-    elif isinstance(teacher, Tensor):
-        rows("teacher_logits", teacher)
-        _share(options, "", teacher.shape[-1], vocabulary)
-        same_positions("teacher_logits", teacher, teacher.shape[:-1], positions)
-        constant(teacher_logits=teacher)
-    else:
-        projected("teacher", teacher)
-        _share(options, "_weight", len(teacher.weight), vocabulary)
-        same_positions("teacher_hidden", teacher.hidden, teacher.hidden.shape[:-1], positions)
-        hidden, weight, bias = teacher
-        constant(teacher_hidden=hidden, teacher_weight=weight, teacher_bias=bias)
-
-
-def _share(options: TokenOptions, rows: str, teacher: int, student: int) -> None:
-    """That a teacher of so many ids, rows of `teacher{rows}`, can be compared."""
-    if options.vocabulary is None and teacher != student:
-        unit = "rows" if rows else "ids"
-        raise InputError(
-            f"teacher and student must share the vocabulary: teacher{rows} has {teacher} {unit}, "
-            f"student{rows} {student}; vocabulary=n compares the first n"
-        )
-    if options.vocabulary is not None and options.vocabulary > teacher:
-        raise InputError(
-            f"vocabulary must be at most the teacher's {teacher} ids, not {options.vocabulary}"
-        )
-
-
-def _listed(
-    teacher: SparseTeacher,
-    student: Tensor,
-    vocabulary: int,
-    counted: Tensor | None,
-    options: TokenOptions,
-) -> None:
-    for value in (teacher.ids, teacher.log_probs):
-        same_positions("SparseTeacher", value, value.shape[:-1], student)
-    if not options.teaches:
-        return
-    listed = teacher.ids.shape[-1]
-    if listed > vocabulary:
-        raise InputError(f"SparseTeacher lists {listed} ids of a vocabulary of {vocabulary}")
-    if options.rank_weight and listed < options.top_k:
-        raise InputError(
-            f"SparseTeacher: ranking needs at least top_k = {options.top_k} ids, not {listed}"
-        )
-    if options.kd_weight and options.form not in SERVED[teacher.rest]:
-        able = [rest for rest, forms in SERVED.items() if options.form in forms]
-        raise InputError(
-            f"SparseTeacher: divergence={options.form!r} needs rest={' or '.join(map(repr, able))},"
-            f" not {teacher.rest!r}"
-        )
-    _in_range("SparseTeacher: ids", teacher.ids, vocabulary, counted)
-
-
-def same_positions(name: str, value: Tensor, positions: torch.Size, student: Tensor) -> None:
-    """`positions` of `value` (...) or (..., size) against those of the student (..., size)."""
-    expected = student.shape[:-1]
-    if positions != expected:
-        where = "" if value.shape == positions else " before its last dimension"
-        raise InputError(
-            f"{name} must have the student's positions {tuple(expected)}{where}, not "
-            f"{tuple(value.shape)}"
-        )
-    _on(name, value, student.device)
-
-
-def _in_range(name: str, ids: Tensor, vocabulary: int, counted: Tensor | None) -> None:
-    if not readable(ids) or ids.numel() == 0:
-        return
-    ids = ids.long()  # a narrow type may not hold the vocabulary's size
-    if ids.min() >= 0 and ids.max() < vocabulary:
-        return
-    wrong = (ids < 0) | (ids >= vocabulary)
-    if counted is not None:
-        wrong &= counted if ids.dim() == counted.dim() else counted.unsqueeze(-1)
-    if wrong.any():
-        raise InputError(
-            f"{name} must be in 0..{vocabulary - 1} at counted positions, not {ids[wrong][0]}"
         )

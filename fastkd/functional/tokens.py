@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fastkd import watching
 from fastkd.errors import InputError
-from fastkd.functional import checks
+from fastkd.functional import checks, token_checks
 from fastkd.functional.calls import (
     Projected,
     TokenCall,
@@ -15,6 +15,7 @@ from fastkd.functional.calls import (
     TokenOptions,
 )
 from fastkd.functional.dispatch import choose, token_backend
+from fastkd.functional.divided import whole
 from fastkd.functional.signatures import spelled_out
 from fastkd.functional.sparse import SparseTeacher
 
@@ -77,10 +78,10 @@ def token_distillation_loss(
     requires grad; BackendUnavailable where a backend asked for by name cannot serve the call.
     """
     given = TokenOptions(**options)
-    checks.rows("student_logits", student_logits)
+    token_checks.rows("student_logits", student_logits)
     counted = _counted(student_logits, target, mask, given.ignore_index)
     call = TokenCall(student_logits, teacher_logits, target, counted, given)
-    checks.tokens(call)
+    token_checks.tokens(call)
     served_by = choose("tokens", token_backend, backend, student_logits, call)
     return watching.named(PART, served_by.dense_losses, call)
 
@@ -105,10 +106,11 @@ def linear_token_distillation_loss(
     teacher_hidden, teacher_weight, teacher_bias: (..., Dt), (V, Dt), (V,) or None; or
         teacher_hidden a SparseTeacher and the other two None
 
-    A weight may be a DTensor that processes divide by rows (Shard(0)), as FSDP2's parameters are.
-    Then all of them call together, each with its own positions and the same options; `torch` has
-    the rows come in turn, so that one part of them is held at a time; their gradient is the sum
-    over the processes, which must give the loss the same gradient.
+    A weight may be a DTensor that processes divide by rows (one Shard(0), and Replicate() in other
+    dimensions of its mesh), as FSDP2's parameters are. Then all of them call together, each with
+    its own positions and the same options; `torch` has the rows come in turn, so that one part of
+    them is held at a time; their gradient is the sum over the processes, which must give the loss
+    the same gradient. A bias that is a DTensor is gathered, and its gradient is such a sum too.
 
     Hidden states, weight and bias of one model have one floating type, unless autocast is on;
     everything after the matrix product is float32 (float64 where the student is). All else as
@@ -116,11 +118,12 @@ def linear_token_distillation_loss(
     """
     given = TokenOptions(**options)
     student = Projected(student_hidden, student_weight, student_bias)
-    checks.projected("student", student)
+    token_checks.projected("student", student)
+    student = student._replace(bias=whole(student_bias))
     teacher = _teacher(teacher_hidden, teacher_weight, teacher_bias)
     counted = _counted(student_hidden, target, mask, given.ignore_index)
     call = TokenCall(student, teacher, target, counted, given)
-    checks.tokens(call)
+    token_checks.tokens(call)
     served_by = choose("tokens", token_backend, backend, student_hidden, call)
     return watching.named(PART, served_by.linear_losses, call)
 
@@ -132,11 +135,11 @@ def _counted(
     found = None
     if target is not None:
         checks.integers("target", target)
-        checks.same_positions("target", target, target.shape, student)
+        token_checks.same_positions("target", target, target.shape, student)
         found = target.long() != ignore_index  # which a narrow type cannot hold
     if mask is not None:
         checks.mask("mask", mask)
-        checks.same_positions("mask", mask, mask.shape, student)
+        token_checks.same_positions("mask", mask, mask.shape, student)
         found = mask if found is None else mask & found
     if found is not None and checks.readable(found) and bool(found.all()):
         return None
@@ -153,4 +156,4 @@ def _teacher(
         return hidden
     if weight is None:
         raise InputError("teacher_weight is needed with teacher_hidden")
-    return Projected(hidden, weight, bias)
+    return Projected(hidden, weight, whole(bias))

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from fastkd.functional import (
     SparseTeacher,
     TokenLosses,
-    checks,
     linear_token_distillation_loss,
+    token_checks,
     token_distillation_loss,
 )
 from fastkd.functional.calls import TokenKeywords, TokenOptions
@@ -30,7 +30,7 @@ class TokenDistillation(nn.Module):
     ) -> None:
         super().__init__()
         given = TokenOptions(**options)
-        checks.token_options(given)
+        token_checks.token_options(given)
         if t_squared:
             options["kd_weight"] = given.kd_weight * given.student_temperature**2
         self.options = options

@@ -8,7 +8,7 @@ import pytest
 import fastkd.losses
 from fastkd.config import tree
 from fastkd.errors import InputError
-from fastkd.functional import calls, checks
+from fastkd.functional import calls, token_checks
 
 
 def test_the_tree_hands_them_on():
@@ -30,7 +30,7 @@ def test_they_need_no_more_than_pydantic():
 @pytest.mark.parametrize("beta", [None, 0.0, 0.5, 1.0])
 def test_word_kd_takes_the_betas_that_the_losses_take(form, beta):
     try:
-        checks.divergence(form, beta)
+        token_checks.divergence(form, beta)
     except InputError:
         with pytest.raises(ValueError, match="beta"):
             fastkd.losses.WordKD(divergence=form, beta=beta)

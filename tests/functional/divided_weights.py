@@ -45,25 +45,27 @@ def _differences(mesh, placements, rank, size, backend, options):
     target = torch.randint(33, (4, 9), generator=random)
     target[2, 3:] = target[1] = -100
 
-    def losses(hidden, weight, taught, theirs, target, backend):
+    def losses(hidden, weight, bias, taught, theirs, target, backend):
         return linear_token_distillation_loss(
             hidden, weight, taught, theirs, target, student_bias=bias, backend=backend, **options
         )
 
-    whole, states = weight.clone().requires_grad_(), hidden.clone().requires_grad_()
-    expected = losses(states, whole, taught, theirs, target, "reference")
+    whole, shift, states = (each.clone().requires_grad_() for each in (weight, bias, hidden))
+    expected = losses(states, whole, shift, taught, theirs, target, "reference")
     expected.loss.sum().backward()
     mine = slice(rank, 4, size)
     divided = distribute_tensor(weight, mesh, placements).requires_grad_()
+    its_bias = distribute_tensor(bias, mesh, placements).requires_grad_()
     own = hidden[mine].clone().requires_grad_()
     teacher = distribute_tensor(theirs, mesh, placements)
-    got = losses(own, divided, taught[mine], teacher, target[mine], backend)
+    got = losses(own, divided, its_bias, taught[mine], teacher, target[mine], backend)
     (got.loss.sum() * FACTOR).backward()
     total = got.loss.detach().sum()
     dist.all_reduce(total)
     errors = [
         total - expected.loss.sum(),
         divided.grad.full_tensor() / FACTOR - whole.grad,
+        its_bias.grad.full_tensor() / FACTOR - shift.grad,
         own.grad / FACTOR - states.grad[mine],
     ]
     if options.get("return_prediction"):

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastkd.backends.tokens.divergences import divergence, entropy
-from fastkd.backends.tokens.weights import whole
 from fastkd.functional.calls import Projected, TokenCall, TokenLosses, TokenOptions
+from fastkd.functional.divided import whole
 from fastkd.functional.sparse import SparseTeacher
 
 BANNED = -math.inf

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fastkd import watching
 from fastkd.backends.early import not_first_order
-from fastkd.backends.tokens.weights import is_divided
 from fastkd.functional.calls import Projected, TokenCall, TokenLosses, TokenOptions
+from fastkd.functional.divided import is_divided
 from fastkd.functional.sparse import SparseTeacher
 
 _UNSERVED = (

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastkd.backends.tokens.torch.positions import Part
 from fastkd.backends.tokens.torch.products import Gradients, Projecting, Projection, filled
-from fastkd.backends.tokens.weights import is_divided
+from fastkd.functional.divided import is_divided
 
 
 def projection_of(
@@ -175,6 +175,6 @@ def check_same(upstream: Tensor, weight: Any) -> None:
     for dimension in range(mesh.ndim):
         dist.all_reduce(ends, dist.ReduceOp.MAX, mesh.get_group(dimension))
     torch._assert_async(
-        ends[0] == -ends[1],
+        (ends[0] == -ends[1]) | ends.isnan().any(),  # which the loss shows, too
         "the gradient of a loss whose weight is divided over processes must be equal in all",
     )

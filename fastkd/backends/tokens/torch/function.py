@@ -11,8 +11,8 @@ from fastkd.backends.tokens.torch.divided import check_same
 from fastkd.backends.tokens.torch.numerics import readable
 from fastkd.backends.tokens.torch.positions import Positions
 from fastkd.backends.tokens.torch.totals import Totals
-from fastkd.backends.tokens.weights import is_divided
 from fastkd.functional.calls import TokenLosses, TokenOptions
+from fastkd.functional.divided import is_divided
 
 ONCE = "backend 'torch' of the token losses has no second-order gradient; use backend='reference'"
 
