@@ -20,6 +20,8 @@ _UNSERVED = (
     "teacher_logit_scale",
     "vocabulary",
 )
+# Of jsd: for less, the logarithm of its mixture, about β, has only the digits of a number near 1.
+LEAST_BETA = 1e-3
 _PLAIN = TokenOptions(ce_weight=1.0, kd_weight=1.0)
 
 
@@ -35,6 +37,12 @@ def unavailable(call: TokenCall[Tensor] | TokenCall[Projected]) -> str | None:
     for name in _UNSERVED:
         if getattr(options, name) != getattr(_PLAIN, name):
             return f"the kernels do not take {name}; backend='torch' does"
+    mixes = options.kd_weight != 0 and options.form == "jsd"
+    if mixes and not LEAST_BETA <= options.skew <= 1 - LEAST_BETA:
+        return (
+            f"the kernels lose digits of jsd with a beta outside {LEAST_BETA}..{1 - LEAST_BETA}, "
+            f"such as {options.skew}; backend='torch' keeps them"
+        )
     for side in (call.student, call.teacher):
         if isinstance(side, Projected) and is_divided(side.weight):
             return "the kernels do not take a weight divided over processes; backend='torch' does"

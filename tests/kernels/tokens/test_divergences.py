@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastkd import (
+    BackendUnavailable,
     SparseTeacher,
     linear_token_distillation_loss,
     token_distillation_loss,
+    watching,
 )
 from fastkd.functional.calls import SERVED
 from tests.kernels.tokens_compare import DEVICE, assert_as_exact_as_reference, run
@@ -62,6 +64,37 @@ def test_linear(form):
         loss, [hidden, weight, bias], *theirs, torch.arange(5), ce_weight=0.5, kd_weight=0.5,
         divergence=form, beta=BETAS.get(form), reduction="mean",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("beta", [1e-6, 9.9e-4, 0.9991])
+def test_jsd_near_its_ends_is_left_to_torch(beta):
+    given = drawn(3, 13, seed=1), drawn(3, 13, seed=2), torch.arange(3)
+
+    def losses(backend, weight=1.0):
+        options = {"ce_weight": 1.0, "kd_weight": weight, "divergence": "jsd", "beta": beta}
+        with watching.pretending(watching.Pretence(fused=True)):
+            return token_distillation_loss(*given, **options, backend=backend)
+
+    with pytest.raises(BackendUnavailable, match=f"{beta}; backend='torch' keeps them"):
+        losses("triton")
+    assert losses("auto") == losses("torch")
+    assert losses("triton", weight=0.0).ce > 0
+
+
+@pytest.mark.parametrize("beta", [1e-3, 1 - 1e-3])
+def test_jsd_as_near_to_its_ends_as_the_kernels_go(beta):
+    student, teacher = drawn(3, 13, seed=1), drawn(3, 13, seed=2)
+    options = {"ce_weight": 0.0, "kd_weight": 1.0, "divergence": "jsd", "beta": beta}
+    found, exact = (
+        token_distillation_loss(*each, reduction="none", backend=backend, **options).kd
+        for each, backend in (
+            ((student, teacher), "triton"),
+            ((student.double(), teacher.double()), "reference"),
+        )
+    )
+    # Each ratio to the mixture, about beta, has an error of a few units of float32 near 1.
+    bound = 8 * torch.finfo(torch.float32).eps / 1e-3
+    torch.testing.assert_close(found.double(), exact, rtol=bound, atol=0)
 
 
 @pytest.mark.parametrize("form", OTHERS)
