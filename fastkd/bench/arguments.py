@@ -50,6 +50,7 @@ def bench(arguments: Sequence[str]) -> int:
     )
     check(question)
     if options.predict:
+        _check_prediction(options, question)
         show(predictions(question, CHIPS[options.predict]))
         if question.device.type == "cpu":
             return 0
@@ -62,6 +63,20 @@ def bench(arguments: Sequence[str]) -> int:
     if question.out is not None:
         _draw(question, question.out)
     return 0
+
+
+def _check_prediction(options: argparse.Namespace, question: Question) -> None:
+    """InputError for what a prediction would not heed."""
+    if TRAINING in options.operations:
+        raise InputError(f"--predict: expected a loss with --op, not {TRAINING!r}")
+    if options.dtype not in (None, "bfloat16"):
+        raise InputError(
+            f"--predict is of bfloat16: expected no other --dtype, not {options.dtype!r}"
+        )
+    if question.device.type == "cpu":
+        for name in ("against", "out"):
+            if getattr(options, name) is not None:
+                raise InputError(f"--{name}: with --predict and without a GPU nothing is measured")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -43,6 +43,11 @@ def test_training_steps_of_every_method(tmp_path, capsys):
         ("--against somebody", "--against"),
         ("--op training --shapes huge", "--shapes"),
         ("--op linear-ce --op training --shapes N=16", "--shapes"),
+        ("--predict h200 --op training", "--predict: expected a loss with --op, not 'training'"),
+        ("--predict h200 --op linear-ce --op training", "not 'training'"),
+        ("--predict h200 --op linear-ce --dtype float32", "--dtype, not 'float32'"),
+        ("--predict h200 --op linear-ce --out nowhere", "--out"),
+        ("--predict h200 --op linear-ce --against torch", "--against"),
     ],
 )
 def test_wrong_input_is_one_line(arguments, complaint, capsys):
