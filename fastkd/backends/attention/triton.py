@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import torch
 from fastkd_kernels.attention.config import PAIR_SIZES
-from fastkd_kernels.attention.operators import align_maps, align_pairs, align_queries
+from fastkd_kernels.attention.map_operators import align_maps
+from fastkd_kernels.attention.operators import align_pairs, align_queries
 from fastkd_kernels.common import unsupported
 from torch import Tensor
 

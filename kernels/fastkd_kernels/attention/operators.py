@@ -11,7 +11,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastkd_kernels.attention.mixing import maps
 from fastkd_kernels.attention.mixing.launch import Settings
 from fastkd_kernels.attention.numerics import STATISTICS
 from fastkd_kernels.attention.pairs import alignment as pairs
@@ -25,7 +24,6 @@ OPTIONS = (
     "bool causal, str normalization, float temperature, bool include"
 )
 QUERIES = "Tensor student_query, Tensor student_key, Tensor teacher_query, Tensor teacher_key"
-MAPS = "Tensor student, Tensor teacher, Tensor? weight"
 WANTED = "bool gradient, bool weight_gradient"
 SECOND_ORDER = (
     "the triton backend has no second-order gradient of the attention alignment loss: "
@@ -33,7 +31,7 @@ SECOND_ORDER = (
 )
 
 
-def _operator(name: str, schema: str, fake: Callable) -> Callable[[Callable], Callable]:
+def operator(name: str, schema: str, fake: Callable) -> Callable[[Callable], Callable]:
     """Registers a function as `fastkd::name`."""
 
     def register(function: Callable) -> Callable:
@@ -44,12 +42,12 @@ def _operator(name: str, schema: str, fake: Callable) -> Callable[[Callable], Ca
     return register
 
 
-def _nothing(like: Tensor) -> Tensor:
+def nothing(like: Tensor) -> Tensor:
     """Operators return tensors: an empty one stands for a gradient that nobody asked for."""
     return like.new_empty(0, dtype=torch.float32)
 
 
-def _softened(weight: Tensor, options: tuple) -> tuple[Tensor, bool]:
+def softened(weight: Tensor, options: tuple) -> tuple[Tensor, bool]:
     """(what maps are mixed with, whether it is the weight's softmax)."""
     softmax = options[3] == "mixture"
     return (weight.softmax(1) if softmax else weight.contiguous()), softmax
@@ -75,13 +73,13 @@ def _align_queries_fake(student_query, student_key, teacher_query, teacher_key, 
     dtype = early_dtype(student_query.dtype)
     return (
         weight.new_empty(shape, dtype=torch.float32),
-        student_query.new_empty(student_query.shape, dtype=dtype) if gradient else _nothing(weight),
-        student_key.new_empty(student_key.shape, dtype=dtype) if gradient else _nothing(weight),
-        weight.new_empty(weight.shape) if weight_gradient else _nothing(weight),
+        student_query.new_empty(student_query.shape, dtype=dtype) if gradient else nothing(weight),
+        student_key.new_empty(student_key.shape, dtype=dtype) if gradient else nothing(weight),
+        weight.new_empty(weight.shape) if weight_gradient else nothing(weight),
     )
 
 
-@_operator(
+@operator(
     "align_queries",
     f"({QUERIES}, Tensor weight, {OPTIONS}, float reduce, {WANTED}) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
@@ -93,7 +91,7 @@ def align_queries_op(*inputs):
     wanted: tuple[bool, ...] = gradient, weight_gradient
     settings = Settings(*options, *wanted)
     found = _aligned(tensors, settings, reduce, None, early_dtype(inputs[0].dtype))
-    return tuple(_nothing(inputs[4]) if each is None else each for each in found)
+    return tuple(nothing(inputs[4]) if each is None else each for each in found)
 
 
 def _align_queries_setup(ctx, inputs, output):
@@ -130,13 +128,13 @@ def _align_queries_bwd_fake(
 ):
     *_, gradient, weight_gradient = options
     return (
-        student_query.new_empty(student_query.shape) if gradient else _nothing(weight),
-        student_key.new_empty(student_key.shape) if gradient else _nothing(weight),
-        weight.new_empty(weight.shape) if weight_gradient else _nothing(weight),
+        student_query.new_empty(student_query.shape) if gradient else nothing(weight),
+        student_key.new_empty(student_key.shape) if gradient else nothing(weight),
+        weight.new_empty(weight.shape) if weight_gradient else nothing(weight),
     )
 
 
-@_operator(
+@operator(
     "align_queries_bwd",
     f"(Tensor upstream, {QUERIES}, Tensor weight, {OPTIONS}, {WANTED}) -> (Tensor, Tensor, Tensor)",
     _align_queries_bwd_fake,
@@ -145,7 +143,7 @@ def align_queries_bwd_op(upstream, *inputs):
     tensors = (*inputs[:4], inputs[4].contiguous(), *inputs[5:7])
     settings = Settings(*inputs[7:])
     found = _aligned(tensors, settings, 0.0, upstream.float(), inputs[0].dtype)
-    return tuple(_nothing(inputs[4]) if each is None else each for each in found[1:])
+    return tuple(nothing(inputs[4]) if each is None else each for each in found[1:])
 
 
 class AlignQueries(torch.autograd.Function):
@@ -154,7 +152,7 @@ class AlignQueries(torch.autograd.Function):
     @staticmethod
     def forward(ctx, options, reduce, *tensors):
         *queries, weight, query_lengths, key_lengths = tensors
-        weight, softmax = _softened(weight, options)
+        weight, softmax = softened(weight, options)
         wanted: tuple[bool, ...] = (
             ctx.needs_input_grad[2] or ctx.needs_input_grad[3],
             ctx.needs_input_grad[6],
@@ -191,7 +189,7 @@ def align_queries(tensors: Inputs, options: tuple, reduce: float) -> Tensor:
         return AlignQueries.apply(options, reduce, *tensors)
     learning = torch.is_grad_enabled()
     query, key, teacher_query, teacher_key, weight, *lengths = tensors
-    weight, _ = _softened(weight, options)
+    weight, _ = softened(weight, options)
     loss = torch.ops.fastkd.align_queries(
         query, key, teacher_query, teacher_key, weight, *lengths, *options, 1.0 if reduce else 0.0,
         learning and (query.requires_grad or key.requires_grad),
@@ -229,7 +227,7 @@ def _align_pairs_fake(student_query, *inputs):
     )
 
 
-@_operator("align_pairs", f"({QUERIES}, {OPTIONS}) -> (Tensor, Tensor, Tensor)", _align_pairs_fake)
+@operator("align_pairs", f"({QUERIES}, {OPTIONS}) -> (Tensor, Tensor, Tensor)", _align_pairs_fake)
 def align_pairs_op(*inputs):
     tensors = inputs[:6]
     return _pairs(tensors, inputs[6:]).forward(dict(zip(PAIR_NAMES, tensors, strict=True)))
@@ -258,7 +256,7 @@ def _align_pairs_bwd_fake(upstream, logs, statistics, student_query, student_key
     return student_query.new_empty(student_query.shape), student_key.new_empty(student_key.shape)
 
 
-@_operator(
+@operator(
     "align_pairs_bwd",
     f"(Tensor upstream, Tensor logs, Tensor statistics, {QUERIES}, {OPTIONS}) -> (Tensor, Tensor)",
     _align_pairs_bwd_fake,
@@ -294,128 +292,4 @@ def align_pairs(tensors: tuple[Tensor | None, ...], options: tuple, reduce: floa
     if runs_at_once(*tensors):
         return AlignPairs.apply(options, reduce, *tensors)
     loss = torch.ops.fastkd.align_pairs(*tensors, *options)[0]
-    return loss.sum() * reduce if reduce else loss
-
-
-# From maps.
-
-MAP_NAMES = ("student_maps", "teacher_maps", "weight", "query_lengths", "key_lengths")
-
-
-def _maps(tensors, settings, reduce=0.0) -> maps.MapAlignment:
-    student, teacher, weight, query_lengths, key_lengths = tensors
-    request = maps.Request(
-        Layout.of(student),
-        Layout.of(teacher),
-        weight is not None,
-        (query_lengths is not None, key_lengths is not None),
-        settings,
-        reduce,
-        student.device,
-    )
-    return maps.planned(request)
-
-
-def _map_tensors(student, teacher, weight, *lengths) -> tuple[Tensor | None, ...]:
-    return student, teacher, None if weight is None else weight.contiguous(), *lengths
-
-
-def _align_maps_fake(student, teacher, weight, query_lengths, key_lengths, *options):
-    batch, heads, queries, _ = teacher.shape
-    rows = {"row": queries, "map": 1}.get(options[3])
-    shape = (batch, STATISTICS.value, heads, rows) if rows else (0,)
-    return (
-        teacher.new_empty((batch, heads), dtype=torch.float32),
-        teacher.new_empty(shape, dtype=torch.float32),
-    )
-
-
-@_operator("align_maps", f"({MAPS}, {OPTIONS}) -> (Tensor, Tensor)", _align_maps_fake)
-def align_maps_op(*inputs):
-    wanted: tuple[bool, ...] = False, False
-    tensors = _map_tensors(*inputs[:5])
-    plan = _maps(tensors, Settings(*inputs[5:], *wanted))
-    loss, statistics = plan.forward(dict(zip(MAP_NAMES, tensors, strict=True)))
-    return loss, _nothing(loss) if statistics is None else statistics
-
-
-def _align_maps_setup(ctx, inputs, output):
-    ctx.options = inputs[5:]
-    ctx.save_for_backward(*inputs[:5], output[1])
-
-
-def _align_maps_backward(ctx, upstream, *_):
-    *inputs, statistics = ctx.saved_tensors
-    student, _, weight, *_ = inputs
-    wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
-    with torch.no_grad():
-        found = torch.ops.fastkd.align_maps_bwd(
-            upstream.contiguous(), statistics, *inputs, *ctx.options, *wanted
-        )
-        found = tuple(
-            gradient if asked else None for gradient, asked in zip(found, wanted, strict=True)
-        )
-    gradient, change = only_first_order(found, (student, weight), SECOND_ORDER)
-    return gradient, None, change, *(None for _ in range(8))
-
-
-align_maps_op.register_autograd(  # type: ignore[attr-defined]
-    _align_maps_backward, setup_context=_align_maps_setup
-)
-
-
-def _align_maps_bwd_fake(upstream, statistics, student, teacher, weight, *options):
-    *_, gradient, weight_gradient = options
-    return (
-        student.new_empty(student.shape) if gradient else _nothing(upstream),
-        weight.new_empty(weight.shape) if weight_gradient else _nothing(upstream),
-    )
-
-
-@_operator(
-    "align_maps_bwd",
-    f"(Tensor upstream, Tensor statistics, {MAPS}, {OPTIONS}, {WANTED}) -> (Tensor, Tensor)",
-    _align_maps_bwd_fake,
-)
-def align_maps_bwd_op(upstream, statistics, *inputs):
-    tensors = _map_tensors(*inputs[:5])
-    known = {"statistics": statistics if statistics.numel() else None, "upstream": upstream}
-    given = dict(zip(MAP_NAMES, tensors, strict=True)) | known
-    found = _maps(tensors, Settings(*inputs[5:])).backward(given)
-    return tuple(_nothing(upstream) if gradient is None else gradient for gradient in found)
-
-
-class AlignMaps(torch.autograd.Function):
-    """`fastkd::align_maps`, and the sum of its losses, without the way through a dispatcher."""
-
-    @staticmethod
-    def forward(ctx, options, reduce, *tensors):
-        student, teacher, weight, *lengths = tensors
-        mixing, softmax = None, False
-        if weight is not None:
-            mixing, softmax = _softened(weight, options)
-        given = (student, teacher, mixing, *lengths)
-        wanted: tuple[bool, ...] = ctx.needs_input_grad[2], ctx.needs_input_grad[4], softmax
-        ctx.plan = _maps(given, Settings(*options, *wanted), reduce)
-        loss, statistics = ctx.plan.forward(dict(zip(MAP_NAMES, given, strict=True)))
-        ctx.save_for_backward(*given, weight, statistics)
-        return loss
-
-    @staticmethod
-    def backward(ctx, upstream):
-        *given, weight, statistics = ctx.saved_tensors
-        known = {"statistics": statistics, "upstream": upstream.contiguous()}
-        found = ctx.plan.backward(dict(zip(MAP_NAMES, given, strict=True)) | known)
-        gradient, change = only_first_order(found, (given[0], weight), SECOND_ORDER)
-        return None, None, gradient, None, change, None, None
-
-
-def align_maps(tensors: tuple[Tensor | None, ...], options: tuple, reduce: float) -> Tensor:
-    """As `align_queries`; tensors: the maps of both, weight or None, lengths."""
-    if runs_at_once(*tensors):
-        return AlignMaps.apply(options, reduce, *tensors)
-    student, teacher, weight, *lengths = tensors
-    if weight is not None:
-        weight, _ = _softened(weight, options)
-    loss = torch.ops.fastkd.align_maps(student, teacher, weight, *lengths, *options)[0]
     return loss.sum() * reduce if reduce else loss

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch._dynamo.testing
-from fastkd_kernels.attention import operators as _registered  # noqa: F401
+from fastkd_kernels.attention import map_operators as _registered  # noqa: F401
 
 from fastkd import alignment_loss_from_maps, attention_alignment_loss
 from tests.kernels.attention_compare import attention, learned, maps
