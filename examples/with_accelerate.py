@@ -1,6 +1,7 @@
 """A student distilled in Accelerate's loop: `accelerate launch examples/with_accelerate.py`.
 
-Alone, on several devices, or divided over them: `accelerate launch --use_fsdp --fsdp_version 2 ...`
+Alone or on several devices. Models that Accelerate divides over them by FSDP2 are served too,
+unless their embeddings are tied, as Marian's here are.
 """
 
 import torch

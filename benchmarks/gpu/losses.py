@@ -82,7 +82,7 @@ CASES = (
     *_cases("linear-ce", ("N=8192",), _COMPILE),
     *_cases("alignment-row", _LENGTHS, _COMPILE),
 )
-_TINY_OTHERS = ("reference", "plain", "plain", "torch", "triton", "cce")
+_TINY_OTHERS = ("reference", "plain", "torch", "triton", "cce")
 TINY = (
     Case("alignment-row", "B=1,Ns=1,Nt=2,T=4,D=16", _TINY_OTHERS),
     Case("linear-kd", "N=3,V=70,Ds=8,Dt=16", _TINY_OTHERS),

@@ -6,6 +6,7 @@ compared with the model's own. Goes on where it was ended.
 
 import argparse
 import csv
+import io
 import multiprocessing
 import warnings
 from collections import Counter
@@ -17,6 +18,7 @@ import transformers
 from benchmarks.models.table import table
 from benchmarks.models.tiny import NEEDS, TooLarge, build, classes, inputs_of
 from fastkd.errors import InputError
+from fastkd.files import write_file
 from fastkd.integrations.distillation import Distillation
 from fastkd.losses import CrossEntropy
 
@@ -95,7 +97,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only write README.md beside the CSV")
     options = parser.parse_args()
     if options.table:
-        (options.csv.parent / "README.md").write_text(table(options.csv.parent))
+        write_file(options.csv.parent / "README.md", table(options.csv.parent).encode())
         return
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity(40)
@@ -103,13 +105,14 @@ def main() -> None:
     if options.csv.exists():
         with options.csv.open(newline="") as file:
             done = list(csv.DictReader(file))
-    done = [row for row in done if row["outcome"] not in options.again]
+    again = [
+        row for row in done if row["outcome"] in options.again and options.only in row["class"]
+    ]
+    done = [row for row in done if row not in again]
     known = {(row["transformers"], row["task"], row["class"]) for row in done}
-    with options.csv.open("w", newline="") as file:
+    write_file(options.csv, _written(done))
+    with options.csv.open("a", newline="") as file:
         writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
-        writer.writerows(done)
-        file.flush()
         for task, name in classes():
             if (transformers.__version__, task, name) in known or options.only not in name:
                 continue
@@ -118,6 +121,14 @@ def main() -> None:
             file.flush()
             done.append(row)
     print(Counter((row["task"], row["outcome"]) for row in done))
+
+
+def _written(rows: list[dict[str, str]]) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, FIELDS)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
 
 
 if __name__ == "__main__":

@@ -80,7 +80,10 @@ def command(
     from fastkd.runs.device import pick_device
 
     if Path(config).suffix in _SNAPSHOTS:
-        if overrides or batch_tokens or teacher or predict or snapshot:
+        others = (
+            overrides or batch_tokens or teacher or predict or snapshot or processes or sharding
+        )
+        if others or device != "auto" or not largest:
             raise InputError(f"{config}: a snapshot; expected no other option than --plot")
         _tell_snapshot(Path(config), Path(plot) if plot else None)
         return

@@ -23,11 +23,6 @@ class KeyValues:
         return self._both.dtype
 
     @property
-    def sentences(self) -> int:
-        assert self._both is not None, "nothing is stored yet"
-        return self._both.shape[1]
-
-    @property
     def stored(self) -> tuple[Tensor, Tensor]:
         """Keys and values, (S, heads, stored, head size) each."""
         if self._views is None:

@@ -100,7 +100,15 @@ def test_the_command_shows_table_and_timeline(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
-    [(["batch=3"], "a snapshot"), (["--predict", "1GiB"], "--plot"), (["--plot", "a.txt"], ".png")],
+    [
+        (["batch=3"], "a snapshot"),
+        (["--predict", "1GiB"], "--plot"),
+        (["--processes", "8"], "--plot"),
+        (["--sharding", "fully_shard"], "--plot"),
+        (["--device", "cpu"], "--plot"),
+        (["--no-largest"], "--plot"),
+        (["--plot", "a.txt"], ".png"),
+    ],
 )
 def test_what_a_snapshot_has_no_use_for(tmp_path, arguments, complaint, capsys):
     assert main(["memory", str(written(tmp_path, snapshot())), *arguments]) == 2
