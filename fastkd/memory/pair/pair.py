@@ -176,14 +176,14 @@ class Pair:
                 distillation.presume(batches[0])
             if mesh is not None and self._processes.divide:
                 self._divide(distillation, mesh)
-            return PairStep(
-                distillation,
-                self._optimizer(),
-                batches,
-                self.precision,
-                self.clip,
-                self._processes,
-            )
+        return PairStep(  # optimizers that keep constants have to read them
+            distillation,
+            self._optimizer(),
+            batches,
+            self.precision,
+            self.clip,
+            self._processes,
+        )
 
     def _divide(self, distillation: "Distillation", mesh: DeviceMesh) -> None:
         """As a Trainer does it, what is learned among the student's parameters."""

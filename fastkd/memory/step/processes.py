@@ -71,7 +71,7 @@ class Processes:
             return None
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         size = sum(parameter.numel() * parameter.element_size() for parameter in trained)
-        return torch.empty(size, dtype=torch.uint8)
+        return trained[0].new_empty(size, dtype=torch.uint8)  # without data where they are
 
 
 @dataclass(frozen=True)
