@@ -111,6 +111,7 @@ class Tracker(TorchDispatchMode):
             self.hold([tensor], WHOLE)
             number = tensor.untyped_storage()._cdata
             self._refilled[number] = self._alive[number][1]
+        self._see_refilled()  # what was taken out since the last operator
 
     def __torch_dispatch__(
         self,

@@ -81,7 +81,9 @@ def main(folder):
     dist.init_process_group("gloo")
     size, found = dist.get_world_size(), {}
     for name, settings in PAIRS.items():
-        found[name] = pair(size, **settings).measured().plain()
+        # Gloo's threads let go of what they have sent now or a moment later, which only adds.
+        tries = [pair(size, **settings).measured() for _ in range(3)]
+        found[name] = min(tries, key=lambda step: step.peak).plain()
     config = own()
     ranks = Ranks(dist.get_rank(), size)
     step = TrainingStep(config, VOCABULARY, config.model, torch.device("cpu"), ranks).of(UPDATE)
