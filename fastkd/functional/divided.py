@@ -1,9 +1,12 @@
 """Output projections that are divided over processes by rows, as FSDP2 divides them."""
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def is_divided(weight: Tensor | None) -> bool:
@@ -29,3 +32,17 @@ def whole(weight: Any) -> Any:
 
     summed = [Partial()] * weight.device_mesh.ndim
     return weight.full_tensor(grad_placements=summed)
+
+
+def divided_as(part: Tensor, like: Any) -> "DTensor":
+    """The DTensor of which `part` is this process's, divided as `like` is."""
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        part,
+        like.device_mesh,
+        like.placements,
+        run_check=False,
+        shape=like.shape,
+        stride=like.stride(),
+    )

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from fastkd.errors import InputError
+from fastkd.functional.divided import is_divided
 from fastkd.integrations.projections import Weights, asked, is_plain, size_of, weights_of
-from fastkd.integrations.sharded import is_alone, is_divided, needed_again, parts, whole
+from fastkd.integrations.sharded import is_alone, needed_again, parts, whole
 from fastkd.integrations.undisturbed import undisturbed
 from fastkd.terms.passes import Projection
 

@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Partial
 
 from fastkd.errors import InputError
+from fastkd.functional.divided import divided_as
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -71,7 +72,7 @@ def own_class(module: nn.Module) -> type:
     return next(kind for kind in type(module).__mro__ if not issubclass(kind, FSDPModule))
 
 
-def is_divided(parameter: Tensor) -> bool:
+def isdivided_as(parameter: Tensor) -> bool:
     return isinstance(parameter, DTensor)
 
 
@@ -104,7 +105,7 @@ def parts(model: nn.Module, parameter: DTensor) -> DTensor:
 def is_alone(module: Any) -> bool:
     """Whether it is a unit by itself, divided now, and nobody else has a hook on it."""
     weight = getattr(module, "weight", None)
-    if not issubclass(type(module), FSDPModule) or weight is None or not is_divided(weight):
+    if not issubclass(type(module), FSDPModule) or weight is None or not isdivided_as(weight):
         return False
     groups = [group for holder, group in _groups(module) if holder is module]
     hooks = (module._forward_hooks, module._forward_pre_hooks)
@@ -194,7 +195,7 @@ class _Gathered(torch.autograd.Function):
         ctx.unit, ctx.like = unit, parameter.detach()
         mesh = parameter.device_mesh
         part = parameter.to_local().to(mesh.device_type, unit.param_dtype or parameter.dtype)
-        return _divided(part, parameter).full_tensor()
+        return divided_as(part, parameter).full_tensor()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
@@ -205,7 +206,7 @@ class _Gathered(torch.autograd.Function):
         part = summed.redistribute(placements=like.placements).to_local() / unit.divisor
         # Where parameters lie on the host, so do their gradients.
         part = part.to(like.to_local().device, like.dtype)
-        return _divided(part, like), None
+        return divided_as(part, like), None
 
 
 class _Parts(torch.autograd.Function):
@@ -216,22 +217,10 @@ class _Parts(torch.autograd.Function):
         ctx.unit, ctx.like = unit, parameter.detach()
         device = parameter.device_mesh.device_type
         part = parameter.to_local().to(device, unit.param_dtype or parameter.dtype)
-        return _divided(part, parameter)
+        return divided_as(part, parameter)
 
     @staticmethod
     def backward(ctx: Any, gradient: DTensor) -> tuple[Tensor, None]:
         like = ctx.like
         part = gradient.to_local().to(like.to_local().device, like.dtype) / ctx.unit.divisor
-        return _divided(part, like), None
-
-
-def _divided(part: Tensor, like: DTensor) -> DTensor:
-    """This process's part of a tensor that is divided as `like` is."""
-    return DTensor.from_local(
-        part,
-        like.device_mesh,
-        like.placements,
-        run_check=False,
-        shape=like.shape,
-        stride=like.stride(),
-    )
+        return divided_as(part, like), None

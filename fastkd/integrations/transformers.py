@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from fastkd.errors import InputError
 from fastkd.integrations.sharded import own_class
-from fastkd.taps import AttentionTap, AttentionTaps
+from fastkd.taps import AttentionTap
 from fastkd.taps.calls import AttentionCall, lengths_of, shared_refusal
+from fastkd.taps.tap import Tapped
 
 SUPPORTED = "5.1 to 5.x"  # before, eager attention goes past the interface
 
@@ -92,7 +93,7 @@ def attention_taps(model: PreTrainedModel) -> Iterator["ModelTaps"]:
                 delattr(module, _TAP)
 
 
-class ModelTaps:
+class ModelTaps(Tapped):
     """The taps of one model; see `attention_taps`."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -114,29 +115,12 @@ class ModelTaps:
         self._with_grad = True
 
     @property
-    def encoder(self) -> AttentionTap | None:
-        return self._tap("encoder")
-
-    @property
-    def decoder(self) -> AttentionTap | None:
-        return self._tap("decoder")
-
-    @property
-    def cross(self) -> AttentionTap | None:
-        return self._tap("cross")
-
-    @property
     def maps(self) -> dict[str, int]:
         """Number of attention maps by kind: layers times heads."""
         counts: dict[str, int] = {}
         for module, kind in self._kinds.items():
             counts[kind] = counts.get(kind, 0) + _heads(module)
         return counts
-
-    @property
-    def taps(self) -> AttentionTaps:
-        """The three kinds as they stand now, to be kept."""
-        return AttentionTaps(self.encoder, self.decoder, self.cross)
 
     def keep(self) -> None:
         """Ends a pass in its own hooks; passes after it leave the taps as they are."""

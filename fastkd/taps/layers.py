@@ -1,6 +1,7 @@
 """One attention layer that is recorded: nn.MultiheadAttention, or two projections."""
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -69,7 +70,7 @@ def _module(model: nn.Module, name: str, given: Any) -> nn.Module:
         raise InputError(f"{name}: {type(model).__name__} has no module {given!r}") from None
 
 
-class _Watched:
+class _Watched(ABC):
     """What happens to a layer in one pass of its model."""
 
     def __init__(self) -> None:
@@ -83,8 +84,8 @@ class _Watched:
     def end(self) -> None:
         self._running = False
 
-    def forget(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def forget(self) -> None: ...
 
     def taken(self, before: Any) -> bool:
         """Whether a call is one of the pass that is recorded; `before`: what was taken there."""

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from fastkd.errors import InputError
 from fastkd.taps.layers import Layer, Projections, layer_of
-from fastkd.taps.tap import AttentionTap, AttentionTaps
+from fastkd.taps.tap import AttentionTap, Tapped
 
 __all__ = ["Projections", "Recorded", "record"]
 
@@ -60,7 +60,7 @@ def record(
         yield recorded
 
 
-class Recorded:
+class Recorded(Tapped):
     """The taps of one model; see `record`."""
 
     def __init__(self, model: nn.Module, modules: Mapping[str, Sequence[Given]]) -> None:
@@ -76,23 +76,6 @@ class Recorded:
                 "modules: expected attention layers of some kind; "
                 f"{type(model).__name__} has no layers of nn.Transformer"
             )
-
-    @property
-    def encoder(self) -> AttentionTap | None:
-        return self._tap("encoder")
-
-    @property
-    def decoder(self) -> AttentionTap | None:
-        return self._tap("decoder")
-
-    @property
-    def cross(self) -> AttentionTap | None:
-        return self._tap("cross")
-
-    @property
-    def taps(self) -> AttentionTaps:
-        """The three kinds as they stand now, to be kept."""
-        return AttentionTaps(self.encoder, self.decoder, self.cross)
 
     @property
     def _layers(self) -> list[Layer]:

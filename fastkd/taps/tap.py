@@ -1,5 +1,6 @@
 """Queries and keys of a model's attention layers, as models hand them to losses."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,3 +38,27 @@ class AttentionTaps:
     encoder: AttentionTap | None = None
     decoder: AttentionTap | None = None
     cross: AttentionTap | None = None
+
+
+class Tapped(ABC):
+    """The taps of a model that computes, read as they stand now."""
+
+    @property
+    def encoder(self) -> AttentionTap | None:
+        return self._tap("encoder")
+
+    @property
+    def decoder(self) -> AttentionTap | None:
+        return self._tap("decoder")
+
+    @property
+    def cross(self) -> AttentionTap | None:
+        return self._tap("cross")
+
+    @property
+    def taps(self) -> AttentionTaps:
+        """The three kinds, to be kept."""
+        return AttentionTaps(self.encoder, self.decoder, self.cross)
+
+    @abstractmethod
+    def _tap(self, kind: str) -> AttentionTap | None: ...

@@ -12,25 +12,12 @@ pytest.importorskip("datasets")
 gkd = pytest.importorskip("trl.experimental.gkd")
 
 from fastkd.integrations.trl import DistillationGKDTrainer  # noqa: E402
-from tests.integrations.test_trl import chats, model, tokenizer  # noqa: E402
+from tests.integrations.test_trl import SHORT, chats, model, tokenizer  # noqa: E402
 
 
 def settings(folder, **changes):
-    usual = {"max_steps": 2, "lmbda": 0.0, "beta": 0.5, "learning_rate": 1e-2}
-    return gkd.GKDConfig(
-        output_dir=str(folder),
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=2,
-        logging_steps=1,
-        max_length=16,
-        max_new_tokens=5,
-        report_to="none",
-        use_cpu=True,
-        bf16=False,
-        save_strategy="no",
-        disable_tqdm=True,
-        **{**usual, **changes},
-    )
+    usual = {"lmbda": 0.0, "beta": 0.5, "learning_rate": 1e-2, "max_new_tokens": 5}
+    return gkd.GKDConfig(output_dir=str(folder), **{**SHORT, **usual, **changes})
 
 
 def peaked(seed):

@@ -64,22 +64,22 @@ def model(seed):
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**TINY))
 
 
+SHORT = {
+    "max_steps": 2,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "logging_steps": 1,
+    "max_length": 16,
+    "report_to": "none",
+    "use_cpu": True,
+    "bf16": False,
+    "save_strategy": "no",
+    "disable_tqdm": True,
+}
+
+
 def trainer(folder, losses, data=None, student=None, **settings):
-    config = trl.SFTConfig(
-        output_dir=str(folder),
-        max_steps=2,
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=2,
-        logging_steps=1,
-        max_length=16,
-        report_to="none",
-        use_cpu=True,
-        bf16=False,
-        save_strategy="no",
-        disable_tqdm=True,
-        dataset_num_proc=None,
-        **settings,
-    )
+    config = trl.SFTConfig(output_dir=str(folder), dataset_num_proc=None, **SHORT, **settings)
     return DistillationSFTTrainer(
         model=student or model(0),
         teacher=model(1),

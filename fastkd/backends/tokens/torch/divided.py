@@ -12,8 +12,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastkd.backends.tokens.torch.positions import Part
-from fastkd.backends.tokens.torch.products import Gradients, Projecting, Projection, filled
-from fastkd.functional.divided import is_divided
+from fastkd.backends.tokens.torch.products import (
+    Gradients,
+    Projecting,
+    Projection,
+    by_logits,
+    filled,
+)
+from fastkd.functional.divided import divided_as, is_divided
 
 
 def projection_of(
@@ -64,19 +70,9 @@ class Rows:
 
     def whole(self, gradient: Tensor) -> Tensor:
         """The gradient whose rows of this process these are, summed over the copies too."""
-        from torch.distributed.tensor import DTensor
-
         for group in self.copies:
             dist.all_reduce(gradient, group=group)
-        like = self.weight
-        return DTensor.from_local(
-            gradient,
-            like.device_mesh,
-            like.placements,
-            run_check=False,
-            shape=like.shape,
-            stride=like.stride(),
-        )
+        return divided_as(gradient, self.weight)
 
 
 class DividedProjection:
@@ -136,15 +132,8 @@ class DividedGradients:
         scale: Tensor | None,
         low: Tensor | None,
     ) -> None:
-        if scale is not None:
-            gradient.mul_(scale.unsqueeze(-1))
-        if self.bias is not None:
-            self.bias += gradient.sum(0)
         rows = hidden.shape[0]
-        if low is not None:
-            low[:rows].copy_(gradient)
-            low[rows:].zero_()
-            gradient = low
+        gradient = by_logits(gradient, scale, self.bias, low)
         hidden = filled(hidden.to(gradient.dtype), gradient.shape[0])
         by_hidden = None
         for columns, owner, weight in self.rows.each():

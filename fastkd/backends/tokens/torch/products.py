@@ -99,15 +99,8 @@ class ProjectionGradients:
         scale: Tensor | None,
         low: Tensor | None,
     ) -> None:
-        if scale is not None:
-            gradient.mul_(scale.unsqueeze(-1))
-        if self.bias is not None:
-            self.bias += gradient.sum(0)
         rows = hidden.shape[0]
-        if low is not None:
-            low[:rows].copy_(gradient)
-            low[rows:].zero_()
-            gradient = low
+        gradient = by_logits(gradient, scale, self.bias, low)
         if self.hidden is not None:
             product = torch.mm(gradient, self.projection.weight)
             self.hidden[part] = product[:rows].to(self.hidden.dtype)
@@ -138,3 +131,22 @@ def filled(hidden: Tensor, rows: int) -> Tensor:
     """With rows of zeros up to so many."""
     missing = rows - hidden.shape[0]
     return F.pad(hidden, (0, 0, 0, missing)) if missing else hidden
+
+
+def by_logits(
+    gradient: Tensor, scale: Tensor | None, bias: Tensor | None, low: Tensor | None
+) -> Tensor:
+    """A chunk's gradient (R, V) as products take it, in `low` where they go there; adds to `bias`.
+
+    scale: (R,) that each row is still to be multiplied with, in place
+    """
+    if scale is not None:
+        gradient.mul_(scale.unsqueeze(-1))
+    if bias is not None:
+        bias += gradient.sum(0)
+    if low is None:
+        return gradient
+    rows = gradient.shape[0]
+    low[:rows].copy_(gradient)
+    low[rows:].zero_()
+    return low

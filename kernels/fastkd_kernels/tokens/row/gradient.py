@@ -105,42 +105,18 @@ def write_gradient(
         if HAS_KD and EVERY:
             y = tl.load(teacher + at * teacher_step, mask=inside, other=-INF).to(tl.float32)
         grad = gradient_at(
-            token,
-            z,
-            y,
-            0.0,
-            factors,
-            HAS_CE,
-            HAS_KD,
-            HAS_ENTROPY,
-            SMOOTH,
-            TEMPERED,
-            FORM,
-            NVIDIA,
-            TAIL,
-            False,
-        )
+            token, z, y, 0.0, factors,
+            HAS_CE, HAS_KD, HAS_ENTROPY, SMOOTH, TEMPERED, FORM, NVIDIA, TAIL, False,
+        )  # fmt: skip
         tl.store(gradient + token, grad.to(dtype), mask=inside)
     tl.debug_barrier()  # before single ids are written over
     if HAS_CE:
         z_label, y_label, known = target
         label = factors[9]
         label_grad = gradient_at(
-            label,
-            z_label,
-            y_label,
-            0.0,
-            factors,
-            HAS_CE,
-            HAS_KD,
-            HAS_ENTROPY,
-            SMOOTH,
-            TEMPERED,
-            FORM,
-            NVIDIA,
-            TAIL,
-            True,
-        )
+            label, z_label, y_label, 0.0, factors,
+            HAS_CE, HAS_KD, HAS_ENTROPY, SMOOTH, TEMPERED, FORM, NVIDIA, TAIL, True,
+        )  # fmt: skip
         tl.store(gradient + label, label_grad.to(dtype), mask=known)
     if HAS_RANK or (HAS_KD and not EVERY):
         tl.debug_barrier()
@@ -163,21 +139,9 @@ def write_gradient(
             if REST != SPREAD:
                 listed_inside &= listed_y > -INF  # padding may repeat an id that has mass
             listed_grad = gradient_at(
-                listed_token,
-                listed_z,
-                listed_y,
-                listed_u,
-                factors,
-                HAS_CE,
-                HAS_KD,
-                HAS_ENTROPY,
-                SMOOTH,
-                TEMPERED,
-                FORM,
-                NVIDIA,
-                TAIL,
-                True,
-            )
+                listed_token, listed_z, listed_y, listed_u, factors,
+                HAS_CE, HAS_KD, HAS_ENTROPY, SMOOTH, TEMPERED, FORM, NVIDIA, TAIL, True,
+            )  # fmt: skip
             tl.store(gradient + listed_token, listed_grad.to(dtype), mask=listed_inside)
     if HAS_RANK:
         for side in tl.static_range(2):
