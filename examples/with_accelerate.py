@@ -1,7 +1,7 @@
 """A student distilled in Accelerate's loop: `accelerate launch examples/with_accelerate.py`.
 
-Alone or on several devices. Models that Accelerate divides over them by FSDP2 are served too,
-unless their embeddings are tied, as Marian's here are.
+Alone, on several devices (`--num_processes 2`), or divided over them (`--use_fsdp --fsdp_version 2
+--fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP`).
 """
 
 import torch
@@ -10,6 +10,7 @@ from accelerate.utils import DistributedType
 from cipher import collate, sentences
 from models import accuracy, marian, trained_teacher
 
+from fastkd.integrations.accelerate import divide_head
 from fastkd.integrations.distillation import Distillation
 from fastkd.integrations.sharded import divide_like
 from fastkd.losses import CrossEntropy, WordKD
@@ -20,6 +21,7 @@ accelerator = Accelerator()
 size = accelerator.num_processes
 torch.manual_seed(1)
 teacher, student = trained_teacher(), marian(layers=1, width=32)
+divide_head(student, accelerator)  # with FSDP2, which then never makes it whole
 optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2, weight_decay=0.0)
 data = torch.utils.data.DataLoader(
     sentences(BATCH * ACCUMULATION * size * STEPS, seed=3), BATCH, collate_fn=collate

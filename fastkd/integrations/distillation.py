@@ -5,6 +5,7 @@ loss, components = distillation(student, batch)
 """
 
 import contextlib
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -238,10 +239,9 @@ class Distillation(nn.Module):
 
         together: whether all processes are here
         """
-        unlabelled = any(inputs.get("labels") is None for inputs in batches)
-        complaint = "labels: expected in every batch" if unlabelled else None
         kinds = {kind_of(inputs): inputs for inputs in reversed(batches)}
         new = [inputs for kind, inputs in kinds.items() if kind not in self._met]
+        complaint = self._unreadable(batches, new)
         if not self.verify:
             new = [] if self._met else new[:1]
         if self._divided and together:
@@ -258,6 +258,17 @@ class Distillation(nn.Module):
                 refusals.append(error)
         if refusals:
             raise refusals[0]
+
+    def _unreadable(self, batches: list[Inputs], new: list[Inputs]) -> str | None:
+        """What is refused before any pass, of which others may be part."""
+        if any(inputs.get("labels") is None for inputs in batches):
+            return "labels: expected in every batch"
+        try:
+            for inputs, model in itertools.product(new, filter(None, self._models)):
+                model.read(inputs)
+        except InputError as error:
+            return str(error)
+        return None
 
     @property
     def _divided(self) -> bool:

@@ -11,8 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from fastkd.errors import InputError
 from fastkd.functional.divided import is_divided
+from fastkd.integrations.embeddings import ByParts
 from fastkd.integrations.projections import Weights, asked, is_plain, size_of, weights_of
-from fastkd.integrations.sharded import is_alone, needed_again, parts, whole
+from fastkd.integrations.sharded import beside, needed_again, parts, put_in_place, whole
 from fastkd.integrations.undisturbed import undisturbed
 from fastkd.terms.passes import Projection
 
@@ -116,8 +117,9 @@ class Head:
 
     def hold(self) -> None:
         """Has the backward of `taken` find what it needs, though no loss uses the logits."""
-        for parameter in self.module.parameters():
-            needed_again(self._holder, parameter, self.taken)
+        if self._aside is None:
+            for parameter in self.module.parameters():
+                needed_again(self._holder, parameter, self.taken)
 
     @contextlib.contextmanager
     def taking(self, logits: int = 0) -> Iterator[None]:
@@ -130,8 +132,10 @@ class Head:
 
         module = self.module
         with contextlib.ExitStack() as stack:
-            if logits == 0 and is_alone(module):
-                # FSDP2 would gather it for logits that nobody wants.
+            if logits == 0 and (embeddings := beside(module)) is not None:
+                # FSDP2 would gather it for logits that nobody wants, and for a few rows.
+                for other in embeddings:
+                    stack.enter_context(_standing(self.model, other, ByParts(other)))
                 module = stack.enter_context(self._stood_in())
             # After the hooks that others have on it, so that it takes what they make of the states.
             stack.callback(module.register_forward_pre_hook(take).remove)
@@ -146,21 +150,12 @@ class Head:
         """Within, the model has a module without weights in place of the projection."""
         aside = self.module
         standing = _WithoutRows(aside)
-        places = [
-            (parent._modules, name)
-            for parent in self.model.modules()
-            for name, child in parent._modules.items()
-            if child is aside
-        ]
-        for modules, name in places:
-            modules[name] = standing
-        self._aside = aside
-        try:
-            yield standing
-        finally:
-            self._aside = None
-            for modules, name in places:
-                modules[name] = aside
+        with _standing(self.model, aside, standing):
+            self._aside = aside
+            try:
+                yield standing
+            finally:
+                self._aside = None
 
     @property
     def _holder(self) -> nn.Module:
@@ -271,6 +266,17 @@ class Head:
             f"its logits are no scale, offset or soft cap of its output projection{found}; "
             "expected token_distillation_loss with the logits themselves"
         )
+
+
+@contextlib.contextmanager
+def _standing(model: nn.Module, module: nn.Module, other: nn.Module) -> Iterator[None]:
+    """Within, `other` is wherever `model` has `module`."""
+    places = put_in_place(model, module, other)
+    try:
+        yield
+    finally:
+        for modules, name in places:
+            modules[name] = module
 
 
 class _WithoutRows(nn.Module):

@@ -71,17 +71,23 @@ class LanguageModel:
         """The labels (B, T) as the model itself shifts them."""
         for name in ("prepare_decoder_input_ids_from_labels", "_shift_right"):
             if shift := getattr(self.model, name, None):
-                shifted: Tensor = shift(labels.clone())
+                try:
+                    shifted: Tensor = shift(labels.clone())
+                except (TypeError, ValueError):
+                    raise InputError(self._untold()) from None
                 return shifted
         # Others do it within their pass: with the usual start, or the judge tells.
         if (first := self._special("decoder_start_token_id")) is None:
-            raise InputError(
-                f"{self.name}: does not tell its decoder's input; expected decoder_input_ids in "
-                "every batch, or config.decoder_start_token_id"
-            )
+            raise InputError(self._untold())
         start = labels.new_full((len(labels), 1), first)
         shifted = torch.cat([start, labels[:, :-1]], dim=1)
         return shifted.masked_fill(shifted == IGNORED, self.pad_id)
+
+    def _untold(self) -> str:
+        return (
+            f"{self.name}: does not tell its decoder's input; expected decoder_input_ids in "
+            "every batch, or config.decoder_start_token_id"
+        )
 
     @property
     def pad_id(self) -> int:

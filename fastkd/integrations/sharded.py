@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Partial
@@ -49,31 +50,83 @@ def divide(model: nn.Module, mesh: DeviceMesh, **settings: Any) -> None:
 
     settings: those of `fully_shard`, such as `mp_policy`
 
-    Units are the layers that Transformers names as not to be split, the embeddings and the output
-    projection where they share their weights with nothing, and what is left of the model.
+    Units are the layers that Transformers names as not to be split, the output projection as
+    `divide_head` has it, the embeddings where they share their weight with nothing, and what is
+    left of the model.
     """
+    settings = {"reshard_after_forward": True, **settings}
     layers = set(getattr(model, "_no_split_modules", None) or ())
     units = [m for m in model.modules() if type(m).__name__ in layers]
-    for name in ("get_input_embeddings", "get_output_embeddings"):
-        end: Any = getattr(model, name, lambda: None)()
-        if type(end) in (nn.Embedding, nn.Linear) and _times_held(model, end.weight) == 1:
-            units.append(end)
+    divide_head(model, mesh, **settings)
+    embeddings: Any = getattr(model, "get_input_embeddings", lambda: None)()
+    if type(embeddings) is nn.Embedding and len(holders(model, embeddings.weight)) == 1:
+        units.append(embeddings)
     for module in (*units, model):
-        fully_shard(module, mesh=mesh, **{"reshard_after_forward": True, **settings})
+        fully_shard(module, mesh=mesh, **settings)
 
 
-def _times_held(model: nn.Module, parameter: Tensor) -> int:
-    held = (p for module in model.modules() for p in module._parameters.values())
-    return sum(p is parameter for p in held)
+def divide_head(model: nn.Module, mesh: DeviceMesh | None = None, **settings: Any) -> None:
+    """Makes a unit of a Transformers model's output projection, which then is never whole.
+
+    mesh, settings: those of `fully_shard`
+
+    Embeddings that share its weight are in that unit, and several of them become one module. It is
+    for models that somebody else divides afterwards, as Accelerate does. Where others share the
+    weight, or divide it already, nothing is done.
+    """
+    head: Any = getattr(model, "get_output_embeddings", lambda: None)()
+    if type(head) is not nn.Linear or isinstance(head.weight, DTensor):
+        return
+    tied = [module for module in holders(model, head.weight) if module is not head]
+    if not tied:
+        fully_shard(head, mesh=mesh, **settings)
+    elif all(looks_up(other) and _are_one(tied[0], other) for other in tied):
+        for other in tied[1:]:
+            put_in_place(model, other, tied[0])
+        fully_shard([tied[0], head], mesh=mesh, **settings)
+
+
+def holders(model: nn.Module, parameter: Tensor) -> list[nn.Module]:
+    """The modules of which it is a parameter."""
+    return [m for m in model.modules() if any(p is parameter for p in m._parameters.values())]
+
+
+def looks_up(module: Any) -> bool:
+    """Whether all that it does with its weight is to look up rows of it by ids."""
+    if not isinstance(module, nn.Embedding) or module.max_norm is not None:
+        return False
+    kind: Any = own_class(module)
+    usual = kind.forward is nn.Embedding.forward or kind.__name__.endswith("ScaledWordEmbedding")
+    return usual and not (module.sparse or module.scale_grad_by_freq)
+
+
+def _are_one(first: nn.Module, other: nn.Module) -> bool:
+    """Whether the one can stand where the other does."""
+    if first is other:
+        return True
+    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in (first, other))
+    told = [{k: v for k, v in vars(m).items() if k[0] != "_"} for m in (first, other)]
+    return type(first) is type(other) and told[0] == told[1] and not (hooked or other._buffers)
+
+
+def put_in_place(
+    model: nn.Module, module: nn.Module, other: nn.Module
+) -> list[tuple[dict[str, Any], str]]:
+    """Puts `other` wherever `model` has `module`, and tells where that was."""
+    places: list[tuple[dict[str, Any], str]] = [
+        (parent._modules, name)
+        for parent in model.modules()
+        for name, child in parent._modules.items()
+        if child is module
+    ]
+    for modules, name in places:
+        modules[name] = other
+    return places
 
 
 def own_class(module: nn.Module) -> type:
     """Its class, in place of the one that `fully_shard` makes of it."""
     return next(kind for kind in type(module).__mro__ if not issubclass(kind, FSDPModule))
-
-
-def isdivided_as(parameter: Tensor) -> bool:
-    return isinstance(parameter, DTensor)
 
 
 def whole(model: nn.Module, parameter: Tensor) -> Tensor:
@@ -87,7 +140,7 @@ def whole(model: nn.Module, parameter: Tensor) -> Tensor:
     """
     if not isinstance(parameter, DTensor):
         return parameter
-    unit = _Unit.of(model, parameter)
+    unit = Unit.of(model, parameter)
     gathered: Tensor = _Gathered.apply(unit.parameter, unit)  # type: ignore[no-untyped-call]
     return gathered
 
@@ -97,19 +150,28 @@ def parts(model: nn.Module, parameter: DTensor) -> DTensor:
 
     A gradient, a sum over the processes, is divided as that unit's gradients are.
     """
-    unit = _Unit.of(model, parameter)
+    unit = Unit.of(model, parameter)
     found: DTensor = _Parts.apply(unit.parameter, unit)  # type: ignore[no-untyped-call]
     return found
 
 
-def is_alone(module: Any) -> bool:
-    """Whether it is a unit by itself, divided now, and nobody else has a hook on it."""
+def beside(module: Any) -> list[nn.Module] | None:
+    """Embeddings of the same weight that are one unit of FSDP2 with an output projection.
+
+    None where it is divided no longer, shares its unit with anything else, or where somebody else
+    has a hook on one of them.
+    """
     weight = getattr(module, "weight", None)
-    if not issubclass(type(module), FSDPModule) or weight is None or not isdivided_as(weight):
-        return False
+    if not issubclass(type(module), FSDPModule) or not isinstance(weight, DTensor):
+        return None
     groups = [group for holder, group in _groups(module) if holder is module]
-    hooks = (module._forward_hooks, module._forward_pre_hooks)
-    return [len(group.modules) for group in groups] == [1] and all(len(h) == 1 for h in hooks)
+    if len(groups) != 1 or not any(member is module for member in groups[0].modules):
+        return None
+    members: list[Any] = list(groups[0].modules)
+    if any(len(m._forward_hooks) != 1 or len(m._forward_pre_hooks) != 1 for m in members):
+        return None
+    others = [member for member in members if member is not module]
+    return others if all(looks_up(m) and m.weight is weight for m in others) else None
 
 
 def needed_again(model: nn.Module, parameter: Tensor, states: Tensor) -> None:
@@ -119,13 +181,13 @@ def needed_again(model: nn.Module, parameter: Tensor, states: Tensor) -> None:
     """
     if not isinstance(parameter, DTensor) or not states.requires_grad:
         return
-    unit = _Unit.of(model, parameter)
+    unit = Unit.of(model, parameter)
     if unit.modules > 1:
         states.register_hook(lambda gradient: unit.module.unshard())
 
 
 @dataclass(frozen=True, eq=False)
-class _Unit:
+class Unit:
     """What `fully_shard` was given, by one of its modules, and how it exchanges gradients."""
 
     module: FSDPModule
@@ -134,9 +196,10 @@ class _Unit:
     divisor: float  # of summed gradients
     param_dtype: torch.dtype | None
     reduce_dtype: torch.dtype | None
+    output_dtype: torch.dtype | None
 
     @classmethod
-    def of(cls, model: nn.Module, parameter: DTensor) -> "_Unit":
+    def of(cls, model: nn.Module, parameter: DTensor) -> "Unit":
         """The unit of `model` that holds `parameter`."""
         for module, group in _groups(model):
             found = [held.sharded_param for held in group.fsdp_params if _is_of(held, parameter)]
@@ -154,11 +217,23 @@ class _Unit:
                 float(mesh.size() if factor is None else factor),
                 policy.param_dtype,
                 policy.reduce_dtype,
+                policy.output_dtype,
             )
         raise InputError(
             f"{type(model).__name__}: its output projection is divided as "
             f"{parameter.placements}; expected by fully_shard on it or on a module of it"
         )
+
+    def computed(self, parameter: DTensor) -> DTensor:
+        """Divided as it is, where and in the type in which the unit computes."""
+        device = parameter.device_mesh.device_type
+        part = parameter.to_local().to(device, self.param_dtype or parameter.dtype)
+        return divided_as(part, parameter)
+
+    def gradient(self, summed: Tensor, like: DTensor) -> DTensor:
+        """This process's part of a gradient that is summed over the processes."""
+        # Where parameters lie on the host, so do their gradients.
+        return divided_as(summed.to(like.to_local().device, like.dtype) / self.divisor, like)
 
 
 def _is_of(held: Any, parameter: DTensor) -> bool:
@@ -180,6 +255,27 @@ def _groups(model: nn.Module) -> Iterator[tuple[FSDPModule, Any]]:
             yield from zip(itertools.repeat(module), filter(None, groups), strict=False)
 
 
+def whole_state(model: nn.Module) -> dict[str, Any]:
+    """A divided model's state whole, on the host of the first process; every process must ask.
+
+    As `save_pretrained(folder, state_dict=…)` takes it: weights that are shared are one tensor.
+    """
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return shared_again(model, get_model_state_dict(model, options=options))
+
+
+def shared_again(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
+    """A state in which what `model` shares is one tensor, though each name was gathered by itself.
+
+    Else files have it once for each name.
+    """
+    first: dict[Tensor, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in state:
+            state[name] = state[first.setdefault(parameter, name)]
+    return state
+
+
 def gathered(model: nn.Module) -> Iterator[Tensor]:
     """Tensors in which FSDP2 has whole parameters while it needs them; empty in between."""
     for _, group in _groups(model):
@@ -191,11 +287,9 @@ class _Gathered(torch.autograd.Function):
     """A parameter's parts together; in the backward, its part of the gradients together."""
 
     @staticmethod
-    def forward(ctx: Any, parameter: DTensor, unit: _Unit) -> Tensor:
+    def forward(ctx: Any, parameter: DTensor, unit: Unit) -> Tensor:
         ctx.unit, ctx.like = unit, parameter.detach()
-        mesh = parameter.device_mesh
-        part = parameter.to_local().to(mesh.device_type, unit.param_dtype or parameter.dtype)
-        return divided_as(part, parameter).full_tensor()
+        return unit.computed(ctx.like).full_tensor()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
@@ -203,24 +297,17 @@ class _Gathered(torch.autograd.Function):
         mesh = like.device_mesh
         gradient = gradient.to(unit.reduce_dtype or gradient.dtype)
         summed = DTensor.from_local(gradient, mesh, [Partial()] * mesh.ndim, run_check=False)
-        part = summed.redistribute(placements=like.placements).to_local() / unit.divisor
-        # Where parameters lie on the host, so do their gradients.
-        part = part.to(like.to_local().device, like.dtype)
-        return divided_as(part, like), None
+        return unit.gradient(summed.redistribute(placements=like.placements).to_local(), like), None
 
 
 class _Parts(torch.autograd.Function):
     """A parameter in its unit's type."""
 
     @staticmethod
-    def forward(ctx: Any, parameter: DTensor, unit: _Unit) -> DTensor:
+    def forward(ctx: Any, parameter: DTensor, unit: Unit) -> DTensor:
         ctx.unit, ctx.like = unit, parameter.detach()
-        device = parameter.device_mesh.device_type
-        part = parameter.to_local().to(device, unit.param_dtype or parameter.dtype)
-        return divided_as(part, parameter)
+        return unit.computed(ctx.like)
 
     @staticmethod
     def backward(ctx: Any, gradient: DTensor) -> tuple[Tensor, None]:
-        like = ctx.like
-        part = gradient.to_local().to(like.to_local().device, like.dtype) / ctx.unit.divisor
-        return divided_as(part, like), None
+        return ctx.unit.gradient(gradient.to_local(), ctx.like), None

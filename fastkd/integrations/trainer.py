@@ -19,11 +19,12 @@ from transformers import PreTrainedTokenizerBase, Seq2SeqTrainer, Trainer
 
 from fastkd.errors import InputError
 from fastkd.files import write_file
+from fastkd.integrations.accelerate import divide_head
 from fastkd.integrations.compiled import compile_layers
 from fastkd.integrations.counts import LABELS
 from fastkd.integrations.distillation import ATTRIBUTE, Distillation
 from fastkd.integrations.models import COLUMNS
-from fastkd.integrations.sharded import divide_like
+from fastkd.integrations.sharded import divide_like, shared_again
 from fastkd.tensors import read_tensors
 
 _FILE = f"{ATTRIBUTE}.safetensors"  # in a checkpoint, where something is learned beside the student
@@ -166,6 +167,11 @@ class DistillationMixin(_Trainer):
         self._updates += 1
         return batches, self._update_counts[LABELS]
 
+    def _wrap_model(self, model: nn.Module, *arguments: Any, **keywords: Any) -> Any:
+        # Before Accelerate divides the rest, and keeps the output projection whole.
+        divide_head(model, self.accelerator)
+        return super()._wrap_model(model, *arguments, **keywords)
+
     def _divide_teacher(self) -> None:
         """As FSDP2 has divided the student by now."""
         teacher = self.distillation.teacher
@@ -226,7 +232,8 @@ class DistillationMixin(_Trainer):
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
         if state_dict is not None and self.is_fsdp_enabled:
-            learned, state_dict = _split(state_dict)
+            assert self.model is not None
+            learned, state_dict = _split(shared_again(self.model, state_dict))
         else:
             learned = self.distillation.state_dict()
         with self._part_of_the_student(False):

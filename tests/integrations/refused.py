@@ -15,7 +15,7 @@ from fastkd.errors import InputError
 from fastkd.integrations.distillation import Distillation
 from fastkd.integrations.trainer import DistillationTrainer
 from fastkd.losses import CrossEntropy, WordKD
-from tests.integrations.families import build, causal
+from tests.integrations.families import build, causal, labelled
 
 PLAIN = CrossEntropy(weight=1.0, label_smoothing=0.0)
 
@@ -41,17 +41,30 @@ def student():
     return Doubled(build("llama").config)
 
 
+class Startless(transformers.MarianMTModel):
+    def prepare_decoder_input_ids_from_labels(self, labels):
+        raise ValueError("decoder_start_token_id has to be defined")  # as T5 tells it
+
+
+def startless(given):
+    """An encoder-decoder that does not tell its decoder's input; batches that do, or do not."""
+    inputs = labelled("marian")
+    start = torch.cat([torch.full((3, 1), 2), inputs["labels"][:, :-1]], dim=1)
+    decoder_input = {"decoder_input_ids": start.masked_fill(start == -100, 0)}
+    return Startless(build("marian").config), inputs | (decoder_input if given else {})
+
+
 def divided(model):
     from torch.distributed.fsdp import fully_shard
 
-    for layer in model.model.layers:
+    for layer in getattr(model.model, "layers", ()):
         fully_shard(layer)
     return fully_shard(model)
 
 
-def bare_loop(prepare, mine, teacher=None):
+def bare_loop(prepare, mine, teacher=None, model=None):
     """mine: this process's batches of an update, by the update's number"""
-    model = student()
+    model = model or student()
     losses = [PLAIN] if teacher is None else [PLAIN, WordKD(weight=1.0)]
     distillation = Distillation(model, losses, teacher)
     wrapped = prepare(model)
@@ -68,6 +81,7 @@ def by_bare_loops(rank):
     """Rank 1 refuses: what its model's own loss tells, later or at first; what it is not given."""
     usual, other = batch(False), batch(True)
     unlabelled = {"input_ids": usual["input_ids"]}
+    untold, told = startless(rank == 0)
     ddp = torch.nn.parallel.DistributedDataParallel
 
     def in_update(refused, found):
@@ -80,6 +94,7 @@ def by_bare_loops(rank):
         "fsdp2_labels": lambda: bare_loop(divided, in_update(0, [unlabelled])),
         "fsdp2_later": lambda: bare_loop(divided, in_update(1, [usual, unlabelled])),
         "fsdp2_none": lambda: bare_loop(divided, in_update(0, [])),
+        "fsdp2_start": lambda: bare_loop(divided, lambda update: [told], model=untold),
     }
 
 

@@ -1,26 +1,30 @@
 """What several processes compute with models that FSDP2 divides, beside what one computes alone.
 
-python -m tests.integrations.sharded FOLDER few|all|PART_OF_NAMES, as one of WORLD_SIZE processes:
-FOLDER/found.json holds, by case and update, the largest difference of what is compared, relative to
-its size.
+python -m tests.integrations.sharded FOLDER [PART_OF_NAMES], as one of WORLD_SIZE processes:
+FOLDER/found.json holds, by case, the largest difference of loss, norm and gradients of each update
+and of the files that are saved at the end, relative to its size.
 """
 
+import copy
+import functools
 import itertools
 import json
 import os
 import sys
 import traceback
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import transformers
+from safetensors.torch import load_file, save_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from fastkd.integrations.distillation import Distillation
+from fastkd.integrations.sharded import divide_head, whole_state
 from fastkd.losses import A2D, CrossEntropy, HiddenStates, TieKD, WordKD
 from tests.functional import divided_weights
 
@@ -61,22 +65,20 @@ class Case:
         told = {k: v for k, v in asdict(self).items() if v != usual[k]}
         return ",".join(k if v is True else f"{k}={v}" for k, v in told.items())
 
+    @property
+    def alone(self):
+        """What one process has to compute only once for all layouts."""
+        return replace(self, layout="root_resharded", hybrid=False, summed=False)
+
 
 def cases(size, which):
-    if which == "few":
-        return [
-            Case("marian", "root_resharded", "tie_a2d", part=True),
-            Case("llama", "head_alone", "a2d"),
-            Case("llama", "head_alone", "word_kd", summed=True),
-            Case("llama", "accelerate", "word_kd", tied=True),
-        ]
     found = []
     for family, layout, losses, tied in itertools.product(
         ("llama", "marian"), LAYOUTS, LOSSES, (False, True)
     ):
         if family == "llama" and "tie" in losses:
             continue  # one pass only
-        if tied and layout in ("head_alone", "tail_resharded"):
+        if tied and layout == "tail_resharded":
             continue  # a unit that holds the embeddings too is the whole model's
         found.append(Case(family, layout, losses, tied))
     for layout in LAYOUTS:
@@ -88,13 +90,20 @@ def cases(size, which):
         if size == 4:
             found.append(Case("llama", layout, "a2d", hybrid=True))
             found.append(Case("marian", layout, "tie_kd", hybrid=True, summed=True))
-    return [case for case in found if which == "all" or which in case.name]
+    return [case for case in found if which in case.name]
 
 
 def made(case, seed):
+    """A model of the case, equal in all processes and layouts."""
+    # Copied, as making one takes longer than what is tested.
+    return copy.deepcopy(_made(case.family, case.tied, case.lora and seed > 0, seed))
+
+
+@functools.cache
+def _made(family, tied, lora, seed):
     torch.manual_seed(seed)
     shape = {"vocab_size": VOCABULARY, "max_position_embeddings": 32, "pad_token_id": 0}
-    if case.family == "llama":
+    if family == "llama":
         config = transformers.LlamaConfig(
             **shape,
             hidden_size=16,
@@ -102,7 +111,7 @@ def made(case, seed):
             num_hidden_layers=2,
             num_attention_heads=2,
             num_key_value_heads=2,
-            tie_word_embeddings=case.tied,
+            tie_word_embeddings=tied,
         )
         model = transformers.LlamaForCausalLM(config)
     else:
@@ -110,7 +119,7 @@ def made(case, seed):
             **shape,
             d_model=16,
             encoder_layers=1,
-            decoder_layers=2,
+            decoder_layers=1,
             encoder_attention_heads=2,
             decoder_attention_heads=2,
             encoder_ffn_dim=16,
@@ -119,15 +128,15 @@ def made(case, seed):
             bos_token_id=2,
             decoder_start_token_id=2,
             dropout=0.0,
-            tie_word_embeddings=case.tied,
+            tie_word_embeddings=tied,
         )
         model = transformers.MarianMTModel(config)
-        if not case.tied:
+        if not tied:
             head = torch.nn.Linear(16, VOCABULARY, bias=False)
             model.set_output_embeddings(head)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    if case.lora and seed:
+    if lora:
         import peft
 
         target = ["q_proj", "v_proj"]
@@ -170,7 +179,7 @@ def shard(case, model, mesh):
             fully_shard(embeddings, mesh=mesh, **policy)
         fully_shard(tail, mesh=mesh, reshard_after_forward=False, **policy)
     elif case.layout == "head_alone":
-        fully_shard(head, mesh=mesh, reshard_after_forward=True, **policy)
+        divide_head(inner, mesh, reshard_after_forward=True, **policy)
     elif case.layout == "tail_resharded":
         fully_shard([*norm, head], mesh=mesh, reshard_after_forward=True, **policy)
     root = {"reshard_after_forward": True} if case.layout == "root_resharded" else {}
@@ -186,8 +195,8 @@ def whole(tensor):
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def trained(case, mesh=None, size=1, rank=0):
-    """By update: loss, norm, whole gradients by name; of `size` processes or of one."""
+def trained(case, folder, mesh=None, size=1, rank=0):
+    """By update: loss, norm, whole gradients by name; last what is saved; of `size` processes."""
     student, teacher = made(case, 1), made(case, 0)
     losses = LOSSES[case.losses]
     if case.policy == "bfloat16" or size > 1:
@@ -230,7 +239,24 @@ def trained(case, mesh=None, size=1, rank=0):
         history.append({"loss": total, "norm": norm, **gradients})
         optimizer.step()
         optimizer.zero_grad()
-    return history
+    return [*history, saved(case, student, distillation, folder, rank)]
+
+
+def saved(case, student, distillation, folder, rank):
+    """What the files hold that the first process writes, by file and name."""
+    state = whole_state(student)
+    learned = distillation.state_dict()
+    if rank:
+        return {}
+    folder.mkdir()
+    if case.part:
+        prefix = f"{PART}."
+        learned = {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
+    student.save_pretrained(folder, state_dict=state)
+    save_file(learned, folder / "learned.safetensors")
+    files = sorted(folder.glob("*.safetensors"))
+    return {f"{f.name}:{name}": t for f in files for name, t in load_file(f).items()}
 
 
 def joined(batches):
@@ -252,13 +278,15 @@ def difference(found, expected):
     """The largest, relative to the largest number of each tensor."""
     if found.keys() != expected.keys():
         return f"{found.keys() ^ expected.keys()}"
+    if not found:  # what another process saves
+        return 0.0
     return max(
         float((found[k] - v).abs().max() / v.abs().max().clamp(min=1e-3))
         for k, v in expected.items()
     )
 
 
-def main(folder, which):
+def main(folder, which=""):
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size
@@ -273,10 +301,17 @@ def main(folder, which):
     results = divided_weights.differences(line, rank, size)
     if hybrid is not None:
         results |= divided_weights.differences(hybrid, rank, size)
-    for case in cases(size, which):
+    computed = {}
+    for number, case in enumerate(cases(size, which)):
         try:
-            expected = trained(case, alone)
-            found = trained(case, hybrid if case.hybrid else line, size, rank)
+            if case.alone not in computed:
+                one = folder / f"alone-{rank}-{number}"
+                computed[case.alone] = trained(case.alone, one, alone)
+            expected = computed[case.alone]
+            if rank:
+                expected = [*expected[:-1], {}]
+            mesh = hybrid if case.hybrid else line
+            found = trained(case, folder / f"{size}-{number}", mesh, size, rank)
             results[case.name] = [difference(*both) for both in zip(found, expected, strict=True)]
         except Exception as error:
             told = traceback.format_exc().strip().splitlines()[-8:]
@@ -289,4 +324,5 @@ def main(folder, which):
 
 if __name__ == "__main__":
     transformers.logging.set_verbosity_error()
-    main(Path(sys.argv[1]), sys.argv[2])
+    transformers.logging.disable_progress_bar()
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -61,14 +61,15 @@ def lightning_weights(size, folder):
     return _whole(module)
 
 
-def accelerate_weights(size):
+def accelerate_weights(size, family="llama", tied=False):
     """As Accelerate prepares student and optimizer, clips and saves."""
     from accelerate import Accelerator, FullyShardedDataParallelPlugin
 
+    from fastkd.integrations.accelerate import divide_head
     from fastkd.integrations.distillation import Distillation
-    from fastkd.integrations.sharded import divide_like
+    from fastkd.integrations.sharded import beside, divide_like
 
-    case = Case("llama", "", "word_kd")
+    case = Case(family, "", "word_kd", tied)
     student, teacher = made(case, 1), made(case, 0)
     plugin = None
     if size > 1:
@@ -76,10 +77,12 @@ def accelerate_weights(size):
             fsdp_version=2, auto_wrap_policy="transformer_based_wrap"
         )
     accelerator = Accelerator(cpu=True, fsdp_plugin=plugin)
+    divide_head(student, accelerator)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.05)
     student, optimizer = accelerator.prepare(student, optimizer)
     if size > 1:
         divide_like(teacher, student)
+        assert beside(student.get_output_embeddings()) is not None
     distillation = Distillation(student, LOSSES["word_kd"], teacher)
     for update in range(UPDATES):
         everyone = [batch(2 * update + i) for i in range(2)]
@@ -105,6 +108,7 @@ def main(folder):
     found = {"lightning": lightning_weights(size, folder)}
     divided_on_a_cpu()
     found["accelerate"] = accelerate_weights(size)
+    found["accelerate_tied"] = accelerate_weights(size, "marian", tied=True)
     if dist.get_rank() == 0:
         torch.save(found, folder / "weights.pt")
     dist.barrier()

@@ -12,9 +12,11 @@ import transformers
 from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+from fastkd.integrations.sharded import beside
 from fastkd.integrations.trainer import DistillationTrainer
 from tests.integrations.sharded import LOSSES, Case, batch, made
 
+TIED = {"losses": "tie_a2d", "family": "marian", "tied": True}
 PARTS = {"version": 2, "state_dict_type": "SHARDED_STATE_DICT"}
 
 
@@ -60,8 +62,8 @@ class InOrder(DistillationTrainer):
         return torch.utils.data.SequentialSampler(self.train_dataset)
 
 
-def trainer(folder, size, losses="a2d", **settings):
-    case = Case("llama", "accelerate", losses)
+def trainer(folder, size, losses="a2d", family="llama", tied=False, **settings):
+    case = Case(family, "accelerate", losses, tied)
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=4 // size,
@@ -103,6 +105,10 @@ def main(folder):
         "FSDPLlamaForCausalLM"
     }
     whole.save_model(str(folder / "saved"))
+    tied = trainer(folder / "tied", size, **TIED, fsdp=True, fsdp_config={"version": 2})
+    tied.train()
+    assert beside(tied.model.get_output_embeddings()), "the projection is no unit with embeddings"
+    tied.save_model(str(folder / "saved_tied"))
     resumed = trainer(folder / "whole", size, fsdp=True, fsdp_config={"version": 2})
     resumed.train(resume_from_checkpoint=str(folder / "whole" / "checkpoint-2"))
     resumed.save_model(str(folder / "resumed"))

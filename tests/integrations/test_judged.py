@@ -348,6 +348,7 @@ def test_what_one_process_refuses_ends_all(tmp_path):
         **dict.fromkeys(("bare", "fsdp2", "fsdp2_teacher", "transformers"), own),
         **dict.fromkeys(("fsdp2_labels", "fsdp2_later"), "labels: expected in every batch"),
         "fsdp2_none": "batches: none in process 1",
+        "fsdp2_start": "Startless: does not tell its decoder's input",
     }
     for way, line in expected.items():
         lines = [(tmp_path / f"{way}.{rank}").read_text() for rank in range(2)]

@@ -4,6 +4,7 @@ python -m tests.memory.divided_steps FOLDER, as one of WORLD_SIZE processes: FOL
 the first one's memory by case.
 """
 
+import dataclasses
 import json
 import os
 import sys
@@ -14,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from fastkd.config.load import validate
+from fastkd.integrations.distillation import ATTRIBUTE
 from fastkd.losses import A2D, CrossEntropy, WordKD
 from fastkd.memory import Pair
 from fastkd.memory.step.measure import record_step
@@ -26,7 +28,7 @@ VOCABULARY = Vocabulary.of_sizes(1000, 1000)
 UPDATE = Update(np.full(32, 24), np.full(32, 24))
 
 
-def own():
+def own(sharding="fully_shard"):
     tree = {
         "run": "run",
         "data": {"source": "a", "target": "b", "train": "x", "dev": "x", "prepared": "x"},
@@ -38,7 +40,7 @@ def own():
             "decoder_layers": 2,
             "max_positions": 64,
         },
-        "training": {"sharding": "fully_shard", "optimizer": {"clip": 1.0}},
+        "training": {"sharding": sharding, "optimizer": {"clip": 1.0}},
         "teacher": {"run": "teacher"},
         "losses": [{"name": "cross_entropy"}, {"name": "word_kd"}, {"name": "a2d"}],
     }
@@ -77,6 +79,40 @@ def pair(processes, tied=False, precision="float32"):
 PAIRS = {"apart": {}, "tied": {"tied": True}, "bfloat16": {"precision": "bfloat16"}}
 
 
+def buckets_of(parallel, step):
+    """Bytes of what DistributedDataParallel exchanges in an update, by its own telling."""
+    seen = []
+
+    def exchanged(state, bucket):
+        seen.append(bucket.buffer().nbytes)
+        work = dist.all_reduce(bucket.buffer(), async_op=True)
+        return work.get_future().then(lambda done: done.value()[0])
+
+    parallel.register_comm_hook(None, exchanged)
+    step()  # after which it makes its buckets anew
+    seen.clear()
+    step()
+    return sum(seen)
+
+
+def pair_buckets(size):
+    step = dataclasses.replace(pair(size), sharding="none")._step(torch.device("cpu"))
+    setattr(step.student, ATTRIBUTE, step.distillation)  # as a Trainer does it
+    parallel = torch.nn.parallel.DistributedDataParallel(step.student)
+    counts = step.distillation.counts(step.batches)
+    return buckets_of(
+        parallel, lambda: step.distillation(parallel, step.batches[0], counts).loss.backward()
+    )
+
+
+def own_buckets(ranks):
+    config = own("none")
+    step = TrainingStep(config, VOCABULARY, config.model, torch.device("cpu"), ranks)
+    kind = torch.nn.parallel.DistributedDataParallel
+    (parallel,) = (m for m in vars(step.updater).values() if isinstance(m, kind))
+    return buckets_of(parallel, step.of(UPDATE))
+
+
 def main(folder):
     dist.init_process_group("gloo")
     size, found = dist.get_world_size(), {}
@@ -88,8 +124,10 @@ def main(folder):
     ranks = Ranks(dist.get_rank(), size)
     step = TrainingStep(config, VOCABULARY, config.model, torch.device("cpu"), ranks).of(UPDATE)
     found["own"] = record_step(Tracker(step.modules()), step).plain()
+    buckets = {"pair": pair_buckets(size), "own": own_buckets(ranks)}
     if ranks.first:
         (folder / "found.json").write_text(json.dumps(found))
+        (folder / "buckets.json").write_text(json.dumps(buckets))
     dist.barrier()
     dist.destroy_process_group()
 

@@ -1,5 +1,6 @@
 """What is predicted of one of several processes that share a step."""
 
+import dataclasses
 import json
 
 import pytest
@@ -30,16 +31,32 @@ def test_is_what_two_processes_measure(tmp_path):
     for name, step in measured.items():
         assert predicted[name].peak == pytest.approx(step.peak, rel=0.02), name
         assert predicted[name].start == pytest.approx(step.start, rel=0.02), name
+    predicted = {
+        "pair": dataclasses.replace(divided_steps.pair(2), sharding="none").predicted(),
+        "own": predict_step(
+            divided_steps.own("none"),
+            divided_steps.VOCABULARY,
+            config.model,
+            divided_steps.UPDATE,
+            processes=2,
+        ),
+    }
+    buckets = json.loads((tmp_path / "buckets.json").read_text())
+    assert {name: step.held["gradient buckets"] for name, step in predicted.items()} == buckets
 
 
-def test_what_is_held_and_the_head_fall_with_the_processes():
-    steps = {n: divided_steps.pair(n).predicted() for n in (1, 8)}
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_is_held_and_the_head_fall_with_the_processes(tied):
+    steps = {n: divided_steps.pair(n, tied=tied).predicted() for n in (1, 2, 8)}
     held = {n: sum(step.held.values()) for n, step in steps.items()}
     assert held[8] < held[1] / 7
     # Beside the buffers of a chunk of logits: both weights and the gradient of one, in parts.
     head = (64 + 96) * 3000 * 4
     losses = {n: step.losses["token losses"].peak for n, step in steps.items()}
     assert losses[8] - losses[1] <= 4 * head / 8
+    # And nothing else makes it whole: in the whole step so much of both weights is gone.
+    assert steps[8].peak < steps[2].peak - head * (1 / 2 - 1 / 8)
+    assert steps[2].peak < steps[1].peak - head / 2
 
 
 def test_a_pair_is_measured_by_as_many_processes():

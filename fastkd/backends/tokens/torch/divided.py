@@ -4,7 +4,7 @@ Each process sends its rows in its turn; they are used and forgotten, and what a
 gradient goes back, summed. All processes walk in step, however many positions each has.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from fastkd.backends.tokens.torch.products import (
     by_logits,
     filled,
 )
-from fastkd.functional.divided import divided_as, is_divided
+from fastkd.functional.divided import Rows, is_divided
 
 
 def projection_of(
@@ -29,50 +29,6 @@ def projection_of(
     if is_divided(weight):
         return DividedProjection(Rows(weight, product), bias, product, vocabulary)
     return Projection(weight[:vocabulary], None if bias is None else bias[:vocabulary], product)
-
-
-class Rows:
-    """The rows of a weight (V, D), by the process that holds them.
-
-    weight: a DTensor of one Shard(0), beside dimensions of its mesh in which it is replicated
-    """
-
-    def __init__(self, weight: Any, product: torch.dtype) -> None:
-        mesh, placements = weight.device_mesh, weight.placements
-        self.weight, self.product = weight, product
-        self.local = weight.detach().to_local().to(product)
-        self.vocabulary, self.width = weight.shape
-        (dimension,) = (i for i, placed in enumerate(placements) if placed.is_shard(0))
-        self.group = mesh.get_group(dimension)
-        self.copies = [mesh.get_group(i) for i in range(mesh.ndim) if i != dimension]
-        self.mine = mesh.get_local_rank(dimension)
-        step = -(-self.vocabulary // mesh.size(dimension))
-        starts = range(0, self.vocabulary, step)  # the last processes may hold none
-        self.slices = [slice(start, min(start + step, self.vocabulary)) for start in starts]
-
-    def each(self) -> Iterator[tuple[slice, int, Tensor]]:
-        """Which rows, who holds them, and they themselves; the next ones are on their way."""
-        coming = self._sent(0)
-        for owner, rows in enumerate(self.slices):
-            part, sending = coming
-            if owner + 1 < len(self.slices):
-                coming = self._sent(owner + 1)
-            sending.wait()
-            yield rows, owner, part
-            del part
-
-    def _sent(self, owner: int) -> tuple[Tensor, Any]:
-        rows = self.slices[owner]
-        part = self.local
-        if owner != self.mine:
-            part = part.new_empty(rows.stop - rows.start, self.width)
-        return part, dist.broadcast(part, group=self.group, group_src=owner, async_op=True)
-
-    def whole(self, gradient: Tensor) -> Tensor:
-        """The gradient whose rows of this process these are, summed over the copies too."""
-        for group in self.copies:
-            dist.all_reduce(gradient, group=group)
-        return divided_as(gradient, self.weight)
 
 
 class DividedProjection:
