@@ -1,6 +1,6 @@
 """Models that Accelerate is about to divide by FSDP2."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -20,6 +20,11 @@ def divide_head(model: nn.Module, accelerator: "Accelerator") -> None:
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is None or plugin.fsdp_version != 2 or plugin.cpu_ram_efficient_loading:
         return
+    head: Any = getattr(model, "get_output_embeddings", lambda: None)()
+    if accelerator.mixed_precision != "no" and head is not None:
+        for parameter in head.parameters():
+            if parameter.requires_grad:  # which Accelerate keeps in float32
+                parameter.data = parameter.data.float()
     mesh = getattr(accelerator, "torch_device_mesh", None)
     if mesh is not None:
         mesh = mesh[tuple(accelerator.parallelism_config.fsdp_dim_names)]

@@ -19,14 +19,15 @@ class ByParts(nn.Module):
     process must call it as often as the others.
     """
 
-    def __init__(self, aside: nn.Embedding) -> None:
+    def __init__(self, aside: nn.Module) -> None:
         super().__init__()
         self._aside = (aside,)  # in a tuple, so that its parameters are not this module's
 
     def forward(self, *arguments: Any, **keywords: Any) -> Any:
         (aside,) = self._aside
-        unit = Unit.of(aside, aside.weight)
-        with _LookingUp(aside.weight, unit):
+        weight: Any = aside.weight
+        unit = Unit.of(aside, weight)
+        with _LookingUp(weight, unit):
             found = type(aside).forward(aside, *arguments, **keywords)
         return found if unit.output_dtype is None else found.to(unit.output_dtype)
 
@@ -63,7 +64,7 @@ class _LookedUp(torch.autograd.Function):
         )
         ctx.unit, ctx.padding, ctx.like = unit, padding, weight.detach()
         ctx.save_for_backward(ids)
-        found = rows.local.new_empty(*ids.shape, rows.width)
+        found: Tensor = rows.local.new_empty(*ids.shape, rows.width)
         for part, _, values in rows.each():
             here = (ids >= part.start) & (ids < part.stop)
             inside = (ids - part.start).clamp(0, len(values) - 1)
@@ -74,7 +75,7 @@ class _LookedUp(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, None, None, None]:
         (ids,) = ctx.saved_tensors
         unit, like = ctx.unit, ctx.like
-        rows = Rows(unit.computed(like))
+        rows = Rows(like)
         gradient = gradient.to(unit.reduce_dtype or gradient.dtype)
         mine = gradient.new_zeros(rows.local.shape)
         if ctx.padding is not None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.optim import SGD
 
 from fastkd.config.load import validate
 from fastkd.integrations.distillation import ATTRIBUTE
@@ -96,7 +97,7 @@ def buckets_of(parallel, step):
 
 
 def pair_buckets(size):
-    step = dataclasses.replace(pair(size), sharding="none")._step(torch.device("cpu"))
+    step = dataclasses.replace(pair(size), sharding="none")._step(torch.device("cpu"), SGD)
     setattr(step.student, ATTRIBUTE, step.distillation)  # as a Trainer does it
     parallel = torch.nn.parallel.DistributedDataParallel(step.student)
     counts = step.distillation.counts(step.batches)

@@ -59,6 +59,17 @@ def test_what_is_held_and_the_head_fall_with_the_processes(tied):
     assert steps[2].peak < steps[1].peak - head / 2
 
 
+def test_the_own_trainer_divides_its_teacher_too():
+    config = divided_steps.own()
+    held = {
+        n: predict_step(
+            config, divided_steps.VOCABULARY, config.model, divided_steps.UPDATE, processes=n
+        ).held["teacher"]
+        for n in (1, 8)
+    }
+    assert held[8] < held[1] / 7
+
+
 def test_a_pair_is_measured_by_as_many_processes():
     with pytest.raises(InputError, match="expected as many of one process group"):
         divided_steps.pair(2).measured()

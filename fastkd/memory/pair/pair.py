@@ -93,7 +93,7 @@ class Pair:
         """
         device = torch.device(device)
         torch.manual_seed(_SEED)
-        step = self._step(device, mesh=self._processes.met(device))
+        step = self._step(device, self._optimizer(), mesh=self._processes.met(device))
         return measured(step, step.modules(), device, snapshot)
 
     def predicted(self, device: str = "cpu", limit: int | None = None) -> StepMemory:
@@ -144,15 +144,16 @@ class Pair:
 
     def _run(self, predictor: type[Predictor]) -> tuple[StepMemory, Predictor]:
         torch.manual_seed(_SEED)
-        self._optimizer()  # refused before a process group is pretended
+        optimizer = self._optimizer()  # refused, or warned of, before processes are pretended
         with self._processes.pretended() as mesh, without_data() as mode:
-            step = self._step(torch.device("cpu"), mode, mesh)
+            step = self._step(torch.device("cpu"), optimizer, mode, mesh)
             tracker = predictor(mode, step.modules())
             return record_step(tracker, step), tracker
 
     def _step(
         self,
         device: torch.device,
+        optimizer: "MakesOptimizer",
         mode: FakeTensorMode | None = None,
         mesh: DeviceMesh | None = None,
     ) -> "PairStep":
@@ -178,7 +179,7 @@ class Pair:
                 self._divide(distillation, mesh)
         return PairStep(  # optimizers that keep constants have to read them
             distillation,
-            self._optimizer(),
+            optimizer,
             batches,
             self.precision,
             self.clip,
