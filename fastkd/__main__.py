@@ -5,6 +5,7 @@ import re
 import sys
 
 import fastkd
+from fastkd.cli.signals import cleaning_up
 from fastkd.cli.status import ended, told
 from fastkd.cli.streams import hold_streams
 from fastkd.waiting import wait_briefly
@@ -14,28 +15,35 @@ _TORCH = (2, 11)  # as pyproject.toml has it
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a verb; 0 done, 1 the work failed, 2 the command line, config or data is wrong."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    wait_briefly()
-    hold_streams()
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        if arguments == ["--version"]:
-            print(f"fastkd, version {fastkd.__version__}")
-            return 0
-        version = importlib.metadata.version("torch")
-        found = re.match(r"(\d+)\.(\d+)", version)
-        if found and tuple(map(int, found.groups())) < _TORCH:
-            needed = "{}.{}".format(*_TORCH)
-            install = f"pip install 'torch>={needed}'"
-            return told(f"needs PyTorch {needed} or newer, not {version}; expected: {install}", 1)
-        if arguments[:1] == ["bench"]:
-            from fastkd.bench.arguments import bench
-
-            return ended(lambda: bench(arguments[1:]))
-        from fastkd.cli.app import app
-
-        return app(arguments)
+        wait_briefly()
+        hold_streams()
+        return ended(lambda: _run(given))
     except ModuleNotFoundError as error:
         return told(f"needs the package {error.name}; expected: pip install 'fastkd[train]'", 1)
+    except KeyboardInterrupt:
+        return told("interrupted", 1)
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments == ["--version"]:
+        print(f"fastkd, version {fastkd.__version__}")
+        return 0
+    version = importlib.metadata.version("torch")
+    found = re.match(r"(\d+)\.(\d+)", version)
+    if found and tuple(map(int, found.groups())) < _TORCH:
+        needed = "{}.{}".format(*_TORCH)
+        install = f"pip install 'torch>={needed}'"
+        return told(f"needs PyTorch {needed} or newer, not {version}; expected: {install}", 1)
+    if arguments[:1] == ["bench"]:
+        from fastkd.bench.arguments import bench
+
+        with cleaning_up():
+            return bench(arguments[1:])
+    from fastkd.cli.app import app
+
+    return app(arguments)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,36 @@
 """Training beside other work: how long two runs take at once, by how their threads wait.
 
-    python -m benchmarks.training.threads FOLDER [--updates 80] [--rounds 3]
+    python -m benchmarks.training.threads FOLDER [--updates 80] [--rounds 8] [--ways brief spinning]
+    python -m benchmarks.training.threads --table benchmarks/results/threads.csv
 
 Trains the demo's student on as many threads as there are cores, once alone and twice at once, with
 what `fastkd` sets (`brief`), with OpenMP's own waiting (`spinning`) and with
-`OMP_WAIT_POLICY=passive`, round by round in turns. Start-up is included; about four minutes in
-all. Prints the medians over the rounds of
+`OMP_WAIT_POLICY=passive`. Every other round has the ways in the opposite order, so that a machine
+that grows slower or faster favours none. Start-up is included; 70 seconds a round on two idle
+cores, and nothing else may run meanwhile. Each time is a row of FOLDER/threads.csv as soon as it is
+known. The table is of medians over the rounds, with the quartiles in brackets:
 
-- `alone`: the time of a run over that of a spinning one in the same round;
-- `at once`: the time until both of two runs are done, over that of one after the other, which is
-  twice that of a run alone in the same round.
+- `alone`: seconds of a run;
+- `× spinning`: the median of these over that of spinning ones;
+- `at once`: the time until both of two runs are done, over twice that of a run alone in the same
+  round: above 1 they hold each other up.
 """
 
 import argparse
+import csv
 import os
 import shutil
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import torch
+
+from fastkd.bench.record import Machine, this_machine
 from fastkd.config.load import dump_config
 from fastkd.demo.run import demo_config, write_demo_corpus
 
@@ -32,30 +42,84 @@ WAYS = {
 SETTINGS = ("bleu_sentences=0", "validate_every=100000", "save_every=100000")
 
 
+@dataclass(frozen=True)
+class Time:
+    """Of so many runs that begin together, until all are done."""
+
+    round: int
+    way: str
+    runs: int
+    updates: int
+    seconds: float
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--updates", type=int, default=80)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--ways", nargs="+", choices=tuple(WAYS), default=tuple(WAYS))
+    parser.add_argument("--table", type=Path, help="of results that are there already")
     arguments = parser.parse_args()
-    folder: Path = arguments.folder
+    if (arguments.folder is None) == (arguments.table is None):
+        parser.error("expected FOLDER or --table")
+    if arguments.folder is not None:
+        measure(arguments.folder, arguments.ways, arguments.rounds, arguments.updates)
+    print(table(arguments.table or arguments.folder / "threads.csv"))
+
+
+def measure(folder: Path, ways: Sequence[str], rounds: int, updates: int) -> None:
+    """Writes `threads.csv` in the folder, a row as soon as it is known."""
     write_demo_corpus(folder, print)
     config = folder / "student.yaml"
     config.write_text(dump_config(demo_config(folder, "student")), encoding="utf-8")
-    alone: dict[str, list[float]] = {way: [] for way in WAYS}
-    at_once: dict[str, list[float]] = {way: [] for way in WAYS}
-    for round_ in range(arguments.rounds):
-        once = {way: _seconds(config, way, 1, arguments.updates) for way in WAYS}
-        for way in WAYS:
-            both = _seconds(config, way, 2, arguments.updates)
-            alone[way].append(once[way] / once["spinning"])
-            at_once[way].append(both / (2 * once[way]))
-            print(f"round {round_ + 1}: {way}: {alone[way][-1]:.2f} {at_once[way][-1]:.2f}")
-    print("| threads wait | alone, × spinning | two at once, × one after the other |")
-    print("| --- | ---: | ---: |")
-    for way in WAYS:
-        figures = (statistics.median(ratios[way]) for ratios in (alone, at_once))
-        print(f"| {way} | " + " | ".join(f"{figure:.2f}" for figure in figures) + " |")
+    machine = this_machine(torch.device("cpu"))
+    columns = [field.name for kind in (Machine, Time) for field in fields(kind)]
+    with open(folder / "threads.csv", "w", newline="", encoding="utf-8") as file:
+        rows = csv.DictWriter(file, columns, lineterminator="\n")
+        rows.writeheader()
+        for round_ in range(1, rounds + 1):
+            for runs in (1, 2):
+                for way in ways if round_ % 2 else reversed(ways):
+                    seconds = round(_seconds(config, way, runs, updates), 3)
+                    found = Time(round_, way, runs, updates, seconds)
+                    rows.writerow({**asdict(machine), **asdict(found)})
+                    file.flush()
+                    print(f"round {round_}: {way}, {runs}: {seconds:.2f} s", flush=True)
+
+
+def table(file: Path) -> str:
+    """Medians and quartiles of what was measured."""
+    with open(file, newline="", encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    seconds = {(r["way"], int(r["runs"]), int(r["round"])): float(r["seconds"]) for r in rows}
+    ways = list(dict.fromkeys(row["way"] for row in rows))
+    rounds = sorted({number for *_, number in seconds})
+    rounds = [n for n in rounds if all((way, k, n) in seconds for way in ways for k in (1, 2))]
+    alone = {way: [seconds[way, 1, number] for number in rounds] for way in ways}
+    twice = {way: [seconds[way, 2, number] for number in rounds] for way in ways}
+    text = [
+        f"{rows[0]['device']}, {rows[0]['threads']} threads, PyTorch {rows[0]['torch']}, commit"
+        f" {rows[0]['commit']}; {len(rounds)} rounds of {rows[0]['updates']} updates",
+        "",
+        "| threads wait | alone, s | × spinning | two at once, × one after the other |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for way in ways:
+        beside = [both / (2 * one) for both, one in zip(twice[way], alone[way], strict=True)]
+        over = "–"
+        if "spinning" in alone:
+            medians = [statistics.median(alone[name]) for name in (way, "spinning")]
+            over = f"{medians[0] / medians[1]:.2f}"
+        text.append(f"| {way} | {_spread(alone[way])} | {over} | {_spread(beside)} |")
+    return "\n".join(text)
+
+
+def _spread(values: list[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
+    lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
+    return f"{median:.2f} ({lower:.2f}–{upper:.2f})"
 
 
 def _seconds(config: Path, way: str, runs: int, updates: int) -> float:

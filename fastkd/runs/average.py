@@ -5,7 +5,7 @@ from pathlib import Path
 from torch import Tensor
 
 from fastkd.errors import InputError
-from fastkd.runs.checkpoint import read_group, write_checkpoint
+from fastkd.runs.checkpoint import read_group, read_meta, write_checkpoint
 from fastkd.runs.folder import MODEL, RunFolder
 
 
@@ -18,8 +18,10 @@ def average_checkpoints(run: RunFolder, last: int | None = None) -> list[Path]:
         if last and len(folders) < last:
             raise InputError(f"{run.path}: has {len(folders)} checkpoints, fewer than {last}")
         try:
+            before = [_hash(folder) for folder in folders]
             mean = _mean(folders)
-            break
+            if before == [_hash(folder) for folder in folders]:
+                break  # else of the run before and of one that was begun anew
         except InputError:
             if folders == run.checkpoints()[-(last or 0) :]:
                 raise  # else the run's training has dropped one of them
@@ -27,6 +29,12 @@ def average_checkpoints(run: RunFolder, last: int | None = None) -> list[Path]:
         run.path / "average", {MODEL: mean}, {"checkpoints": [folder.name for folder in folders]}
     )
     return folders
+
+
+def _hash(folder: Path) -> str | None:
+    """Of its model; what else is told of it may change, as it is validated."""
+    found: str | None = read_meta(folder)["sha256"].get(f"{MODEL}.safetensors")
+    return found
 
 
 def _mean(folders: list[Path]) -> dict[str, Tensor]:

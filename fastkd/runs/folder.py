@@ -325,9 +325,15 @@ class RunFolder:
     def read_weights(self, selection: str = "best", group: str = MODEL) -> Weights:
         """The `best`, `last` or `average` weights of the model, or of another group."""
 
-        def read(place: Path) -> Weights:
+        return self.read_groups(selection, [group])[group]
+
+    def read_groups(self, selection: str, groups: Sequence[str]) -> dict[str, Weights]:
+        """Several groups of one checkpoint, also where the run is trained meanwhile."""
+
+        def read(place: Path) -> dict[str, Weights]:
             meta = read_meta(place)
-            return Weights(place, meta, read_group(place, group, meta=meta), group)
+            return {name: Weights(place, meta, read_group(place, name, meta=meta), name)
+                    for name in groups}  # fmt: skip
 
         return self._settled(selection, read)
 

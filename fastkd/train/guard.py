@@ -13,6 +13,7 @@ from fastkd.train.sharding import local
 _WEIGHTS = 1e37  # float32 ends at 3.4e38
 _GRADIENTS = 1e18  # whose squares AdamW averages
 _UNDERFLOW = 1e-18  # of gradients whose squares do
+_NORMAL = 1.2e-38  # an eps below it is zero in float32, and 0 / 0 the step of what has no gradient
 
 
 class StepGuard:
@@ -20,7 +21,8 @@ class StepGuard:
 
     A copy to take it back with is made only where a step might overflow. That is known without a
     look at the weights: a step multiplies the largest by |1 − lr·decay| at most and adds at most
-    lr · C, where by Cauchy and Schwarz C = 1 / ((1 − β₁)·√((1 − β₂)(1 − β₁²/β₂))) bounds |m̂|/√v̂.
+    lr · C, where by Cauchy and Schwarz C = 1 / ((1 − β₁)·√((1 − β₂)(1 − β₁²/β₂))) bounds |m̂|/√v̂,
+    if eps is not lost in float32.
     The weights are looked at only when that bound has grown too large.
     """
 
@@ -60,6 +62,8 @@ class StepGuard:
 
     def _grown(self, group: dict[str, Any]) -> float:
         rate, decay, eps = (float(group[key]) for key in ("lr", "weight_decay", "eps"))
+        if eps < _NORMAL:
+            return math.inf
         first, second = group["betas"]
         moved = self._gradient / eps
         if first**2 < second:

@@ -12,7 +12,7 @@ from fastkd.methods.objective import Objective
 from fastkd.nn.build import build_model
 from fastkd.nn.transformer import Transformer
 from fastkd.runs.device import pick_device
-from fastkd.runs.folder import OBJECTIVE, RunFolder
+from fastkd.runs.folder import MODEL, OBJECTIVE, RunFolder, Weights
 from fastkd.runs.room import TRAINED, check_room
 from fastkd.runs.weights import load_weights
 from fastkd.train.ranks import Ranks
@@ -34,16 +34,10 @@ def start(config: Config, prepared: Prepared) -> Trainer:
     check_room(config.model, tokenizers, "model", max(1, copies), device)
     torch.manual_seed(config.training.seed)
     model = build_model(config.model, tokenizers)
-    begun: list[str] = []
-    anew = not RunFolder(config.run).checkpoints()
-    if config.start is not None and anew:
-        begin = _run_of("start.run", config.start.run, prepared)
-        weights = begin.read_weights(config.start.checkpoint)
-        load_weights(model, weights.tensors, weights.folder, partly=True)
-        begun.append(weights.sha256)
     objective = Objective(config, tokenizers.target.pad_id, teacher)
-    if config.start is not None and config.start.learned and anew:
-        begun.append(_take_learned(objective, config.start, prepared))
+    begun: list[str] = []
+    if config.start is not None and not RunFolder(config.run).checkpoints():
+        begun = _begin(model, objective, config.start, prepared)
     corpora = {"train": prepared.train.sha256, "dev": prepared.dev.sha256}
     ranks.check_same({"data.prepared": corpora, "teacher": taught, "start": begun})
     run = RunFolder(config.run)
@@ -53,18 +47,31 @@ def start(config: Config, prepared: Prepared) -> Trainer:
     return Trainer(config, prepared, model, objective, run, device, ranks)
 
 
-def _take_learned(objective: Objective, config: StartConfig, prepared: Prepared) -> str:
-    """What both runs' losses learn begins as it is there; the hash of that."""
-    begin = _run_of("start.run", config.run, prepared)
-    if config.checkpoint == "average":
-        raise InputError("start.learned: expected checkpoint best or last; averages hold no losses")
-    theirs = begin.read_weights(config.checkpoint, OBJECTIVE)
-    ours, folder = dict(objective.named_parameters()), theirs.folder
+def _begin(
+    model: Transformer, objective: Objective, config: StartConfig, prepared: Prepared
+) -> list[str]:
+    """The model, and what the losses learn if asked for, as one checkpoint has it; its hashes."""
+    run, groups = _run_of("start.run", config.run, prepared), [MODEL]
+    if config.learned:
+        if config.checkpoint == "average":
+            raise InputError(
+                "start.learned: expected checkpoint best or last; averages hold no losses"
+            )
+        groups.append(OBJECTIVE)
+    read = run.read_groups(config.checkpoint, groups)
+    load_weights(model, read[MODEL].tensors, read[MODEL].folder, partly=True)
+    if config.learned:
+        _take_learned(objective, read[OBJECTIVE])
+    return [weights.sha256 for weights in read.values()]
+
+
+def _take_learned(objective: Objective, theirs: Weights) -> None:
+    """What both runs' losses learn begins as it is there."""
+    ours = dict(objective.named_parameters())
     shared = {name: tensor for name, tensor in theirs.tensors.items() if name in ours}
     if not shared:
-        raise InputError(f"start.learned: {folder}: its losses learn nothing that these do")
-    load_weights(objective, shared, folder, partly=True)
-    return theirs.sha256
+        raise InputError(f"start.learned: {theirs.folder}: its losses learn nothing that these do")
+    load_weights(objective, shared, theirs.folder, partly=True)
 
 
 def _check_lengths(config: Config, prepared: Prepared) -> None:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from fastkd.methods.objective import Objective
 from fastkd.train.validation import Validation
+from tests.cli.conftest import MODEL
 
 
 @pytest.fixture
@@ -67,6 +68,22 @@ def test_weights_that_overflow_are_never_saved(taught, tmp_path, caplog, capsys)
     named = re.search(r"such updates in a row; go back to (\S+)", line)
     assert named and json.loads(Path(named[1], "meta.json").read_text())["skipped"] == 0
     for file in folder.glob("checkpoints/*/*.safetensors"):
+        assert all(t.isfinite().all() for t in load_file(file).values()), file
+
+
+def test_good_checkpoints_stay_where_some_weights_become_nan(taught, tmp_path, capsys):
+    """At 0.1: pieces that no batch has become NaN, the loss stays finite, and all good ones go."""
+    apart = {**MODEL, "share_embeddings": False, "tie_output": False}
+    settings = {"updates": 4, "save_every": 1, "keep_last": 2, "max_skipped": 2}
+    config = taught.config("run", run=str(tmp_path / "run"), model=apart, training=settings)
+    assert taught.run("train", config) == 0
+    goes_on = ["training.updates=9", "training.optimizer.eps=1e-50"]
+    assert taught.run("train", config, *goes_on) == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "the new weights not finite" in line and line.endswith("checkpoints/00000004")
+    files = list(tmp_path.glob("run/checkpoints/*/*.safetensors"))
+    assert files
+    for file in files:
         assert all(t.isfinite().all() for t in load_file(file).values()), file
 
 

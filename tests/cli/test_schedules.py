@@ -4,6 +4,9 @@ import json
 
 import torch
 
+from fastkd.runs import folder
+from fastkd.runs.checkpoint import write_checkpoint
+from fastkd.runs.folder import MODEL, OBJECTIVE, RunFolder
 from tests.cli.conftest import checkpoint
 
 PASSES = {"value": 2, "begin": 2}
@@ -54,3 +57,32 @@ def test_a_run_begins_with_the_mix_of_heads_of_another(taught, tmp_path, capsys)
     other = taught.config("other", run=str(tmp_path / "other"), losses=losses[:1], **options)
     assert taught.run("train", other) == 2
     assert "start.learned: " in capsys.readouterr().err
+
+
+def test_weights_and_mix_of_heads_begin_as_one_checkpoint(taught, tmp_path, monkeypatch):
+    """Also where the other run is trained on between its two files."""
+    teacher = {"run": str(taught.folder / "teacher")}
+    losses = [{"name": "cross_entropy"}, {"name": "a2d"}]
+    first = taught.config("mixing", run=str(tmp_path / "mixing"), teacher=teacher, losses=losses)
+    assert taught.run("train", first) == 0
+    run, read = RunFolder(tmp_path / "mixing"), folder.read_group
+    before = {group: read(run.checkpoint(4), group) for group in (MODEL, OBJECTIVE)}
+
+    def trained_meanwhile(place, group, *arguments, **options):
+        found = read(place, group, *arguments, **options)
+        if place == run.checkpoint(4) and group == MODEL:
+            later = {g: {n: t + 1 for n, t in tensors.items()} for g, tensors in before.items()}
+            write_checkpoint(run.checkpoint(5), later, {"update": 5, "best_update": 5})
+        return found
+
+    monkeypatch.setattr(folder, "read_group", trained_meanwhile)
+    start = {"run": str(run.path), "checkpoint": "last", "learned": True}
+    training = {"updates": 1, "optimizer": {"lr": 1e-9}}
+    options = {"teacher": teacher, "start": start, "training": training, "losses": losses}
+    then = taught.config("mixed too", run=str(tmp_path / "then"), **options)
+    assert taught.run("train", then) == 0
+    after = checkpoint(tmp_path / "then", 1)
+    for group, tensors in before.items():
+        for name, tensor in tensors.items():
+            found = after[f"{group} {name}"]
+            torch.testing.assert_close(found, tensor, rtol=0, atol=1e-7, msg=name)

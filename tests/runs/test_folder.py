@@ -47,3 +47,26 @@ def test_the_hash_is_that_of_the_file(tmp_path):
     for group in groups:
         file = tmp_path / "average" / f"{group}.safetensors"
         assert run.read_weights("average", group).sha256 == sha256_of(file)
+
+
+def test_groups_are_of_one_checkpoint(tmp_path, monkeypatch):
+    """Also where the run is trained on between one file and the next."""
+    run, whole, calls = RunFolder(tmp_path), folder.read_group, []
+
+    def save(update):
+        groups = {name: {"weight": torch.full((3,), float(update))} for name in (MODEL, OBJECTIVE)}
+        write_checkpoint(run.checkpoint(update), groups, {"best_update": update})
+
+    def trained_meanwhile(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 2:
+            save(2)
+        return whole(*arguments, **options)
+
+    save(1)
+    monkeypatch.setattr(folder, "read_group", trained_meanwhile)
+    read = run.read_groups("best", (MODEL, OBJECTIVE))
+    assert {name: weights.tensors["weight"][0].item() for name, weights in read.items()} == {
+        MODEL: 1.0,
+        OBJECTIVE: 1.0,
+    }

@@ -44,6 +44,18 @@ def test_ordinary_steps_are_the_optimizers_own_and_cost_one_look(monkeypatch):
     assert len(looks) == 1
 
 
+def test_nothing_is_divided_by_an_eps_that_is_zero_in_float32():
+    """Where a gradient is zero, as of a piece that no batch has, its step is 0 / 0."""
+    parameters, optimizer = made(lr=0.1, eps=1e-50)
+    guard, before = StepGuard(optimizer, Ranks(), CPU), everything(parameters, optimizer)
+    give(parameters, 1.0)
+    parameters[0].grad[1] = 0
+    assert not guard.step(1.0)
+    assert all(map(torch.equal, everything(parameters, optimizer)[:2], before))
+    give(parameters, 1.0)
+    assert guard.step(1.0)
+
+
 @pytest.mark.parametrize(
     ("scale", "size", "options"),
     [
