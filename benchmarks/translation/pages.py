@@ -1,11 +1,13 @@
 """The pages and tables that show what was measured, from the CSVs alone."""
 
+import csv
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.translation.plan import Plan, Trial, read_plan
-from benchmarks.translation.results import Results, markdown
+from benchmarks.translation.results import ABSENT, Results, markdown, mean
+from benchmarks.translation.splits import SPLITS
 from fastkd.tables import Line, markdown_table
 
 HERE = Path(__file__).resolve().parent
@@ -21,21 +23,27 @@ _MASKED = {
 def known() -> dict[str, tuple[Plan, Results]]:
     """By name: the plans of which something was measured."""
     files = sorted((HERE / "results").glob("*.csv"))
-    return {file.stem: (read_plan(HERE / f"{file.stem}.yaml"), Results(file)) for file in files}
+    plans = {file: read_plan(HERE / f"{file.stem}.yaml") for file in files}
+    return {file.stem: (plan, Results.of_plan(plan, file)) for file, plan in plans.items()}
 
 
 def splits(plan: Plan, results: Results) -> tuple[str, ...]:
-    """The test set is shown where the row that others are compared with was scored on it."""
-    scored = results.of(Trial(plan, plan.baseline, plan.seeds[0]), "test")
-    return ("dev", "test") if scored else ("dev",)
+    """What is shown beside dev is what the row that others are compared with was scored on."""
+    baseline = Trial(plan, plan.baseline, plan.seeds[0])
+    return ("dev", *(on for on in SPLITS[1:] if results.of(baseline, str(baseline.scored(on)[0]))))
 
 
 def tables() -> dict[Path, str]:
     """The file beside each CSV."""
-    return {
-        HERE / "results" / f"{name}.md": markdown(plan, results, splits(plan, results))
-        for name, (plan, results) in known().items()
-    }
+    found = {}
+    for name, (plan, results) in known().items():
+        labels = plan.labels(splits(plan, results))
+        found[HERE / "results" / f"{name}.md"] = markdown(plan, results, labels)
+    for file in sorted((HERE / "results" / "decided").glob("*.csv")):
+        with open(file, newline="", encoding="utf-8") as stream:
+            header, *lines = csv.reader(stream)
+        found[file.with_suffix(".md")] = f"{markdown_table(header, lines)}\n"
+    return found
 
 
 def drawn() -> Iterator[tuple[Plan, Results, str, Path]]:
@@ -49,24 +57,26 @@ def drawn() -> Iterator[tuple[Plan, Results, str, Path]]:
 
 def in_short(plan: Plan, results: Results, names: Sequence[str] = ()) -> str:
     """Of a README: the rows named, or all that were measured with their recipe as it is."""
-    shown = splits(plan, results)
-    scores = ["BLEU dev", *(["BLEU test", "chrF test"] if "test" in shown else [])]
-    header = ("model", "parameters", "seeds", *scores, "training, one thread")
+    shown = [split for split in ("dev", "test") if split in splits(plan, results)]
+    names = names or [name for name, row in plan.rows.items() if not row.set]
+    header = ["model", "parameters"]
+    for split in shown:
+        header += [f"BLEU {split}", *(f"seed {seed}" for seed in plan.seeds if len(plan.seeds) > 1)]
+    header += ["chrF test"] if "test" in shown else []
     lines: list[Line] = []
-    for name, row in plan.rows.items():
-        if name not in names if names else row.set:
+    for name in names:
+        found = {split: _lines(plan, results, name, split) for split in shown}
+        if not found["dev"]:
             continue
-        found = _lines(plan, results, name, "dev")
-        if not found:
-            continue
-        cells = [_mean(found, "bleu", ".1f")]
-        if "test" in shown:
-            tested = _lines(plan, results, name, "test")
-            cells += [_mean(tested, "bleu", ".1f"), _mean(tested, "chrf", ".1f")]
-        minutes = f"{_average(found, 'training_seconds') / 60:.0f} min"
-        millions = f"{_average(found, 'parameters') / 1e6:.1f} M"
-        lines.append((name, millions, str(len(found)), *cells, minutes))
-    return markdown_table(header, lines)
+        cells = [name, f"{float(mean(found['dev'], 'parameters', '.0f')) / 1e6:.1f} M"]
+        for split in shown:
+            by_seed = {int(line["seed"]): f"{float(line['bleu']):.1f}" for line in found[split]}
+            cells.append(mean(found[split], "bleu", ".1f") or ABSENT)
+            cells += [by_seed.get(seed, "") for seed in plan.seeds if len(plan.seeds) > 1]
+        cells += [mean(found["test"], "chrf", ".1f") or ABSENT] if "test" in shown else []
+        minutes = float(mean(found["dev"], "training_seconds", ".0f")) / 60
+        lines.append([*cells, f"{minutes:.0f} min"])
+    return markdown_table([*header, "training, one thread"], lines)
 
 
 def by_passes(text: str) -> str:
@@ -83,11 +93,3 @@ def _lines(plan: Plan, results: Results, name: str, split: str) -> list[dict[str
     seeds = plan.seeds[:1] if plan.rows[name].teacher else plan.seeds
     trials = (Trial(plan, name, seed) for seed in seeds)
     return [found for trial in trials if (found := results.of(trial, split))]
-
-
-def _average(found: Sequence[dict[str, str]], key: str) -> float:
-    return sum(float(each[key]) for each in found) / len(found)
-
-
-def _mean(found: Sequence[dict[str, str]], key: str, form: str) -> str:
-    return format(_average(found, key), form) if found else "absent"

@@ -1,15 +1,62 @@
 """What a table is made of: rows (methods), each a recipe with overrides, run with every seed."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass as checked
 
+from benchmarks.translation.splits import Scored
+from fastkd.config.load import load_config
+from fastkd.config.tree import Config
+from fastkd.config.types import AboveZero, NonNegative
+
 STRICT = ConfigDict(extra="forbid")
+
+
+@checked(frozen=True, kw_only=True, config=STRICT)
+class Pieces:
+    """A row that is trained `training.updates` at a time until dev BLEU gains no more."""
+
+    gain: NonNegative  # over the best before it; a piece that gives less is one in vain
+    patience: Annotated[int, Field(ge=1)] = 1  # so many in vain in a row are the last
+    hours: AboveZero | None = None  # of training after which no other piece begins
+
+    def ended(self, lines: Sequence[Mapping[str, str]]) -> bool:
+        """lines: a run's results on dev, of each piece so far"""
+        best, vain = -math.inf, 0
+        by_updates = {int(line["updates"]): line for line in lines}
+        for _, line in sorted(by_updates.items()):
+            bleu = float(line["bleu"])
+            vain = vain + 1 if bleu < best + self.gain else 0
+            best = max(best, bleu)
+        if self.hours is not None and lines:
+            spent = max(float(line["training_seconds"]) for line in lines)
+            if spent >= 3600 * self.hours:
+                return True
+        return vain >= self.patience
+
+
+@checked(frozen=True, kw_only=True, config=STRICT)
+class Decision:
+    """What a trial is decided by: a row that is to be better than another one, in BLEU.
+
+    by: the least mean difference over the seeds, which must also be told from chance (p < 0.05)
+    not_below: holds unless the row is worse, told from chance
+    share: instead, the least share of the other row's gap between one pass and the most that the
+        row closes in one pass
+    """
+
+    better: str
+    than: str
+    split: str  # as `splits.Scored` is written
+    by: NonNegative = 0.0
+    not_below: bool = False
+    share: AboveZero | None = None
 
 
 @checked(frozen=True, kw_only=True, config=STRICT)
@@ -22,8 +69,11 @@ class Row:
     cached: Annotated[int, Field(ge=0)] = 0  # pieces a position of a cache in the teacher's place
     teacher: bool = False  # of all other rows; trained with the first seed alone
     begin: str | None = None  # the row whose last checkpoint of the same seed it begins with
+    learned: bool = False  # with what that row's losses learned
     taught: str | None = None  # the row that is its teacher; None: the plan's teacher
     seeds: tuple[int, ...] | None = None  # of the plan's; None: all
+    pieces: Pieces | None = None
+    run: str | None = None  # folder, where it is not one of the plan's; of one seed
 
     @property
     def needs(self) -> frozenset[str]:
@@ -40,7 +90,12 @@ class Plan:
     seeds: Annotated[tuple[int, ...], Field(min_length=1)]
     baseline: str  # the row that others are compared with
     set: tuple[str, ...] = ()  # key.path=value, of all rows; a row's own come after
+    checkpoint: Literal["best", "last"] = "best"  # that is scored; always the best of the teacher
+    passes: tuple[Annotated[int, Field(ge=1)], ...] = ()  # at which masked rows are scored
+    sealed: bool = False  # the test set is scored by halves, and the second one last
+    reused: tuple[str, ...] = ()  # plans whose results also count as those of rows of that name
     rows: dict[str, Row] = field(default_factory=dict)
+    decides: tuple[Decision, ...] = ()
 
     @property
     def stages(self) -> Iterator[list[str]]:
@@ -56,6 +111,12 @@ class Plan:
         return next(
             Trial(self, name, self.seeds[0]) for name, row in self.rows.items() if row.teacher
         )
+
+    def labels(self, splits: Sequence[str]) -> list[str]:
+        """The columns of the table of these splits."""
+        plain = [str(Scored(split)) for split in splits]
+        passes = [str(Scored(split, count)) for split in splits for count in self.passes]
+        return plain + passes
 
     def trials(self, rows: tuple[str, ...] = (), seeds: tuple[int, ...] = ()) -> Iterator["Trial"]:
         """The first seed of every row comes first."""
@@ -80,6 +141,8 @@ class Trial:
 
     @property
     def folder(self) -> Path:
+        if self.row.run is not None:
+            return Path(self.row.run)
         return Path(self.plan.runs) / f"{self.name.replace(' ', '_')}-{self.seed}"
 
     @property
@@ -94,19 +157,51 @@ class Trial:
     def cache(self) -> Path:
         return Path(self.plan.runs) / f"cache-{self.row.cached}"
 
-    def _of(self, name: str) -> "Trial":
-        """Another row's run with the same seed; the teacher has but one."""
-        return self.plan.teacher if self.plan.rows[name].teacher else replace(self, name=name)
+    def of(self, name: str) -> "Trial":
+        """Another row's run with the same seed, or its only one: the teacher's, and what was not
+        trained with this seed."""
+        row = self.plan.rows[name]
+        if row.teacher:
+            return self.plan.teacher
+        seed = row.seeds[0] if row.seeds and self.seed not in row.seeds else self.seed
+        return replace(self, name=name, seed=seed)
+
+    def scored(self, split: str) -> list[Scored]:
+        """What the run is scored on: a masked model at each of the plan's numbers of passes."""
+        if self.plan.passes and self.config.model.kind == "cmlm":
+            return [Scored(split, passes) for passes in self.plan.passes]
+        return [Scored(split)]
+
+    @property
+    def config(self) -> Config:
+        has_teacher = load_config(self.recipe).teacher is not None
+        return load_config(self.recipe, self.overrides(has_teacher))
+
+    @property
+    def needs(self) -> list["Trial"]:
+        """The runs whose checkpoints it takes."""
+        names = [self.row.begin, self.row.taught]
+        taught = load_config(self.recipe).teacher is not None and self.row.taught is None
+        found = [self.of(name) for name in names if name is not None]
+        if not self.row.teacher and (taught or self.row.distilled or self.row.cached):
+            found.append(self.plan.teacher)
+        return found
+
+    @property
+    def checkpoint(self) -> str:
+        return "best" if self.row.teacher else self.plan.checkpoint
 
     def overrides(self, has_teacher: bool) -> list[str]:
         """Of the recipe; `has_teacher`: its config names one."""
-        found = [f"run={self.folder}", f"training.seed={self.seed}", *self.plan.set, *self.row.set]
+        found = [f"run={self.folder}", f"training.seed={self.seed}"]
         if self.row.begin is not None:
-            found += [f"start.run={self._of(self.row.begin).folder}", "start.checkpoint=last"]
+            found += [f"start.run={self.of(self.row.begin).folder}", "start.checkpoint=last"]
+            found += ["start.learned=true"] if self.row.learned else []
+        found += [*self.plan.set, *self.row.set]
         if self.row.cached:
             found += ["teacher.run=null", f"teacher.cache={self.cache}"]
         elif has_teacher:
-            teacher = self._of(self.row.taught) if self.row.taught else self.plan.teacher
+            teacher = self.of(self.row.taught) if self.row.taught else self.plan.teacher
             found.append(f"teacher.run={teacher.folder}")
         if self.row.distilled:
             corpus = self.distilled_corpus
@@ -127,4 +222,9 @@ def read_plan(path: Path) -> Plan:
         above.add(name)
         if row.seeds is not None and not set(row.seeds) <= set(plan.seeds):
             raise ValueError(f"rows.{name}.seeds: expected some of {list(plan.seeds)}")
+        if row.learned and row.begin is None:
+            raise ValueError(f"rows.{name}.learned: expected begin beside it")
+    for place, decision in enumerate(plan.decides):
+        for other in {decision.better, decision.than} - set(plan.rows):
+            raise ValueError(f"decides.{place}: expected names of rows, not {other!r}")
     return plan

@@ -10,6 +10,10 @@ _WMT25 = (
     "https://raw.githubusercontent.com/TUM-NLP/llms-limited-resources2025/"
     "3b6587a6c0e7f46ec6937c4d2c904b23bcbb929d"
 )
+_MULTI30K = (
+    "https://raw.githubusercontent.com/multi30k/dataset/"
+    "c9be912dc05a3ebf9ae5bb5f7f58c1791cda43ab/data/task1/raw"
+)
 _IWSLT = "http://dl.fbaipublicfiles.com/fairseq/data/iwslt14/de-en.tgz"
 _WMT13, _WMT14 = "http://www.statmt.org/wmt13", "http://www.statmt.org/wmt14"
 
@@ -45,6 +49,18 @@ TEXTS = {
             "test": (Part(f"{_WMT25}/Sorbian/dsb/MT/dev.de-dsb.{{}}"),),
         },
         pairs={"train": 38_991, "dev": 1_353, "test": 2_640},
+    ),
+    "multi30k": Text(
+        ("en", "de"),
+        {
+            "train": (Part(f"{_MULTI30K}/train.{{}}.gz"),),
+            "dev": (Part(f"{_MULTI30K}/val.{{}}.gz"),),
+            "test": (Part(f"{_MULTI30K}/test_2016_flickr.{{}}.gz"),),
+        },
+        longest=1024,
+        ratio=1024.0,
+        unique=False,
+        pairs={"train": 28_986, "dev": 1_014, "test": 1_000},
     ),
     # As fairseq's prepare-iwslt14.sh cuts it, whose bounds are on tokenised text.
     "iwslt14-de-en": Text(

@@ -5,18 +5,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from signal import SIGTERM
 from typing import Any
 
 import torch
 
+from benchmarks.translation.agreement import of_run
 from benchmarks.translation.plan import Trial
+from benchmarks.translation.splits import Scored
 from fastkd.bench.record import this_machine
 from fastkd.config.load import load_config
+from fastkd.data.prepare import open_prepared
 from fastkd.decode.score import score
 from fastkd.runs.checkpoint import read_meta
 from fastkd.runs.device import pick_device
 from fastkd.runs.folder import RunFolder
-from fastkd.runs.translation import translate_split
+from fastkd.runs.translation import open_translator, split_text
 
 
 def prepare(trial: Trial) -> None:
@@ -25,15 +29,22 @@ def prepare(trial: Trial) -> None:
         fastkd("prepare", trial.recipe)
 
 
-def train(trial: Trial) -> None:
-    """Raises CalledProcessError where the run fails."""
+def train(trial: Trial, updates: int | None = None, until: float | None = None) -> None:
+    """Trains a run, or the next piece of it, up to so many updates.
+
+    until: `time.monotonic()` at which it is stopped, to go on another time
+
+    Raises CalledProcessError where the run fails, and Unfinished where it was stopped.
+    """
     overrides = trial.overrides(load_config(trial.recipe).teacher is not None)
+    if updates is not None:
+        overrides.append(f"training.updates={updates}")
     if trial.row.distilled:
         distil_corpus(trial, overrides)
     if trial.row.cached and not trial.cache.exists():
         options = "--top-k", str(trial.row.cached), "--output", str(trial.cache)
         fastkd("cache-teacher", str(trial.plan.teacher.folder), "train", *options)
-    fastkd("train", trial.recipe, *overrides)
+    fastkd("train", trial.recipe, *overrides, until=until)
 
 
 def distil_corpus(trial: Trial, overrides: list[str]) -> None:
@@ -53,18 +64,40 @@ def distil_corpus(trial: Trial, overrides: list[str]) -> None:
     fastkd("prepare", trial.recipe, *overrides)
 
 
-def fastkd(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "fastkd", *arguments], check=True)
+class Unfinished(Exception):  # noqa: N818
+    """The time given is spent; what was trained is saved."""
 
 
-def result(trial: Trial, split: str) -> dict[str, Any]:
-    """One line of the table; leaves the translations beside the run's checkpoints."""
+def fastkd(*arguments: str, until: float | None = None) -> None:
+    command = [sys.executable, "-m", "fastkd", *arguments]
+    if until is None:
+        subprocess.run(command, check=True)
+        return
+    with subprocess.Popen(command) as process:
+        try:
+            status = process.wait(max(until - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            process.send_signal(SIGTERM)  # it saves what it has
+            process.wait()
+            raise Unfinished from None
+    if status:
+        raise subprocess.CalledProcessError(status, command)
+
+
+def result(trial: Trial, on: Scored, most: int | None = None) -> dict[str, Any]:
+    """One line of the table; leaves the translations beside the run's checkpoints.
+
+    most: scores no more than the first lines
+    """
     run = RunFolder.open(trial.folder)
     begin = time.perf_counter()
-    hypotheses, references = translate_split(run, split)
+    sources, references = (on.of(lines)[:most] for lines in split_text(run, on.corpus))
+    search: dict[str, Any] = {} if on.passes is None else {"passes": on.passes}
+    translator = open_translator(run, trial.checkpoint, **search)
+    hypotheses = [best.text for best, *_ in translator.translate(sources, lambda count: None)]
     seconds = time.perf_counter() - begin
-    write_lines(trial.folder / f"{split}.hypotheses", hypotheses)
-    write_lines(trial.folder / f"{split}.references", references)
+    write_lines(trial.folder / f"{on}.hypotheses", hypotheses)
+    write_lines(trial.folder / f"{on}.references", references)
     scores = score(hypotheses, references)
     model = run.load_model()
     machine = this_machine(pick_device("auto"))
@@ -79,7 +112,7 @@ def result(trial: Trial, split: str) -> dict[str, Any]:
         "width": run.config.model.width,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "updates": int(last.name),
-        "split": split,
+        "split": str(on),
         "bleu": round(scores.bleu, 3),
         "chrf": round(scores.chrf, 3),
         "training_seconds": round(read_meta(last)["seconds"]),
@@ -90,7 +123,16 @@ def result(trial: Trial, split: str) -> dict[str, Any]:
         "date": machine.date,
         "bleu_signature": scores.bleu_signature,
         "chrf_signature": scores.chrf_signature,
+        "agreement": _agreement(trial, run) if on == Scored("dev") else "",
     }
+
+
+def _agreement(trial: Trial, run: RunFolder) -> str:
+    """Percent of dev's positions where student and teacher have the same likeliest piece."""
+    if run.config.teacher is None:
+        return ""
+    found = of_run(run, trial.checkpoint, open_prepared(run.config))
+    return "" if found is None else f"{found:.2f}"
 
 
 def write_lines(file: Path, lines: list[str]) -> None:

@@ -81,11 +81,12 @@ class A2D:
     weight: multiplies encoder · E + decoder · D + cross · C, each the mean of a kind's divergences
         over query rows and teacher maps of the whole update ("map": over sentences and teacher
         maps), beside a mean of cross-entropies over tokens. None: 1 of "mixture", 30 of "row", 80
-        of "map", which have that size
+        of "map", which have that size. "map" as published, whose sum is over S sentences a batch
+        and N teacher maps, is S · N
     """
 
     name: Literal["a2d"] = "a2d"
-    weight: Weight | None = None  # 2400 with "map" as published
+    weight: Weight | None = None
     encoder: NonNegative = 1.0
     decoder: NonNegative = 0.5
     cross: NonNegative = 0.5

@@ -90,7 +90,9 @@ def test_a_row_is_the_mean_of_its_seeds_as_the_recipe_is_now():
         for line in results.lines
         if (line["method"], line["options"], line["split"]) == ("student alone", "", "dev")
     ]
-    assert f"| {len(alone)} | {sum(alone) / len(alone):.1f} |" in rows["student alone"]
+    mean, by_seed = sum(alone) / len(alone), " | ".join(f"{value:.1f}" for value in alone)
+    assert len(alone) == len(plan.seeds) == 2
+    assert f"| 1.2 M | {mean:.1f} | {by_seed} |" in rows["student alone"]
     assert all(not plan.rows[name].set for name in rows)
 
 

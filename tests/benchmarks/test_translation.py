@@ -1,15 +1,17 @@
 """The table of translation quality: its plans, and what it makes of results."""
 
 import dataclasses
-import gzip
 from pathlib import Path
 
 import pytest
 
-from benchmarks.translation.halves import cut
+from benchmarks.translation import pace
+from benchmarks.translation.__main__ import ended, refuse_unless_ended
 from benchmarks.translation.picture import draw
-from benchmarks.translation.plan import Plan, Row, Trial, read_plan
+from benchmarks.translation.plan import Pieces, Plan, Row, Trial, read_plan
+from benchmarks.translation.rehearsal import rehearsed
 from benchmarks.translation.results import Results, markdown
+from benchmarks.translation.splits import Scored
 from benchmarks.translation.trial import write_lines
 from fastkd.config.load import load_config
 
@@ -29,8 +31,12 @@ def test_rows_are_trained_by_their_recipes(file):
             assert (config.teacher.run, config.teacher.cache) == (None, str(trial.cache))
         elif has_teacher:
             taught = trial.row.taught
-            teacher = dataclasses.replace(trial, name=taught) if taught else plan.teacher
+            teacher = trial.of(taught) if taught else plan.teacher
             assert config.teacher.run == str(teacher.folder)
+            assert teacher in trial.needs
+        if trial.row.begin:
+            assert config.start.run == str(trial.of(trial.row.begin).folder)
+            assert config.start.learned == trial.row.learned
 
 
 @pytest.fixture
@@ -79,9 +85,33 @@ def test_means_over_seeds_and_what_is_absent(plan, tmp_path):
     assert read.of(Trial(plan, "taught", 1), "dev")["bleu"] == "12.0"
     assert read.of(Trial(plan, "taught", 2), "dev") is None
     table = [row.strip("| ").split(" | ") for row in markdown(plan, read, ("dev",)).splitlines()]
-    assert table[3][:4] == ["alone", "10.50", "21.00", "2"]
-    assert table[4][:4] == ["taught", "12.00", "24.00", "1"]
-    assert table[5][:4] == ["planned", "absent", "absent", "0"]
+    assert table[0][:5] == ["method", "dev BLEU", "seed 1", "seed 2", "dev chrF"]
+    assert table[3][:5] == ["alone", "10.50", "10.00", "11.00", "21.00"]
+    assert table[4][:5] == ["taught", "12.00", "12.00", "", "24.00"]
+    assert table[5][:5] == ["planned", "absent", "", "", "absent"]
+
+
+def test_lines_of_before_lack_what_is_measured_now(plan, tmp_path):
+    file = tmp_path / "table.csv"
+    Results(file).add(line(Trial(plan, "alone", 1), "dev", 10.0))
+    results = Results(file)
+    results.add({**line(Trial(plan, "taught", 1), "dev", 12.0), "agreement": "55.5"})
+    Results(file).add(line(Trial(plan, "alone", 2), "dev", 11.0))  # by a process that knows less
+    read = Results(file)
+    assert [each["agreement"] for each in read.lines] == ["", "55.5", ""]
+    assert [each["bleu"] for each in read.lines] == ["10.0", "12.0", "11.0"]
+    assert "| 55.5 |" in markdown(plan, read, ("dev",)).splitlines()[4]
+
+
+def test_results_of_another_table_count_where_there_are_none(plan, tmp_path):
+    other = Results(tmp_path / "other.csv")
+    other.add(line(Trial(plan, "alone", 1), "dev", 10.0))
+    other.add(line(Trial(plan, "taught", 1), "dev", 12.0))
+    own = Results(tmp_path / "own.csv", [other.file])
+    own.add(line(Trial(plan, "taught", 1), "dev", 13.0))
+    assert own.of(Trial(plan, "alone", 1), "dev")["bleu"] == "10.0"
+    assert own.of(Trial(plan, "taught", 1), "dev")["bleu"] == "13.0"
+    assert len(Results(own.file).lines) == 1
 
 
 def test_bootstrap_tells_better_from_equal(plan, tmp_path):
@@ -129,9 +159,104 @@ def test_rows_that_need_what_is_not_there(tmp_path):
             read_plan(file)
 
 
-def test_halves_by_the_parity_of_lines(tmp_path):
-    (tmp_path / "test.de").write_text("1\n2\n3\n")
-    (tmp_path / "test.en.gz").write_bytes(gzip.compress(b"a\nb\nc\n"))
-    cut(tmp_path, tmp_path)
-    assert (tmp_path / "test-open.de").read_text() == "1\n3\n"
-    assert (tmp_path / "test-sealed.en").read_text() == "b\n"
+def test_halves_by_the_parity_of_lines():
+    lines = ["1", "2", "3"]
+    assert Scored("test-open").of(lines) == ["1", "3"]
+    assert Scored("test-sealed").of(lines) == ["2"]
+    assert Scored("test").of(lines) == Scored("dev").of(lines) == lines
+    assert {Scored(split).corpus for split in ("test", "test-open", "test-sealed")} == {"test"}
+
+
+@pytest.mark.parametrize("text", ["dev", "test-sealed", "test, 1 pass", "dev, 8 passes"])
+def test_what_is_scored_is_read_as_it_is_written(text):
+    assert str(Scored.read(text)) == text
+
+
+@pytest.mark.parametrize("text", ["", "train", "test, 8", "test-half", "dev, x passes"])
+def test_what_is_scored_is_one_of_the_splits(text):
+    with pytest.raises(ValueError, match="expected one of dev"):
+        Scored.read(text)
+
+
+def pieces(*bleus, seconds=60):
+    return [
+        {"updates": str(1000 * n), "bleu": str(bleu), "training_seconds": str(seconds * n)}
+        for n, bleu in enumerate(bleus, 1)
+    ]
+
+
+def test_pieces_end_when_dev_gains_no_more():
+    until = Pieces(gain=0.3, hours=3)
+    assert not until.ended([])
+    assert not until.ended(pieces(5.0))
+    assert not until.ended(pieces(5.0, 5.3))
+    assert until.ended(pieces(5.0, 5.3, 5.5))
+    assert until.ended(pieces(5.0, 4.0))
+    assert until.ended(pieces(5.0, 9.0, seconds=5400))
+    assert not until.ended(pieces(5.0, 9.0, seconds=5399))
+    again = [*pieces(5.0, 9.0), *pieces(5.0, 9.1)]  # of a run that was made anew
+    assert not until.ended(again)
+
+
+def test_pieces_in_vain_must_follow_each_other():
+    until = Pieces(gain=0.0, patience=2)
+    assert not until.ended(pieces(5.0, 4.0))
+    assert not until.ended(pieces(5.0, 4.0, 6.0, 5.9))
+    assert until.ended(pieces(5.0, 4.0, 6.0, 5.9, 5.8))
+    assert not until.ended(pieces(5.0, 5.0, 5.0))  # none is worse
+
+
+def test_the_sealed_half_waits_for_every_run(plan, tmp_path):
+    rows = {"teacher": plan.rows["teacher"], "alone": Row(recipe="student", pieces=Pieces(gain=1))}
+    plan = dataclasses.replace(plan, rows=rows, seeds=(1,))
+    results, trial = Results(tmp_path / "table.csv"), Trial(plan, "alone", 1)
+    for updates, bleu in ((1000, 5.0), (2000, 5.5)):
+        with pytest.raises(SystemExit, match="alone, seed 1: has not ended"):
+            refuse_unless_ended(plan, results)
+        results.add({**line(trial, "dev", bleu), "updates": updates})
+    assert ended(trial, results)
+    refuse_unless_ended(plan, results)
+
+
+def test_a_row_of_one_seed_serves_the_others(plan):
+    rows = plan.rows | {
+        "first": Row(recipe="student", seeds=(1,)),
+        "then": Row(recipe="a2d", begin="first", learned=True, set=("start.checkpoint=best",)),
+    }
+    plan = dataclasses.replace(plan, rows=rows)
+    trial = Trial(plan, "then", 2)
+    assert trial.config.start.run == str(Trial(plan, "first", 1).folder)
+    assert (trial.config.start.learned, trial.config.start.checkpoint) == (True, "best")
+    assert trial.needs == [Trial(plan, "first", 1), plan.teacher]
+
+
+def test_masked_rows_are_scored_at_each_number_of_passes(plan):
+    rows = plan.rows | {"masked": Row(recipe="cmlm")}
+    plan = dataclasses.replace(plan, rows=rows, passes=(1, 8))
+    assert Trial(plan, "masked", 1).scored("dev") == [Scored("dev", 1), Scored("dev", 8)]
+    assert Trial(plan, "alone", 1).scored("dev") == [Scored("dev")]
+    assert plan.labels(["dev"]) == ["dev", "dev, 1 pass", "dev, 8 passes"]
+
+
+@pytest.mark.parametrize("file", PLANS, ids=lambda file: file.stem)
+def test_a_rehearsal_is_the_plan_with_fewer_updates(file):
+    plan = read_plan(file)
+    short, folder = rehearsed(plan, 2)
+    assert str(folder).startswith(f"{plan.runs}-rehearsal")
+    for trial in (short.teacher, *short.trials()):
+        config = trial.config
+        assert config.training.updates == config.training.validate_every == 2
+        assert config.run.startswith(f"{plan.runs}-rehearsal/")
+        assert config.teacher is None or config.teacher.run.startswith(f"{plan.runs}-rehearsal/")
+    assert {row for row in plan.rows if row not in short.rows} == {
+        name for name, row in plan.rows.items() if row.distilled or row.cached
+    }
+
+
+def test_hours_of_rows_are_updates_times_their_pace(plan):
+    plan = dataclasses.replace(plan, seeds=(1, 2, 3))
+    trials = [Trial(plan, "alone", 1), Trial(plan, "taught", 1)]
+    shown = pace.table(plan, trials, {"alone": 0.9, "taught": 1.8})
+    assert shown.lines[0] == ["alone", "0.900", "1.00", "400", "0.10", "3", ""]
+    assert shown.lines[1] == ["taught", "1.800", "2.00", "400", "0.20", "3", ""]
+    assert shown.remarks[0].startswith("0.9 hours")
