@@ -7,12 +7,10 @@ import torch
 import torch.distributed as dist
 from cipher import collate, sentences
 from models import accuracy, marian, trained_teacher
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from fastkd.integrations.distillation import Distillation
-from fastkd.integrations.sharded import divide_like
+from fastkd.integrations.sharded import divide, divide_like, whole_state
 from fastkd.losses import A2D, CrossEntropy, WordKD
 
 STEPS, BATCH = 150, 32  # updates; sentences a process
@@ -27,8 +25,7 @@ mesh = init_device_mesh(device, (size,))
 torch.manual_seed(1)  # every process makes the same models, and keeps its parts of them
 teacher, student = trained_teacher(), marian(layers=1, width=32)
 right = accuracy(teacher)
-for layer in (*student.model.encoder.layers, *student.model.decoder.layers, student):
-    fully_shard(layer, mesh=mesh)
+divide(student, mesh)
 divide_like(teacher, student)
 
 losses = [CrossEntropy(weight=0.5), WordKD(weight=0.5), A2D()]
@@ -54,8 +51,7 @@ for step in range(STEPS):
     if step % 30 == 0 and rank == 0:
         print(f"{step}: " + "  ".join(f"{k} {v:.3f}" for k, v in components.items()))
 
-whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
-weights = get_model_state_dict(student, options=whole)
+weights = whole_state(student)
 if rank == 0:
     saved = marian(layers=1, width=32)
     saved.load_state_dict(weights)

@@ -276,11 +276,10 @@ def shared_again(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
-def gathered(model: nn.Module) -> Iterator[Tensor]:
-    """Tensors in which FSDP2 has whole parameters while it needs them; empty in between."""
+def gathered(model: nn.Module) -> Iterator[list[Tensor]]:
+    """By unit, what FSDP2 has whole parameters in while it needs them; empty in between."""
     for _, group in _groups(model):
-        for held in group.fsdp_params:
-            yield from getattr(held, "all_gather_outputs", ())
+        yield [t for held in group.fsdp_params for t in getattr(held, "all_gather_outputs", ())]
 
 
 class _Gathered(torch.autograd.Function):

@@ -167,10 +167,19 @@ class DistillationMixin(_Trainer):
         self._updates += 1
         return batches, self._update_counts[LABELS]
 
-    def _wrap_model(self, model: nn.Module, *arguments: Any, **keywords: Any) -> Any:
-        # Before Accelerate divides the rest, and keeps the output projection whole.
-        divide_head(model, self.accelerator)
-        return super()._wrap_model(model, *arguments, **keywords)
+    def create_optimizer(self, *arguments: Any, **keywords: Any) -> Any:
+        self._divide_head()
+        return super().create_optimizer(*arguments, **keywords)
+
+    def _wrap_model(self, *arguments: Any, **keywords: Any) -> Any:
+        self._divide_head()
+        return super()._wrap_model(*arguments, **keywords)
+
+    def _divide_head(self) -> None:
+        """Before Accelerate divides the rest, and keeps the output projection whole."""
+        # An optimizer that was given has the weight as it is.
+        if self.optimizer is None and self.model is not None:
+            divide_head(self.model, self.accelerator)
 
     def _divide_teacher(self) -> None:
         """As FSDP2 has divided the student by now."""

@@ -39,6 +39,17 @@ class Block:
         return self.birth <= time and (self.death is None or self.death > time)
 
 
+@dataclass(eq=False, slots=True)
+class _Unit:
+    """Storages that FSDP2 fills and empties together, by their numbers.
+
+    even: whether all of them had something in them when they were looked at, or none
+    """
+
+    blocks: dict[int, Block]
+    even: bool = False
+
+
 class _Entered(TorchDispatchMode):
     """Entered once for every tracker that is at work in the process.
 
@@ -69,7 +80,7 @@ class Tracker(TorchDispatchMode):
         self._alive: dict[int, tuple[weakref.ref[UntypedStorage], Block]] = {}
         self._older: dict[int, weakref.ref[UntypedStorage]] = {}
         self._last_phase = "forward"
-        self._refilled: dict[int, Block] = {}  # of storages that may change their size
+        self._units: dict[int, _Unit] = {}  # by their first storage
 
     def __enter__(self) -> Self:
         self._inside = contextlib.ExitStack()
@@ -105,12 +116,15 @@ class Tracker(TorchDispatchMode):
                 self._born(tensor, (), label, "before")
             self._alive[storage._cdata][1].label = label
 
-    def watch(self, tensors: Iterable[Tensor]) -> None:
+    def watch(self, unit: Iterable[Tensor]) -> None:
         """Counts what is put into these tensors' storages, as FSDP2 fills and empties them."""
-        for tensor in tensors:
+        blocks = {}
+        for tensor in unit:
             self.hold([tensor], WHOLE)
             number = tensor.untyped_storage()._cdata
-            self._refilled[number] = self._alive[number][1]
+            blocks[number] = self._alive[number][1]
+        if blocks:
+            self._units[next(iter(blocks))] = _Unit(blocks)
         self._see_refilled()  # what was taken out since the last operator
 
     def __torch_dispatch__(
@@ -170,20 +184,35 @@ class Tracker(TorchDispatchMode):
 
     def _see_refilled(self) -> None:
         """Storages that have another size than before are as another's."""
-        for number, block in tuple(self._refilled.items()):
-            found = self._alive.get(number)
-            storage = found[0]() if found is not None and found[1] is block else None
-            if found is None or storage is None:
-                del self._refilled[number]
-            elif (size := storage.nbytes()) != block.size:
-                block.death = self.time
-                self.time += 1
-                new = dataclasses.replace(block, size=size, birth=self.time, death=None)
-                new.phase, new.label = self.scopes.phase, WHOLE
-                self._refilled[number] = new
-                self.time += 1
-                self.blocks.append(new)
-                self._alive[number] = (found[0], new)
+        for unit in self._units.values():
+            first = next(iter(unit.blocks.items()), None)
+            if first is None or (unit.even and not self._changed(*first)):
+                continue  # models have hundreds of storages, and steps ten thousands of operators
+            for number, block in tuple(unit.blocks.items()):
+                if self._changed(number, block):
+                    self._refill(unit, number, block)
+            unit.even = len({block.size > 0 for block in unit.blocks.values()}) == 1
+
+    def _changed(self, number: int, block: Block) -> bool:
+        """Whether the storage is gone, or of another size."""
+        found = self._alive.get(number)
+        storage = found[0]() if found is not None and found[1] is block else None
+        return storage is None or storage.nbytes() != block.size
+
+    def _refill(self, unit: _Unit, number: int, block: Block) -> None:
+        found = self._alive.get(number)
+        storage = found[0]() if found is not None and found[1] is block else None
+        if found is None or storage is None:
+            del unit.blocks[number]
+            return
+        block.death = self.time
+        self.time += 1
+        new = dataclasses.replace(block, size=storage.nbytes(), birth=self.time, death=None)
+        new.phase, new.label = self.scopes.phase, WHOLE
+        unit.blocks[number] = new
+        self.time += 1
+        self.blocks.append(new)
+        self._alive[number] = (found[0], new)
 
     def _died(self, number: int) -> Callable[[weakref.ref[UntypedStorage]], None]:
         def died(reference: weakref.ref[UntypedStorage]) -> None:

@@ -85,3 +85,22 @@ def test_backends_are_restored():
     before = reference.query_key_loss
     follow(lambda: None)
     assert reference.query_key_loss is before
+
+
+def test_a_unit_is_filled_one_storage_after_another():
+    """As FSDP2 does it: between two operators some of a unit, or all of it."""
+    unit = [torch.empty(1000), torch.empty(500)]
+    for tensor in unit:
+        tensor.untyped_storage().resize_(0)
+    x, held = torch.ones(1), []
+    tracker = Tracker()
+    tracker.watch(unit)
+    with tracker:
+        for sizes in [(0, 0), (4000, 0), (4000, 2000), (4000, 2000), (0, 0), (4000, 2000)]:
+            for tensor, size in zip(unit, sizes, strict=True):
+                if tensor.untyped_storage().nbytes() != size:
+                    tensor.untyped_storage().resize_(size)
+            x + 1
+            alive = (b.size for b in tracker.blocks if b.lives(tracker.time) and b.label)
+            held.append(sum(alive))
+    assert held == [0, 4000, 6000, 6000, 0, 6000]

@@ -66,7 +66,8 @@ class PairStep:
             tracker.hold(_tensors(teacher), "teacher")
         tracker.hold([self.buckets], "gradient buckets")
         for model in filter(None, (self.student, teacher)):
-            tracker.watch(gathered(model))
+            for unit in gathered(model):
+                tracker.watch(unit)
         states: Iterable[dict[str, Any]] = self.optimizer.state.values()
         held = (value for state in states for value in state.values())
         tracker.hold((value for value in held if isinstance(value, Tensor)), "optimizer")
