@@ -13,10 +13,15 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from fastkd.compare.kinds import kind_of
+from fastkd.config.losses import A2D
+from fastkd.modules.attention import KINDS
 from fastkd.palette import styles
 from fastkd.pictures import write_picture
 from fastkd.runs.folder import OBJECTIVE, RunFolder
+from fastkd.terms.alignment import mix_of
 from fastkd.train.log import read_log
+
+MOMENTS = 5  # of a training that a picture shows
 
 
 def plot_learning_curves(runs: Mapping[str, RunFolder], file: Path) -> None:
@@ -47,14 +52,14 @@ def head_alignment(run: RunFolder, teacher: RunFolder) -> Figure:
 
     For normalization "mixture" the rows are the mixture's weights, softmax(W).
     """
-    term = next(loss for loss in run.config.losses if loss.name == "a2d")
+    term = next(loss for loss in run.config.losses if isinstance(loss, A2D))
     tensors = run.read_weights("last", OBJECTIVE).tensors
     learned = {
-        name.split(".")[-2]: tensor.softmax(1) if term.normalization == "mixture" else tensor.abs()
+        name.split(".")[-2]: mix_of(tensor, term.normalization)
         for name, tensor in tensors.items()
         if name.startswith("alignment.") and name.endswith(".weight")
     }
-    weights = {kind: learned[kind] for kind in ("encoder", "decoder", "cross") if kind in learned}
+    weights = {kind: learned[kind] for kind in KINDS if kind in learned}
     figure, axes = plt.subplots(
         1, len(weights), figsize=(4 * len(weights) + 1, 5), layout="constrained", squeeze=False
     )
@@ -64,10 +69,46 @@ def head_alignment(run: RunFolder, teacher: RunFolder) -> Figure:
     return figure
 
 
+def mixes_over_training(
+    mixes: Mapping[int, Mapping[str, Tensor]], student_heads: int, teacher_heads: int
+) -> Figure:
+    """A row a kind of attention, a column a moment: what the log of an A2D run tells.
+
+    mixes: by update; the first, the last and some between them are shown, all by one scale a kind
+    """
+    updates = sorted(mixes)
+    places = {round(n * (len(updates) - 1) / (MOMENTS - 1)) for n in range(MOMENTS)}
+    shown = [updates[place] for place in sorted(places)]
+    kinds = [kind for kind in KINDS if kind in mixes[shown[-1]]]
+    figure, axes = plt.subplots(
+        *(len(kinds), len(shown)),
+        figsize=(2.6 * len(shown) + 1.5, 2.8 * len(kinds)),
+        layout="constrained",
+        squeeze=False,
+        sharex="row",
+        sharey="row",
+    )
+    for line, kind in zip(axes, kinds, strict=True):
+        highest = max(float(mixes[update][kind].max()) for update in shown)
+        for axis, update in zip(line, shown, strict=True):
+            title = f"{kind}, update {update:,}"
+            _heat_map(axis, title, mixes[update][kind], student_heads, teacher_heads, highest)
+            axis.label_outer()
+        figure.colorbar(line[-1].images[0], ax=list(line), shrink=0.8)
+    return figure
+
+
 def _heat_map(
-    axis: Axes, kind: str, weight: Tensor, student_heads: int, teacher_heads: int
+    axis: Axes,
+    kind: str,
+    weight: Tensor,
+    student_heads: int,
+    teacher_heads: int,
+    highest: float | None = None,
 ) -> None:
-    axis.imshow(weight.numpy(), aspect="auto", cmap="viridis", interpolation="nearest")
+    image = axis.imshow(weight.numpy(), aspect="auto", cmap="viridis", interpolation="nearest")
+    if highest is not None:
+        image.set_clim(0.0, highest)
     rows, columns = weight.shape
     for layer in range(teacher_heads, rows, teacher_heads):
         axis.axhline(layer - 0.5, color="white", linewidth=1)

@@ -25,6 +25,7 @@ VERBS = (
     "demo",
     "runs",
     "compare",
+    "heads",
     "recipes",
 )
 

@@ -22,7 +22,7 @@ from fastkd.runs.folder import RunFolder
 
 # What a log has beside losses; the values of schedules have their names.
 _NOT_LOSSES = {"step", "epoch", "lr", "grad_norm", "tokens_per_second", "time", "loss"}
-_SCHEDULED = (".weight", ".rank_weight", ".iterations")
+_SCHEDULED = (".weight", ".rank_weight", ".hidden_weight", ".iterations")
 
 BOOTSTRAP = "95 % interval, paired bootstrap over sentences"
 OVER_SEEDS = "95 % interval over seeds (Student's t)"

@@ -149,7 +149,7 @@ class DiMS:
     teacher_temperature: Temperature = 0.5
     student_temperature: Temperature = 1.0
     labels: Literal["soft", "hard"] = "soft"  # hard: the teacher's best piece
-    hidden_weight: NonNegative = 0.4  # of the distance of the last states, relative to the KL
+    hidden_weight: Weight = 0.4  # of the distance of the last states, relative to the KL
     dropout: Flag = False  # whether the student has dropout
 
 

@@ -108,6 +108,10 @@ class Objective(nn.Module):
         """By name, such as tie_kd.weight, what changes over training as it is in an update."""
         return scheduled(self._losses, update, epoch)
 
+    def mixes(self) -> dict[str, Tensor]:
+        """By kind of attention, how A2D mixes heads by now (`fastkd.terms.alignment.mix_of`)."""
+        return {} if self.alignment is None else self.alignment.mixes()
+
     def moving_tensors(self) -> dict[str, Tensor]:
         """What updates change beside the parameters: a teacher that follows its student.
 

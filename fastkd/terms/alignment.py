@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastkd.config.losses import A2D
 from fastkd.modules import AlignToDistill
@@ -13,6 +13,14 @@ from fastkd.terms.passes import Components, Counts, Passes, Weighted, now, unuse
 # The three losses differ by orders of magnitude, so that each has a weight of its own: what won on
 # multi30k's dev set (benchmarks/translation/multi30k-tuning.yaml).
 DEFAULT_WEIGHTS = {"map": 80.0, "row": 30.0, "mixture": 1.0}
+
+
+def mix_of(weight: Tensor, normalization: str) -> Tensor:
+    """How much of each student map each teacher map is compared with: (teacher, student).
+
+    For "mixture" the rows are the mixture's weights, softmax(W); else |W|.
+    """
+    return weight.softmax(1) if normalization == "mixture" else weight.abs()
 
 
 class AlignmentTerm(nn.Module):
@@ -59,6 +67,16 @@ class AlignmentTerm(nn.Module):
             losses.append(weight * self.align.weights[kind] * loss)
             components[f"a2d.{kind}"] = loss.detach()
         return torch.stack(losses).sum(), components
+
+    def mixes(self) -> dict[str, Tensor]:
+        """By kind, `mix_of` what is learned: parts of it where it is divided over processes."""
+        form = self.config.normalization
+        parameters = dict(self.align.kinds.named_parameters())
+        return {
+            name.removesuffix(".weight"): mix_of(weight.detach(), form)
+            for name, weight in parameters.items()
+            if name.endswith(".weight")
+        }
 
     def _groups(self, kind: str, counts: Counts) -> Any:
         if self.config.normalization == "map":

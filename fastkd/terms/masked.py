@@ -112,11 +112,11 @@ class DiMSTerm:
         divergence = self._divergence(passes, student, teacher) / positions
         components = {"dims": divergence.detach()}
         loss = weight * divergence
-        if config.hidden_weight:
+        if beside := now(config.hidden_weight, counts):
             distance = torch.linalg.vector_norm(student.float() - teacher.float(), dim=-1)
             distance = distance.sum() / positions
             components["dims.hidden"] = distance.detach()
-            loss = loss + weight * config.hidden_weight * distance
+            loss = loss + weight * beside * distance
         return loss, components
 
     def _divergence(self, passes: Masked, student: Tensor, teacher: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from fastkd.nn.build import build_model
 from fastkd.nn.transformer import Transformer
 from fastkd.runs.device import autocast
 from fastkd.runs.folder import MODEL, OBJECTIVE, STATE, RunFolder
+from fastkd.train.heads import listed
 from fastkd.train.heap import give_back
 from fastkd.train.interrupt import StopRequest
 from fastkd.train.log import RunLog
@@ -209,7 +210,8 @@ class Trainer:
         self.position = self.position.measured_by(tokenizer).with_result(
             found.result(training.early_metric), found.loss
         )
-        log.write({"step": self.position.update, **found.record()})
+        heads = listed(self.updater.objective.mixes())
+        log.write({"step": self.position.update, **found.record(), **heads})
         log.say(f"update {self.position.update}: {found}")
         if self.ranks.first:
             self.run.revise(self.position.update, asdict(self.position), self._kept)

@@ -2,11 +2,14 @@
 
 import json
 
+import pytest
 import torch
 
 from fastkd.runs import folder
 from fastkd.runs.checkpoint import write_checkpoint
 from fastkd.runs.folder import MODEL, OBJECTIVE, RunFolder
+from fastkd.train.heads import read
+from fastkd.train.log import read_log
 from tests.cli.conftest import checkpoint
 
 PASSES = {"value": 2, "begin": 2}
@@ -17,23 +20,99 @@ STAGES = [
 ]
 
 
-def test_values_are_logged_and_a_resume_goes_on_with_them(taught, tmp_path):
+def steps_of(folder):
+    """What was logged of each update."""
+    records = [json.loads(line) for line in (folder / "log.jsonl").open()]
+    return [record for record in records if "loss" in record]
+
+
+def trained(taught, folder, name, losses, updates=(4,), **changes):
+    """The run's folder after calls with these numbers of updates."""
     teacher = {"run": str(taught.folder / "teacher")}
-    whole, cut = (
-        taught.config(name, run=str(tmp_path / name), teacher=teacher, losses=STAGES)
-        for name in ("whole", "cut")
-    )
-    assert taught.run("train", whole) == 0
-    for updates in (1, 3, 4):
-        assert taught.run("train", cut, f"training.updates={updates}") == 0
-    records = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").open()]
-    steps = [record for record in records if "loss" in record]
-    assert [record["tie_kd.iterations"] for record in steps] == [1, 1, 2, 2]
-    assert [record["a2d.weight"] for record in steps] == [0, 0, 1, 1]
-    assert ["ranking" in record for record in steps] == [False, False, True, True]
-    ours, theirs = (checkpoint(tmp_path / name, 4) for name in ("whole", "cut"))
+    config = taught.config(name, run=str(folder / name), teacher=teacher, losses=losses, **changes)
+    for count in updates:
+        assert taught.run("train", config, f"training.updates={count}") == 0
+    return folder / name
+
+
+def assert_equal_weights(one, other):
+    ours, theirs = checkpoint(one, 4), checkpoint(other, 4)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_values_are_logged_and_a_resume_goes_on_with_them(taught, tmp_path):
+    whole = trained(taught, tmp_path, "whole", STAGES)
+    cut = trained(taught, tmp_path, "cut", STAGES, (1, 3, 4))
+    for run in (whole, cut):
+        steps = steps_of(run)
+        assert [record["tie_kd.iterations"] for record in steps] == [1, 1, 2, 2]
+        assert [record["tie_kd.rank_weight"] for record in steps] == [0, 0, 1, 1]
+        assert [record["a2d.weight"] for record in steps] == [0, 0, 1, 1]
+        assert ["ranking" in record for record in steps] == [False, False, True, True]
+    assert_equal_weights(whole, cut)
+
+
+RAMP = {"value": 0.8, "begin": 1, "ramp": 2, "decay": 0.5, "before": 0.2}
+
+
+def test_a_ramp_and_a_decay_at_every_update_and_after_a_resume(taught, tmp_path):
+    losses = [
+        {"name": "cross_entropy", "weight": {"value": 1.0, "end": 3, "after": 0.5}},
+        {"name": "word_kd", "weight": RAMP},
+        {"name": "a2d", "weight": {"value": 1, "begin": 1, "decay": 0.5, "by": "epoch"}},
+    ]
+    whole = trained(taught, tmp_path, "whole", losses)
+    cut = trained(taught, tmp_path, "cut", losses, (2, 3, 4))
+    for run in (whole, cut):
+        steps = steps_of(run)
+        assert [record["word_kd.weight"] for record in steps] == pytest.approx([0.2, 0.5, 0.8, 0.4])
+        assert [record["cross_entropy.weight"] for record in steps] == [1, 1, 1, 0.5]
+        expected = {1: 0, 2: 1, 3: 0.5, 4: 0.25}
+        assert [r["a2d.weight"] for r in steps] == [expected[r["epoch"]] for r in steps]
+    assert_equal_weights(whole, cut)
+
+
+def test_two_stages_are_one_at_weight_0(taught, tmp_path):
+    """A second stage that has not begun changes no bit, whatever it would be."""
+    late = {"value": 1, "begin": 4}
+    staged = [
+        {"name": "cross_entropy", "weight": 0.5},
+        {"name": "tie_kd", "rank_weight": late, "iterations": {"value": 3, "begin": 4}},
+    ]
+    one = [
+        {"name": "cross_entropy", "weight": 0.5},
+        {"name": "tie_kd", "rank_weight": 0, "iterations": 1},
+    ]
+    word_kd = [{"name": "cross_entropy", "weight": 0.5}, {"name": "word_kd", "weight": 0.5}]
+    staged, one, word_kd = (
+        trained(taught, tmp_path, name, losses)
+        for name, losses in (("staged", staged), ("one", one), ("word_kd", word_kd))
+    )
+    assert_equal_weights(staged, one)
+    assert_equal_weights(staged, word_kd)
+
+
+def test_the_mix_of_heads_is_logged_and_drawn(taught, tmp_path, capsys):
+    folder = trained(
+        taught, tmp_path, "mixed", [{"name": "cross_entropy"}, {"name": "a2d"}], (3, 4)
+    )
+    picture = tmp_path / "heads.png"
+    assert taught.run("heads", str(folder), "-o", str(picture)) == 0
+    header = capsys.readouterr().out.splitlines()[1].split()
+    assert header[-3:] == ["2", "3", "4"]
+    assert picture.stat().st_size > 0
+    learned = {
+        name.split(".")[-2]: tensor.softmax(1)
+        for name, tensor in checkpoint(folder, 4).items()
+        if name.startswith("objective ") and name.endswith(".weight")
+    }
+    last = read(read_log(folder / "log.jsonl"))[4]
+    assert last.keys() == learned.keys() == {"encoder", "decoder", "cross"}
+    for kind, mix in learned.items():
+        torch.testing.assert_close(last[kind], mix, rtol=0, atol=5.01e-5)
+    assert taught.run("heads", str(taught.folder / "teacher")) == 2
+    assert "tells of no mix of heads" in capsys.readouterr().err
 
 
 def test_a_run_begins_with_the_mix_of_heads_of_another(taught, tmp_path, capsys):

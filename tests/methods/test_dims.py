@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from fastkd.config.schedule import Schedule
 from fastkd.config.tree import A2D, DiMS, MaskedCrossEntropy
 from tests.methods.masked_model import (
     ALLOWED,
@@ -87,6 +88,20 @@ def test_dims(steps, mask, labels, reconsider):
     torch.testing.assert_close(
         loss.detach(), 3.0 * (divergence + 0.4 * distance), rtol=1e-6, atol=1e-6
     )
+
+
+@pytest.mark.parametrize(("update", "weight"), [(3, 0.0), (4, 0.7)])
+def test_a_hidden_weight_that_begins_late(update, weight):
+    def loss(hidden_weight):
+        batch = a_batch()
+        config = DiMS(hidden_weight=hidden_weight, ema=0.0)
+        objective = objective_of(config, teacher=a_model(2))
+        counts = dataclasses.replace(counts_of(objective, batch), update=update)
+        return objective, objective(a_model(1), batch, counts, 1)[0]
+
+    scheduled, late = loss(Schedule(value=0.7, begin=3))
+    assert scheduled.scheduled(update, 1) == {"dims.hidden_weight": weight}
+    torch.testing.assert_close(late, loss(weight)[1], rtol=0, atol=0)
 
 
 def test_equal_states_have_a_finite_gradient():
