@@ -15,6 +15,7 @@ import glob
 import os
 import secrets
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Collection, Iterator
 from fnmatch import fnmatchcase
@@ -24,6 +25,7 @@ from typing import BinaryIO
 from fastkd.errors import InputError
 from fastkd.reading import expect_file
 
+_UNSYNCABLE = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS)
 _TRANSIENT = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # of disks that may take it later
 _PARTIAL = ".partial"
 _LONGEST = 200  # bytes of the target's name in a temporary one; file systems end at 255
@@ -122,10 +124,13 @@ def clear_leftovers(folder: Path, name: str | None = None) -> None:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file or folder is on the disk."""
+    """Waits until a file or folder is on the disk; some file systems do without for folders."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _UNSYNCABLE or not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise
     finally:
         os.close(descriptor)
 

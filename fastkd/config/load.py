@@ -24,7 +24,21 @@ Part = TypeVar("Part", bound="DataclassInstance")
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """Takes for numbers what YAML 1.2 does: 1e-4 is one; 1:30 and 010 are text."""
+    """Takes for numbers what YAML 1.2 does: 1e-4 is one; 1:30 and 010 are text.
+
+    Refuses a key that is there twice, of which PyYAML would take the last in silence.
+    """
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    problem = f"the key {key.value!r} is there twice"
+                    raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
+                seen.add(key.value)
+        return node
 
 
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")

@@ -1,12 +1,49 @@
 """That one process at a time trains a run, and that the folder stays its own meanwhile."""
 
+import contextlib
+import errno
+import logging
 import os
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from fastkd.errors import InputError, RunFailed
 from fastkd.files import writable
+
+LOGGER = logging.getLogger(__name__)
+# What file systems without locks answer; for ENOSYS FileLock has a way of its own.
+_LOCKLESS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL)
+
+
+@contextlib.contextmanager
+def only_one(file: Path, place: Path) -> Iterator[None]:
+    """Timeout where another process is in such a block.
+
+    file: the lock; place: what is written, as a warning names it
+    """
+    lock = FileLock(file, timeout=0)
+    _acquire(lock, place)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _acquire(lock: FileLock, place: Path) -> None:
+    """Timeout where another process has it; a file system without locks does without."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            lock.acquire()
+    except OSError as error:
+        if error.errno not in _LOCKLESS:
+            raise
+        LOGGER.warning(
+            "%s: cannot be locked (%s); expected no other process to write there",
+            *(place, error.strerror),
+        )
 
 
 class RunLock:
@@ -24,7 +61,7 @@ class RunLock:
         with writable(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
-                self._lock.acquire()
+                _acquire(self._lock, self.folder)
             except Timeout:
                 raise InputError(
                     f"{self.folder}: another process trains this run; wait for it, or give this"
@@ -60,7 +97,7 @@ class RunLock:
         try:
             self._file.touch(exist_ok=False)
             self._lock.release()
-            self._lock.acquire()
+            _acquire(self._lock, self.folder)
         except (FileExistsError, Timeout):
             return False
         self._taken = held, os.stat(self._file)

@@ -14,15 +14,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from fastkd.data.text import read_lines, read_pairs, text_file
 from fastkd.decode.score import sentence_chrf
 from fastkd.decode.translate import Translation, Translator
 from fastkd.errors import InputError
-from fastkd.files import refuse_foreign, whole_file, writable, write_file
+from fastkd.files import named, refuse_foreign, whole_file, writable, write_file
 from fastkd.reading import expect_file, read_text, sha256_of
 from fastkd.runs.folder import RunFolder, Weights
+from fastkd.runs.lock import only_one
 from fastkd.runs.translation import OWN, Engine, decoding_settings, open_translator
 
 BLOCK = 2048  # lines translated between two notes of how far the work is
@@ -98,7 +99,7 @@ def distil(
         prefix.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(exist_ok=True)
     try:
-        with FileLock(folder / ".lock", timeout=0):
+        with only_one(folder / ".lock", prefix):
             work = _Work(folder, wanted)
             done = _completed(note, wanted, files)
             if done is None:
@@ -144,7 +145,7 @@ class _Work:
     def append(self, texts: list[str]) -> None:
         """Adds lines; they count once the disk has them."""
         content = "".join(f"{text}\n" for text in texts).encode()
-        with open(self.target, "ab") as file:
+        with named(self.target), open(self.target, "ab") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
