@@ -37,17 +37,18 @@ class Table:
 
     def __rich__(self) -> "rich.table.Table":
         import rich.table
+        from rich.text import Text  # as it stands: in a str [bold] is markup
 
-        caption = "; ".join(self.remarks) or None
+        caption = Text("; ".join(self.remarks)) if self.remarks else None
         table = rich.table.Table(
-            title=self.title, title_justify="left", caption=caption, caption_justify="left"
+            title=Text(self.title), title_justify="left", caption=caption, caption_justify="left"
         )
         for place, name in enumerate(self.header):
-            table.add_column(name, justify="right" if place else "left")
+            table.add_column(Text(name), justify="right" if place else "left")
         for number, line in enumerate(self.lines):
             if number in self.rules:
                 table.add_section()
-            table.add_row(*line)
+            table.add_row(*map(Text, line))
         return table
 
 

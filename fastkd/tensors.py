@@ -1,11 +1,12 @@
 """Files of tensors, in the safetensors format: written whole, and read with nothing on trust."""
 
 import errno
+import os
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
 from fastkd.errors import InputError, RunFailed
@@ -20,8 +21,8 @@ def read_tensors(file: Path, device: str = "cpu") -> dict[str, Tensor]:
     Raises RunFailed where the system's limits are reached.
     """
     try:
-        open_file(file).close()
-        tensors = load_file(file, device=device)
+        with open_file(file) as opened:
+            tensors = _load(opened.read(), device) if _odd(file) else load_file(file, device)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file}: damaged or missing: {error}") from None
     except RuntimeError as error:  # PyTorch's, as it opens and maps the file
@@ -30,6 +31,19 @@ def read_tensors(file: Path, device: str = "cpu") -> dict[str, Tensor]:
         raise RunFailed(f"{file}: cannot be read: {error}") from None
     check_values(tensors, file)
     return tensors
+
+
+def _odd(file: Path) -> bool:
+    """Whether its path is not UTF-8, to which safetensors writes, but from which it maps none."""
+    try:
+        os.fsencode(file).decode()
+    except UnicodeDecodeError:
+        return True
+    return False
+
+
+def _load(content: bytes, device: str) -> dict[str, Tensor]:
+    return {name: tensor.to(device) for name, tensor in load(content).items()}
 
 
 def write_tensors(

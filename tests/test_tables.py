@@ -49,3 +49,12 @@ def test_what_is_no_terminal_gets_plain_text(capsys):
 )  # fmt: skip
 def test_sizes(count, shown):
     assert size(count) == shown
+
+
+def test_what_looks_like_markup_is_text():
+    rich = pytest.importorskip("rich.console")
+    console = rich.Console(width=80, record=True, file=io.StringIO())
+    cells = ("runs/a[bold]b", "failed: [/red]")
+    console.print(Table("of [x]", ("[/]", "status [1]"), [cells], remarks=("see [/b]",)))
+    printed = console.export_text()
+    assert all(text in printed for text in (*cells, "of [x]", "[/]", "status [1]", "see [/b]"))

@@ -22,6 +22,13 @@ def test_what_is_written_is_read(file):
     assert torch.equal(read_tensors(file)["a"], torch.arange(6.0))
 
 
+def test_a_path_need_not_be_text(file):
+    folder = file.parent / "caf\udce9"
+    folder.mkdir()
+    moved = file.rename(folder / file.name)
+    assert torch.equal(read_tensors(moved)["a"], torch.arange(6.0))
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_what_is_not_finite_is_refused(file, value):
     write_tensors({"a": torch.tensor([1.0, value])}, file)

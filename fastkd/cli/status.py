@@ -66,4 +66,5 @@ def told(message: str, status: int) -> int:
 def _out_of_memory(error: Exception) -> bool:
     """Whether Python, a GPU or PyTorch's allocator on the CPU could not have the memory."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
-    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or "allocate memory" in str(error)
+    told = ("allocate memory", "failed to map segment")  # the latter of a library, as it is loaded
+    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or any(t in str(error) for t in told)

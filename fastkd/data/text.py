@@ -1,12 +1,15 @@
 """Parallel text: `<prefix>.<language>` or `<prefix>.<language>.gz`, one UTF-8 sentence a line."""
 
+import contextlib
+import gzip
 import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar, cast
 
-from fastkd.data.lines import decoded_lines, opened
+from fastkd.data.lines import decoded_lines
 from fastkd.errors import InputError
+from fastkd.reading import open_file
 
 Item = TypeVar("Item")
 
@@ -31,11 +34,13 @@ def read_lines(path: str | Path) -> Iterator[str]:
     Raises:
         InputError: the file cannot be read, or a line is not UTF-8.
     """
-    try:
-        file = opened(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-    with file:
+    with contextlib.ExitStack() as stack:
+        try:  # no FIFO, which might be waited for
+            file: BinaryIO = stack.enter_context(open_file(path))
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+        if str(path).endswith(".gz"):
+            file = cast(BinaryIO, stack.enter_context(gzip.GzipFile(fileobj=file)))
         yield from decoded_lines(file, str(path))
 
 

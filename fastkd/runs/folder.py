@@ -30,8 +30,9 @@ from fastkd.runs.checkpoint import (
     write_checkpoint,
     write_meta,
 )
+from fastkd.runs.differences import differences, refuse_others
 from fastkd.runs.lock import RunLock
-from fastkd.runs.manifest import NAME, Manifest, Reads, differences
+from fastkd.runs.manifest import NAME, Manifest, Reads
 from fastkd.runs.room import check_room
 from fastkd.runs.weights import load_weights
 
@@ -116,7 +117,8 @@ class RunFolder:
         clear_leftovers(run.path / "checkpoints")
         manifest = Manifest.read(run.path)
         if run.config_file.is_file() and run.checkpoints():
-            _refuse_other_model(run.config, config, run.path)
+            places = manifest.places if manifest else ()
+            refuse_others(run.config, config, run.path, places)
             _refuse_other_tokenizer(run, tokenizers, manifest)
             if manifest is None:
                 LOGGER.warning(
@@ -127,7 +129,7 @@ class RunFolder:
             else:
                 manifest.check_reads(run._reads, run.path)
             others = manifest.other_versions() if manifest else []
-            if others := [*differences(run.config, config), *others]:
+            if others := [*differences(run.config, config, places), *others]:
                 LOGGER.warning("%s: goes on with %s", run.path, ", ".join(others))
         with writable(run.path):
             if manifest is None and not run.config_file.exists():
@@ -366,15 +368,6 @@ def _inode(folder: Path) -> int | None:
         return folder.stat().st_ino
     except FileNotFoundError:
         return None
-
-
-def _refuse_other_model(old: Config, new: Config, path: Path) -> None:
-    for key in ("model", "teacher", "losses", "data"):
-        if getattr(old, key) != getattr(new, key):
-            raise InputError(
-                f"{path}: holds a run with other settings under {key!r};"
-                " give this config another run folder, or delete that one"
-            )
 
 
 def _refuse_other_tokenizer(

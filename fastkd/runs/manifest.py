@@ -3,7 +3,6 @@
 Runs of version 0.1 have none; what is not known of them is told, and they go on.
 """
 
-import dataclasses
 import hashlib
 import json
 import platform
@@ -22,8 +21,8 @@ from fastkd.reading import read_text
 
 FORMAT = 1
 NAME = "run.json"
-# A run may go on with others of these, and no figure of it depends on them.
-_FREE = ("updates", "epochs", "log_every", "save_every", "keep_last", "device", "tensorboard")
+_TEXTS = ("data.train", "data.dev", "data.test", "data.prepared")
+_TEACHERS = ("teacher.run", "teacher.cache")
 
 
 @dataclass(frozen=True)
@@ -81,6 +80,12 @@ class Manifest:
     def write(self, folder: Path) -> None:
         write_file(folder / NAME, (json.dumps(asdict(self), indent=1) + "\n").encode())
 
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Keys of paths to what is known by its hash, wherever it lies by now."""
+        texts = _TEXTS if {"train", "dev"} <= self.corpora_sha256.keys() else ()
+        return texts + (() if self.teacher_sha256 is None else _TEACHERS)
+
     def other_versions(self) -> list[str]:
         """What else the run goes on with, of what computes."""
         return [
@@ -112,35 +117,6 @@ class Manifest:
                     f"{source}: was trained with another {split} corpus than the prepared one;"
                     " give this config another run folder, or prepare the former text"
                 )
-
-
-def differences(old: Config, new: Config) -> list[str]:
-    """What a run would go on with otherwise than before, key by key.
-
-    Raises InputError for what it cannot go on with.
-    """
-    if bool(old.training.ema) != bool(new.training.ema):
-        raise InputError(
-            f"training.ema: the run has {old.training.ema:g}, and cannot go on with"
-            f" {new.training.ema:g}: expected an average in both or in neither"
-        )
-    found = []
-    for part in ("training", "decoding"):
-        before, after = _flat(getattr(old, part), part), _flat(getattr(new, part), part)
-        found += [
-            f"{key} {before[key]} → {after[key]}"
-            for key in before
-            if before[key] != after[key] and key.removeprefix("training.") not in _FREE
-        ]
-    return found
-
-
-def _flat(part: Any, name: str) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(part):
-        value, key = getattr(part, field.name), f"{name}.{field.name}"
-        values |= _flat(value, key) if dataclasses.is_dataclass(value) else {key: value}
-    return values
 
 
 def _plain(part: Any) -> dict[str, Any]:

@@ -6,11 +6,14 @@ import shutil
 from importlib import metadata
 
 import pytest
+import torch
 
+from fastkd.__main__ import main
 from fastkd.config.load import load_config
 from fastkd.data.prepare import open_prepared
 from fastkd.train.start import start
 from fastkd.train.trainer import Trainer
+from tests.cli.conftest import Workshop, checkpoint
 
 TRAINING = {"updates": 2, "save_every": 1, "validate_every": 100, "bleu_sentences": 0}
 
@@ -81,7 +84,8 @@ def test_checkpoints_of_other_names_stay(taught, run):
         ("training.batch_tokens=256", 0, "training.batch_tokens 128 → 256"),
         ("training.optimizer.lr=0.02", 0, "training.optimizer.lr 0.01 → 0.02"),
         ("training.ema=0.9", 2, "training.ema: the run has 0"),
-        ("model.dropout=0.5", 2, "other settings under 'model'"),
+        ("model.dropout=0.5", 2, "other settings under 'model' (model.dropout 0.1 → 0.5)"),
+        ("losses.cross_entropy.weight=2", 2, "losses.cross_entropy.weight 1.0 → 2.0"),
     ],
 )
 def test_other_settings_are_told_or_refused(taught, run, capsys, caplog, change, status, said):
@@ -123,6 +127,30 @@ def test_another_teacher_under_the_same_path_is_refused(taught, tmp_path, capsys
         status = taught.run("train", config, f"training.updates={2 * updates}")
         assert status == (0 if updates == 2 else 2)
     assert "another teacher" in last_line(capsys)
+
+
+def test_a_project_that_is_moved_goes_on(tmp_path, caplog):
+    """Its texts, teacher and runs under other paths, known by their hashes; to the same bits."""
+    folders = [tmp_path / name for name in ("stays", "here")]
+    for folder in folders:
+        folder.mkdir()
+        shop = Workshop(folder)
+        first = shop.config("teacher", training={"updates": 1})
+        losses = [{"name": "cross_entropy"}, {"name": "word_kd"}]
+        shop.config("run", training=TRAINING, teacher={"run": f"{folder}/teacher"}, losses=losses)
+        assert shop.run("prepare", first) == shop.run("train", first) == 0
+        assert shop.run("train", str(folder / "run.yaml")) == 0
+    folders[1] = shutil.move(folders[1], tmp_path / "there")
+    config = folders[1] / "run.yaml"
+    config.write_text(config.read_text().replace(str(tmp_path / "here"), str(folders[1])))
+    assert main(["prepare", str(config)]) == 0
+    caplog.clear()
+    for folder in folders:
+        assert main(["train", str(folder / "run.yaml"), "training.updates=4"]) == 0
+    assert f"data.train {tmp_path / 'here' / 'train'} → {folders[1] / 'train'}" in caplog.text
+    assert f"teacher.run {tmp_path / 'here' / 'teacher'} → " in caplog.text
+    ours, theirs = (checkpoint(folder / "run", 4) for folder in folders)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_a_checkpoint_that_is_a_link_is_somebodys(taught, run, tmp_path):

@@ -214,6 +214,8 @@ def test_references_are_not_written_out(tmp_path):
         ("run: 2001-99-99", "not valid YAML"),
         ("", "empty"),
         ("a: [1", "not valid YAML in line 1"),
+        ("run: a\nmodel: {}\nrun: b", "in line 3, column 1: the key 'run' is there twice"),
+        ("training: {seed: 1, seed: 2}", "the key 'seed' is there twice"),
         ("- a\n- b", "expected a mapping"),
         ("extends: nowhere.yaml", "or the name of a recipe, not 'nowhere.yaml'"),
         ("extends: config.yaml", "circle"),

@@ -1,5 +1,6 @@
 import gzip
 import itertools
+import os
 
 import pytest
 from hypothesis import given, settings
@@ -36,6 +37,14 @@ def test_the_plain_file_is_taken_before_the_gzip_one(tmp_path, write_text):
     plain = write_text("text.xx", ["plain"])
     (tmp_path / "text.xx.gz").write_bytes(gzip.compress(b"packed\n"))
     assert text_file(tmp_path / "text", "xx") == plain
+
+
+@pytest.mark.parametrize("name", ["text", "text.gz"])
+def test_a_fifo_is_refused_and_not_waited_for(tmp_path, name):
+    """Which took a text's place after it was looked for."""
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match="expected a file, not a FIFO"):
+        next(read_lines(tmp_path / name))
 
 
 def test_a_missing_file_names_both_places(tmp_path):
