@@ -90,6 +90,8 @@ def cases(size, which):
         if size == 4:
             found.append(Case("llama", layout, "a2d", hybrid=True))
             found.append(Case("marian", layout, "tie_kd", hybrid=True, summed=True))
+    tied = [case for case in found if case.layout == "head_alone" and not case.tied]
+    found += [replace(c, tied=True) for c in tied if replace(c, tied=True) not in found]
     return [case for case in found if which in case.name]
 
 

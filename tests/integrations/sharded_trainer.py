@@ -64,11 +64,12 @@ class InOrder(DistillationTrainer):
 
 def trainer(folder, size, losses="a2d", family="llama", tied=False, **settings):
     case = Case(family, "accelerate", losses, tied)
+    # Whose updates have the size of their gradients: those of keys' biases are roundings alone.
+    optimizer = {"optim": "sgd", "learning_rate": 0.1} if tied else {"optim": "adamw_torch"}
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=4 // size,
-        optim="adamw_torch",
-        learning_rate=1e-2,
+        **{"learning_rate": 1e-2, **optimizer},
         lr_scheduler_type="constant",
         max_steps=4,
         logging_steps=1,

@@ -174,16 +174,12 @@ def test_the_command_line_predicts_one_of_several_devices(tmp_path, capsys):
     config.save_pretrained(tmp_path / "student")
     arguments = ["memory", str(tmp_path / "student"), f"teacher={tmp_path / 'student'}"]
     arguments += ["batch=2", "length=12", "--predict", "1GiB", "--sharding", "fully_shard"]
-    held = {}
-    for processes in (1, 8):
-        assert main([*arguments, "--processes", str(processes)]) == 0
-        printed = capsys.readouterr().out
-        assert ("Predicted for one of 8 processes" in printed) == (processes == 8)
-        assert "Largest batch predicted to fit into 1.00 GiB: batch = " in printed
-        (held[processes],) = (
-            float(line.split()[-2]) for line in printed.splitlines() if " teacher " in line
-        )
-    assert held[8] < held[1] / 7
+    arguments += ["--processes", "8"]
+    assert main(arguments) == 0
+    printed, told = capsys.readouterr()
+    assert "Predicted, of one of 8 devices with sharding fully_shard." in printed
+    assert "Largest batch predicted to fit into 1.00 GiB: batch = " in printed
+    assert "DISTRIBUTED" not in told  # nothing is said of processes that are pretended
 
 
 @pytest.mark.parametrize(
