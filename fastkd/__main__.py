@@ -11,6 +11,14 @@ from fastkd.cli.streams import hold_streams
 from fastkd.waiting import wait_briefly
 
 _TORCH = (2, 11)  # as pyproject.toml has it
+# What each extra brings beyond those of the trainer, likewise.
+_EXTRAS = {
+    "transformers": ("accelerate", "transformers"),
+    "lightning": ("lightning",),
+    "trl": ("peft", "trl"),
+    "ctranslate2": ("ctranslate2",),
+    "tensorboard": ("tensorboard",),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         hold_streams()
         return ended(lambda: _run(given))
     except ModuleNotFoundError as error:
-        return told(f"needs the package {error.name}; expected: pip install 'fastkd[train]'", 1)
+        return told(_missing(error.name or str(error)), 1)
     except KeyboardInterrupt:
         return told("interrupted", 1)
 
@@ -44,6 +52,18 @@ def _run(arguments: list[str]) -> int:
     from fastkd.cli.app import app
 
     return app(arguments)
+
+
+def _missing(module: str) -> str:
+    """What to do about a module that is not there."""
+    package = module.partition(".")[0]
+    if package in ("fastkd", "fastkd_kernels"):
+        return (
+            f"this installation of fastkd lacks its module {module}; expected: "
+            "pip install --force-reinstall --no-deps of the same files"
+        )
+    extra = next((name for name, own in _EXTRAS.items() if package in own), "train")
+    return f"needs the package {package}; expected: pip install 'fastkd[{extra}]'"
 
 
 if __name__ == "__main__":

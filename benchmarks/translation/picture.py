@@ -1,5 +1,6 @@
 """BLEU of every method with what chance leaves open, as `fastkd compare` tells it."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,11 +8,14 @@ from benchmarks.translation.plan import Plan, Trial
 from benchmarks.translation.results import Results
 from benchmarks.translation.trial import has_translations, read_translations
 from fastkd.compare.kinds import kind_of
+from fastkd.compare.methods import shared_spread, student_t
 from fastkd.compare.pictures import BOOTSTRAP, Scored, scores
 from fastkd.compare.verdicts import Verdict, judged
 from fastkd.config.load import load_config
 from fastkd.palette import styles
 from fastkd.pictures import digest, shown_by, write_picture
+
+OF_ALL_SEEDS = "95 % interval by the spread over seeds of all methods (Student's t"
 
 
 def bootstrap(plan: Plan, results: Results, split: str) -> list[Verdict]:
@@ -46,36 +50,50 @@ def bootstrap(plan: Plan, results: Results, split: str) -> list[Verdict]:
 
 
 def draw(plan: Plan, results: Results, split: str, file: Path) -> list[Verdict]:
-    """A line a method: its mean, a tick a seed, and 95 % intervals where translations are there.
+    """A line a method: its mean, a tick a seed, and 95 % intervals, by translations or by seeds.
 
     No picture where there are not two methods.
     """
     found = bootstrap(plan, results, split)
-    rows = _rows(plan, results, split, found)
+    rows, interval = _rows(plan, results, split, found)
     if len(rows) < 2:
         return found
     best = _teacher(plan, results, split)
-    figure = scores(rows, f"BLEU, {split}", BOOTSTRAP, best)
+    figure = scores(rows, f"BLEU, {split}", interval, best)
     figure.suptitle(plan.corpus)
-    write_picture(figure, file, digest(rows, best))
+    write_picture(figure, file, digest(rows, interval, best))
     return found
 
 
 def is_stale(plan: Plan, results: Results, split: str, file: Path) -> bool:
     """Whether the picture shows something else than would be drawn now."""
-    rows = _rows(plan, results, split, bootstrap(plan, results, split))
-    return shown_by(file) != digest(rows, _teacher(plan, results, split))
+    rows, interval = _rows(plan, results, split, bootstrap(plan, results, split))
+    return shown_by(file) != digest(rows, interval, _teacher(plan, results, split))
 
 
-def _rows(plan: Plan, results: Results, split: str, found: Sequence[Verdict]) -> list[Scored]:
+def _rows(
+    plan: Plan, results: Results, split: str, found: Sequence[Verdict]
+) -> tuple[list[Scored], str]:
+    """A line a method, and what its interval is.
+
+    Where translations are not there any more, what is known of chance is how far seeds lie apart.
+    """
     halves = {verdict.title: verdict.interval for verdict in found}
     seeds = {name: _by_seed(plan, results, name, split) for name in plan.rows}
     names = [name for name, row in plan.rows.items() if seeds[name] and not row.teacher]
+    interval = BOOTSTRAP
+    if not found:
+        spread, freedom = shared_spread([seeds[name] for name in names])
+        interval = f"{OF_ALL_SEEDS}, {freedom} degrees of freedom)"
+        if freedom > 1:  # of one alone it would be thirteen times the spread
+            wide = student_t(freedom) * spread
+            halves = {name: wide / math.sqrt(len(seeds[name])) for name in names}
     looks = styles([_kind(plan, name) for name in names])
-    return [
+    rows = [
         Scored(name, look, tuple(seeds[name]), halves.get(name))
         for name, look in zip(names, looks, strict=True)
     ]
+    return rows, interval
 
 
 def _teacher(plan: Plan, results: Results, split: str) -> float | None:

@@ -58,7 +58,9 @@ def told(cases: Sequence[Case], device: torch.device) -> list[str]:
         lines.append(f"{name}: {shapes}; by {', '.join(own[0].providers)}")
     seconds = sum(case.seconds for case in cases)
     number = f"{len(cases)} cases" if len(cases) > 1 else "1 case"
-    return [*lines, f"{number} on {device.type}: about {duration(seconds)}"]
+    # Of so little most goes into what no rate tells, such as starting threads.
+    time = "a few seconds" if seconds < 5 else f"about {duration(seconds)}"
+    return [*lines, f"{number} on {device.type}: {time}"]
 
 
 def _short(case: Case) -> str:

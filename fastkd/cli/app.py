@@ -5,10 +5,11 @@ import importlib
 import logging
 
 import click
+from click.exceptions import NoArgsIsHelpError
 
 import fastkd
 from fastkd.cli.signals import cleaning_up
-from fastkd.cli.status import ended
+from fastkd.cli.status import ended, told
 
 VERBS = (
     "prepare",
@@ -76,9 +77,22 @@ def app(arguments: list[str]) -> int:
 def _run(arguments: list[str]) -> int:
     try:
         status = group.main(arguments, prog_name="fastkd", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
+    except NoArgsIsHelpError as error:
+        error.show()  # the help
         return 2
+    except click.ClickException as error:
+        return told(_complaint(error), 2)
     except click.Abort:
         raise KeyboardInterrupt from None
     return status if isinstance(status, int) else 0  # of click.exceptions.Exit, or nothing
+
+
+def _complaint(error: click.ClickException) -> str:
+    """In one line, with where the arguments that there are stand."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    message = error.format_message().rstrip(".")
+    if context is None:
+        return message
+    path = context.command_path
+    verb = f"{context.info_name}: " if context.parent is not None else ""
+    return f"{verb}{message[:1].lower()}{message[1:]}; {path} --help shows the arguments"

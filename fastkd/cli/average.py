@@ -5,7 +5,7 @@ import click
 from fastkd.cli.arguments import RUN
 
 
-@click.command("average")
+@click.command("average", short_help="Average a run's last checkpoints.")
 @RUN
 @click.option("--last", type=click.IntRange(min=1), help="How many of the newest; default: all.")
 def command(run: str, last: int | None) -> None:

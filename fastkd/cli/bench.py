@@ -8,6 +8,7 @@ from fastkd.bench import SUMMARY
 @click.command(
     "bench",
     help=SUMMARY,
+    short_help="Measure the losses on this machine.",
     add_help_option=False,
     context_settings={"ignore_unknown_options": True},
 )

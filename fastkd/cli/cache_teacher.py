@@ -8,7 +8,7 @@ from fastkd.cli.arguments import CHECKPOINT, DEVICE, RUN
 from fastkd.tables import size
 
 
-@click.command("cache-teacher")
+@click.command("cache-teacher", short_help="Keep what a teacher expects of a text.")
 @RUN
 @click.argument("split", type=click.Choice(["train", "dev", "test"]))
 @click.option(

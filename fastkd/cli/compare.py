@@ -8,7 +8,7 @@ import click
 from fastkd.cli.arguments import DEVICE
 
 
-@click.command("compare")
+@click.command("compare", short_help="Show runs side by side, also as a page.")
 @click.argument("runs", nargs=-1, required=True, type=click.Path())
 @click.option(
     "-o", "--output", type=click.Path(), help="Also write a page with pictures here (.html)."

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 
-@click.command("demo")
+@click.command("demo", short_help="Try every method on an invented language.")
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),

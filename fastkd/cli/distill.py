@@ -8,7 +8,7 @@ import click
 from fastkd.cli.arguments import CHECKPOINT, DEVICE, RUN, engine_options, search_options
 
 
-@click.command("distill")
+@click.command("distill", short_help="Write a teacher's translations of a text.")
 @RUN
 @click.argument("prefix", type=click.Path(path_type=Path))
 @click.option(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger(__name__)
 
 
-@click.command("export")
+@click.command("export", short_help="Write a run for other libraries.")
 @RUN
 @click.option(
     "--to",

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 
-@click.command("import")
+@click.command("import", short_help="Make a run of a Marian checkpoint.")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("run", type=click.Path(path_type=Path))
 def command(folder: Path, run: Path) -> None:

@@ -15,7 +15,7 @@ _SNAPSHOTS = (".pickle", ".pkl")
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
-@click.command("memory")
+@click.command("memory", short_help="Show where a step's memory goes.")
 @CONFIG
 @OVERRIDES
 @DEVICE

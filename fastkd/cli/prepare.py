@@ -7,7 +7,7 @@ import click
 from fastkd.cli.arguments import CONFIG, OVERRIDES
 
 
-@click.command("prepare")
+@click.command("prepare", short_help="Train a tokenizer and encode a corpus.")
 @CONFIG
 @OVERRIDES
 def command(config: str, overrides: tuple[str, ...]) -> None:

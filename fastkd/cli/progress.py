@@ -59,7 +59,7 @@ class Lines:
         self._told = now
         of = "" if total is None else f" of {total:,}"
         left = ""
-        if total is not None and done > self._first:
+        if total is not None and total > done > self._first:
             seconds = (now - self._begin) / (done - self._first) * (total - done)
             left = f", about {duration(seconds)} to go"
         print(f"{stage}: {done:,}{of}{left}", file=sys.stderr, flush=True)
@@ -89,7 +89,12 @@ def bar() -> Iterator[Stages]:
     # What is printed into a file must not go through the terminal.
     above = sys.stdout is not None and sys.stdout.isatty()
     with Progress(*columns, console=console, transient=True, redirect_stdout=above) as progress:
-        task = progress.add_task("", total=None)
-        yield lambda stage, done, total: progress.update(
-            task, description=stage, completed=done, total=total
-        )
+        task = None
+
+        def tell(stage: str, done: int, total: int | None) -> None:
+            nonlocal task
+            if task is None:  # of work that is none no bar is shown
+                task = progress.add_task(stage, total=None)
+            progress.update(task, description=stage, completed=done, total=total)
+
+        yield tell

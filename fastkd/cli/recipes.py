@@ -6,7 +6,7 @@ from fastkd.config.recipes import nearest, recipes
 from fastkd.errors import InputError
 
 
-@click.command("recipes")
+@click.command("recipes", short_help="List the configurations to begin with.")
 @click.argument("prefix", default="")
 def command(prefix: str) -> None:
     """List the bundled recipes whose names begin with PREFIX, with what each is.

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 
-@click.command("runs")
+@click.command("runs", short_help="List the runs that there are.")
 @click.argument("folder", type=click.Path(), default="runs")
 def command(folder: str) -> None:
     """List the runs in FOLDER and in the folders within it."""

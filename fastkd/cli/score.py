@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger(__name__)
 
 
-@click.command("score")
+@click.command("score", short_help="Translate a split; BLEU and chrF.")
 @RUN
 @click.argument("split", type=click.Choice(["dev", "test", "train"]))
 @CHECKPOINT

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fastkd.train.ranks import Ranks
 
 
-@click.command("train")
+@click.command("train", short_help="Train a model, or go on with it.")
 @CONFIG
 @OVERRIDES
 def command(config: str, overrides: tuple[str, ...]) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _BUFFER = 1024
 
 
-@click.command("translate")
+@click.command("translate", short_help="Translate a file or standard input.")
 @RUN
 @click.option("-i", "--input", "source", type=click.Path(), help="Default: standard input.")
 @click.option(

@@ -8,14 +8,16 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from fastkd.config.losses import A2D
 from fastkd.config.tree import Config
 from fastkd.errors import InputError
 from fastkd.reading import expect_file
 from fastkd.runs.folder import MODEL, RunFolder
-from fastkd.runs.scores import read_scores
+from fastkd.runs.scores import bleu_tokenizer_of, read_scores
+from fastkd.terms.alignment import DEFAULT_WEIGHTS
 from fastkd.train.log import read_log
 
-_WHOLE = ("teacher", "start")  # shown in one line
+_WHOLE = ("teacher", "start", "tokenizer")  # shown in one line
 OWN = ("run", "training.seed")  # what differs between the seeds of one method
 
 
@@ -67,6 +69,11 @@ class Facts:
         """Every key of the configuration with its value; a loss in one line, by its name."""
         return dict(_flat(self.config))
 
+    @cached_property
+    def bleu_tokenizer(self) -> str | None:
+        """What cut the words of its validations' BLEU; None where there was none."""
+        return None if self.best("dev_bleu") is None else bleu_tokenizer_of(self.folder)
+
     def curve(self, key: str) -> list[tuple[int, float]]:
         """(update, value) of what the log calls `key`."""
         return [(record["step"], record[key]) for record in self.log if _is_number(record.get(key))]
@@ -108,6 +115,8 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
         yield key, "-" if value is None else _changed(value)
     elif key == "losses":
         for loss in value:
+            if isinstance(loss, A2D) and loss.weight is None:
+                loss = dataclasses.replace(loss, weight=DEFAULT_WEIGHTS[loss.normalization])
             yield f"losses.{loss.name}", _changed(loss)
     elif dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
@@ -119,7 +128,7 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 def _changed(value: Any) -> str:
     """Its fields that are not at their defaults, in one line; the weight always."""
     if not dataclasses.is_dataclass(value):
-        return "its own" if value is None else str(value)
+        return "-" if value is None else str(value)
     kept = {
         field.name: getattr(value, field.name)
         for field in dataclasses.fields(value)

@@ -12,6 +12,22 @@ from fastkd.compare.facts import OWN, Facts
 _T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
 
 
+def student_t(freedom: int) -> float:
+    """What Student's t with so many degrees of freedom is within in 95 % of cases."""
+    return _T[freedom - 1] if freedom <= len(_T) else 1.96
+
+
+def shared_spread(groups: Iterable[Sequence[float]]) -> tuple[float, int]:
+    """Standard deviation over seeds, as if every method had the same, and its degrees of freedom.
+
+    Two seeds tell next to nothing of a method's own; those of several methods together do.
+    """
+    several = [group for group in groups if len(group) > 1]
+    freedom = sum(len(group) - 1 for group in several)
+    squares = sum((len(group) - 1) * statistics.variance(group) for group in several)
+    return (math.sqrt(squares / freedom) if freedom else 0.0), freedom
+
+
 @dataclass(frozen=True)
 class Mean:
     """Of a figure over seeds, with half of its 95 % interval by Student's t where there are two."""
@@ -26,9 +42,8 @@ class Mean:
             return None
         if len(found) == 1:
             return cls(found[0], None)
-        freedom = len(found) - 1
-        t = _T[freedom - 1] if freedom <= len(_T) else 1.96
-        return cls(statistics.fmean(found), t * statistics.stdev(found) / math.sqrt(len(found)))
+        half = student_t(len(found) - 1) * statistics.stdev(found) / math.sqrt(len(found))
+        return cls(statistics.fmean(found), half)
 
     def shown(self, digits: int = 2) -> str:
         half = "" if self.half is None else f" ± {self.half:.{digits}f}"
@@ -66,6 +81,21 @@ def methods_of(runs: Sequence[Facts]) -> list[Method]:
         Method(title, tuple(group))
         for title, group in zip(_titles(firsts), groups.values(), strict=True)
     ]
+
+
+def by_tokenizer(methods: Sequence[Method]) -> dict[str, list[Method]]:
+    """By what cut the words of dev BLEU, the methods with those of their runs.
+
+    BLEU of other words is another figure, so that only one group's compare.
+    """
+    names = dict.fromkeys(run.bleu_tokenizer for method in methods for run in method.runs)
+    groups: dict[str, list[Method]] = {}
+    for name in filter(None, names):
+        for method in methods:
+            own = tuple(run for run in method.runs if run.bleu_tokenizer == name)
+            if own:
+                groups.setdefault(name, []).append(Method(method.title, own))
+    return groups
 
 
 def differing(methods: Sequence[Method]) -> dict[str, list[str]]:

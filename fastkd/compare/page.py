@@ -6,7 +6,7 @@ from importlib import resources
 from jinja2 import Environment
 
 from fastkd.compare.memory import Steps
-from fastkd.compare.methods import Method
+from fastkd.compare.methods import Method, by_tokenizer
 from fastkd.compare.pictures import (
     BOOTSTRAP,
     OVER_SEEDS,
@@ -50,6 +50,11 @@ def page(
     template = resources.files("fastkd.compare").joinpath("page.html").read_text(encoding="utf-8")
     looks = looks_of(methods)
     curves = {name: curve(methods, looks, key, name) for name, key in _CURVES.items()}
+    groups = _groups(methods, looks)
+    if len(groups) > 1:
+        del curves["dev BLEU"]
+        apart = {f"dev BLEU, {name}": group for name, group in groups.items()}
+        curves = {n: curve(*group, "dev_bleu", n) for n, group in apart.items()} | curves
     pictures = {method.title: heads(method) for method in methods}
     return (
         Environment(autoescape=True)
@@ -60,7 +65,7 @@ def page(
             settings=of_settings(methods),
             verdicts=of_verdicts(verdicts, split) if verdicts else None,
             colours=[colour for colour, _ in looks],
-            scores=_scores(methods, looks, verdicts, split),
+            scores=_pictured(methods, looks, verdicts, split),
             curves={name: picture for name, picture in curves.items() if picture},
             components=components(methods, looks),
             head_pictures={name: picture for name, picture in pictures.items() if picture},
@@ -69,6 +74,32 @@ def page(
             samples=samples,
         )
     )
+
+
+def _groups(
+    methods: Sequence[Method], looks: Sequence[Look]
+) -> dict[str, tuple[list[Method], list[Look]]]:
+    """Methods and their looks, by what cut the words of dev BLEU."""
+    own = {method.title: look for method, look in zip(methods, looks, strict=True)}
+    return {
+        name: (group, [own[method.title] for method in group])
+        for name, group in by_tokenizer(methods).items()
+    }
+
+
+def _pictured(
+    methods: Sequence[Method], looks: Sequence[Look], verdicts: Sequence[Verdict], split: str
+) -> dict[str, str]:
+    """By its caption, BLEU of all methods; of dev a picture for each way to cut words."""
+    if verdicts:
+        pictures = {"BLEU": _scores(methods, looks, verdicts, split)}
+    else:
+        groups = _groups(methods, looks)
+        pictures = {
+            "BLEU" if len(groups) < 2 else f"BLEU, words cut by {name}": _scores(*group, (), split)
+            for name, group in groups.items()
+        }
+    return {name: picture for name, picture in pictures.items() if picture}
 
 
 def _scores(

@@ -26,6 +26,7 @@ _SCHEDULED = (".weight", ".rank_weight", ".hidden_weight", ".iterations")
 
 BOOTSTRAP = "95 % interval, paired bootstrap over sentences"
 OVER_SEEDS = "95 % interval over seeds (Student's t)"
+NO_INTERVAL = "no intervals: too few seeds, and translations were not kept"
 Look = tuple[str, str]  # colour and line
 
 
@@ -93,15 +94,16 @@ def scores(rows: Sequence[Scored], label: str, interval: str, teacher: float | N
     names = [f"{row.title}, {len(row.values)} seeds" if len(row.values) > 1 else row.title
              for row in reversed(rows)]  # fmt: skip
     axis.set_yticks(range(len(rows)), names)
-    axis.set(xlabel=label)
+    axis.set(xlabel=label, ylim=(-0.6, len(rows) - 0.4))  # a tick is higher than its line
     axis.grid(axis="x", alpha=0.3)
     grey: dict[str, Any] = {"color": "#444444", "linestyle": "none"}
     keys = [
         Line2D([], [], marker="o", label="mean over seeds", **grey),
         Line2D([], [], marker="|", markersize=12, label="one seed", **grey),
     ]
-    if any(row.half is not None for row in rows):
-        keys.append(Line2D([], [], marker="_", markersize=14, label=interval, **grey))
+    known = any(row.half is not None for row in rows)
+    marker = {"marker": "_", "markersize": 14} if known else {"marker": ""}
+    keys.append(Line2D([], [], label=interval if known else NO_INTERVAL, **marker, **grey))
     if teacher is not None:
         axis.axvline(teacher, linestyle="--", color=METHODS["teacher"])
         keys.append(Line2D([], [], linestyle="--", color=METHODS["teacher"], label="teacher"))

@@ -83,6 +83,8 @@ def decoded_lines(file: BinaryIO, name: str, invalid: str = "refuse") -> Iterato
     number = 0
     try:
         for number, line in enumerate(_raw_lines(file, name), start=1):
+            if number <= 3 and invalid == "refuse":
+                _refuse_wide(line, name)
             text = line.decode("utf-8-sig" if number == 1 else "utf-8", errors)
             yield text.removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
@@ -91,6 +93,15 @@ def decoded_lines(file: BinaryIO, name: str, invalid: str = "refuse") -> Iterato
         ) from error
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{name}: cannot be read: {error}") from error
+
+
+def _refuse_wide(line: bytes, name: str) -> None:
+    """InputError for UTF-16 and UTF-32, whose bytes may all be UTF-8 too where there is no mark."""
+    nulls = line.count(0)
+    if line[:2] in (b"\xff\xfe", b"\xfe\xff") or nulls > len(line) // 4:
+        raise InputError(
+            f"{name}: not UTF-8 but, by its mark or null bytes, UTF-16 or UTF-32; expected UTF-8"
+        )
 
 
 def count_lines(path: str | Path) -> int | None:

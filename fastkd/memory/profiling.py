@@ -6,6 +6,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from torch import nn
 from fastkd.memory.scopes import loss_of
 from fastkd.memory.tracker import Block, Tracker, running_total
 from fastkd.tables import size, text_table
+
+if TYPE_CHECKING:
+    from fastkd.memory.pair.pair import Pair, PairMemory
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,23 @@ class MemoryProfile:
         return "\n".join(lines)
 
 
-class profile(contextlib.ContextDecorator):  # noqa: N801 - used as a verb
+@overload
+def profile(pair: "Pair", /, *, device: str = "cpu") -> "PairMemory": ...
+
+
+@overload
+def profile(
+    modules: Mapping[str, nn.Module] | None = None,
+    show: Callable[[MemoryProfile], None] | None = None,
+) -> "Profiling": ...
+
+
+def profile(
+    modules: "Mapping[str, nn.Module] | Pair | None" = None,
+    show: Callable[[MemoryProfile], None] | None = None,
+    *,
+    device: str = "cpu",
+) -> "Profiling | PairMemory":
     """Watches the tensors made inside, as a context manager or a decorator.
 
         with fastkd.memory.profile({"model": model}) as memory:
@@ -66,7 +86,19 @@ class profile(contextlib.ContextDecorator):  # noqa: N801 - used as a verb
     `result` is the `MemoryProfile` of the device on which most was taken. Tensors that were there
     before do not count, nor does what an operator takes and gives back inside, nor code compiled
     by `torch.compile`; on CUDA `allocator_peak` counts those too.
+
+    Of a `Pair` it is its training step, predicted for `device`, "cpu" or "cuda", and measured:
+
+        found = fastkd.memory.profile(fastkd.memory.Pair(student, losses, teacher, batch=16))
+        print(found)  # a table; found.predicted.peak, found.measured.peak, found.apart
     """
+    if modules is None or isinstance(modules, Mapping):
+        return Profiling(modules, show)
+    return modules.profiled(device)
+
+
+class Profiling(contextlib.ContextDecorator):
+    """A context manager and decorator; see `profile`."""
 
     def __init__(
         self,
@@ -77,7 +109,7 @@ class profile(contextlib.ContextDecorator):  # noqa: N801 - used as a verb
         self.show = show
         self.result: MemoryProfile | None = None
 
-    def __enter__(self) -> "profile":
+    def __enter__(self) -> "Profiling":
         gc.collect()
         self._cuda_before = None
         if torch.cuda.is_initialized():
@@ -97,8 +129,8 @@ class profile(contextlib.ContextDecorator):  # noqa: N801 - used as a verb
         if self.show is not None:
             self.show(self.result)
 
-    def _recreate_cm(self) -> "profile":
-        return profile(self.modules, self.show or (lambda result: print(result, file=sys.stderr)))
+    def _recreate_cm(self) -> "Profiling":
+        return Profiling(self.modules, self.show or (lambda result: print(result, file=sys.stderr)))
 
 
 def summarised(lives: Sequence[Block], time: int, allocator: int | None = None) -> MemoryProfile:

@@ -1,6 +1,7 @@
 """A run's folder: its configuration, tokenizer, log and checkpoints."""
 
 import contextlib
+import difflib
 import logging
 import os
 import re
@@ -89,7 +90,7 @@ class RunFolder:
         """An existing run; InputError where `path` is none."""
         run = cls(path)
         if not run.config_file.is_file():
-            raise InputError(f"{path}: not a run folder (no config.yaml in it)")
+            raise InputError(f"{path}: {_no_run(run.path)}")
         return run
 
     @classmethod
@@ -368,6 +369,19 @@ def _inode(folder: Path) -> int | None:
         return folder.stat().st_ino
     except FileNotFoundError:
         return None
+
+
+def _no_run(path: Path) -> str:
+    """What `path` is instead, and what may have been meant."""
+    if path.is_dir():
+        return "not a run folder (no config.yaml in it)"
+    if path.exists():
+        return "a file; expected a run's folder, which a config names under run"
+    with contextlib.suppress(OSError):
+        beside = [each.name for each in path.parent.iterdir() if each.is_dir()]
+        if near := difflib.get_close_matches(path.name, beside, 1):
+            return f"no such run; did you mean {path.parent / near[0]}?"
+    return "no such run; expected a folder that fastkd train has made"
 
 
 def _refuse_other_tokenizer(

@@ -1,5 +1,7 @@
 """From a configuration to a trainer: corpus, models, teacher, objective, run folder."""
 
+import logging
+
 import numpy as np
 import torch
 
@@ -17,6 +19,8 @@ from fastkd.runs.room import TRAINED, check_room
 from fastkd.runs.weights import load_weights
 from fastkd.train.ranks import Ranks
 from fastkd.train.trainer import Trainer
+
+LOGGER = logging.getLogger(__name__)
 
 
 def start(config: Config, prepared: Prepared) -> Trainer:
@@ -43,8 +47,21 @@ def start(config: Config, prepared: Prepared) -> Trainer:
     run = RunFolder(config.run)
     if ranks.first:
         run = RunFolder.create(config, tokenizers, corpora, taught)
+        if not run.checkpoints():
+            _tell_short(config)
     ranks.wait()
     return Trainer(config, prepared, model, objective, run, device, ranks)
+
+
+def _tell_short(config: Config) -> None:
+    """Of a run that ends while its learning rate still rises."""
+    optimizer, updates = config.training.optimizer, config.training.updates
+    if config.training.epochs is None and optimizer.warmup > updates:
+        LOGGER.warning(
+            "training.optimizer.warmup: %s updates, but the run has %s: its learning rate never"
+            " comes to training.optimizer.lr",
+            *(f"{number:,}" for number in (optimizer.warmup, updates)),
+        )
 
 
 def _begin(
@@ -118,6 +135,9 @@ def _teacher(
 
 def _run_of(key: str, path: str, prepared: Prepared) -> RunFolder:
     """An existing run with the tokenizers of the corpus; `key` names it in a complaint."""
-    run = RunFolder.open(path)
+    try:
+        run = RunFolder.open(path)
+    except InputError as error:
+        raise InputError(f"{key}: {error}") from None
     run.check_corpus(prepared, f"{key}: ")
     return run

@@ -5,7 +5,7 @@ import torch
 
 from fastkd.__main__ import main
 from fastkd.bench.command import Question, answer
-from fastkd.bench.plan import plan, told
+from fastkd.bench.plan import Case, plan, told
 from fastkd.bench.run import Effort
 from fastkd.bench.tables import TRAINING
 
@@ -54,5 +54,13 @@ def test_it_is_told_first(capsys):
     arguments = "bench --op linear-ce --device cpu --shapes smoke --seconds 0 --no-memory"
     assert main([*arguments.split(), "--against", "torch"]) == 0
     said = capsys.readouterr().err
-    assert said.startswith("linear-ce: N 16 V 64; N 32 V 64; by torch\n2 cases on cpu: about ")
+    assert said.startswith(
+        "linear-ce: N 16 V 64; N 32 V 64; by torch\n2 cases on cpu: a few seconds\n"
+    )
     assert told(plan(question(operations=("linear-ce",))), CPU)[0].endswith("by torch")
+
+
+def test_what_is_over_at_once_has_no_estimate():
+    case = Case("linear-ce", "N=4", ("torch",), 0.2)
+    assert told([case], CPU)[-1] == "1 case on cpu: a few seconds"
+    assert told([case] * 100, CPU)[-1] == "100 cases on cpu: about 20 s"

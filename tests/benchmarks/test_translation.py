@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.translation import pace
+from benchmarks.translation import pace, picture
 from benchmarks.translation.__main__ import ended, refuse_unless_ended
 from benchmarks.translation.picture import draw
 from benchmarks.translation.plan import Pieces, Plan, Row, Trial, read_plan
@@ -13,6 +13,7 @@ from benchmarks.translation.rehearsal import rehearsed
 from benchmarks.translation.results import Results, markdown
 from benchmarks.translation.splits import Scored
 from benchmarks.translation.trial import write_lines
+from fastkd.compare.pictures import NO_INTERVAL, scores
 from fastkd.config.load import load_config
 
 PLANS = sorted((Path(__file__).parents[2] / "benchmarks" / "translation").glob("*.yaml"))
@@ -132,6 +133,34 @@ def test_bootstrap_tells_better_from_equal(plan, tmp_path):
     assert found["planned"].p > 0.2
     assert found["alone"].interval > 1
     assert (tmp_path / "picture.png").stat().st_size > 0
+
+
+def test_intervals_by_seeds_where_translations_are_gone(plan, tmp_path):
+    """Seeds 1 apart in two methods: a standard deviation of 1 / √2, two degrees of freedom."""
+    results = Results(tmp_path / "table.csv")
+    for name in ("alone", "taught"):
+        for seed in plan.seeds[:2]:
+            results.add(line(Trial(plan, name, seed), "dev", float(seed)))
+    rows, interval = picture._rows(plan, results, "dev", [])
+    assert [row.half for row in rows] == [pytest.approx(4.30 / 2)] * 2
+    assert "2 degrees of freedom" in interval and "spread over seeds" in interval
+    file = tmp_path / "picture.png"
+    assert draw(plan, results, "dev", file) == []
+    assert not picture.is_stale(plan, results, "dev", file)
+    results.add(line(Trial(plan, "alone", 1), "dev", 9.0))
+    assert picture.is_stale(plan, results, "dev", file)
+
+
+def test_one_method_of_two_seeds_tells_no_interval(plan, tmp_path):
+    results = Results(tmp_path / "table.csv")
+    for name, seeds in (("alone", plan.seeds[:2]), ("taught", plan.seeds[:1])):
+        for seed in seeds:
+            results.add(line(Trial(plan, name, seed), "dev", float(seed)))
+    rows, _ = picture._rows(plan, results, "dev", [])
+    assert [row.half for row in rows] == [None, None]
+    figure = scores(rows, "BLEU, dev", "an interval", None)
+    told = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert NO_INTERVAL in told and "an interval" not in told
 
 
 def test_nothing_to_compare_yet(plan, tmp_path):

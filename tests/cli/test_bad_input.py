@@ -54,6 +54,81 @@ def test_folder_that_is_no_run(shop, capsys, verb):
     assert "not a run folder" in complaint(capsys)
 
 
+def test_what_is_there_instead_of_a_run(taught, capsys):
+    teacher = taught.folder / "teacher"
+    for path, expected in (
+        (teacher.with_name("teachr"), f"no such run; did you mean {teacher}?"),
+        (teacher / "run", "no such run; expected a folder that fastkd train has made"),
+        (teacher / "config.yaml", "a file; expected a run's folder"),
+    ):
+        assert taught.run("score", str(path), "test") == 2
+        assert expected in complaint(capsys)
+
+
+def test_a_teacher_that_is_not_trained_yet(shop, capsys):
+    assert shop.run("prepare", shop.config("student")) == 0
+    config = shop.config("student", teacher={"run": "runs/missing"})
+    assert shop.run("train", config) == 2
+    assert "teacher.run: runs/missing: no such run" in complaint(capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["score", "run", "tset"], "score: invalid value for"),
+        (["score", "run"], "score: missing argument"),
+        (["score", "run", "test", "--bem", "3"], "Did you mean '--beam'?"),
+        (["translate", "run", "file"], "translate: got unexpected extra argument (file)"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(capsys, arguments, expected):
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("fastkd: ") and expected in line
+    assert line.endswith(f"fastkd {arguments[0]} --help shows the arguments")
+
+
+@pytest.mark.parametrize(
+    ("missing", "arguments", "expected"),
+    [
+        (
+            "fastkd.cli.runs",
+            ["runs"],
+            "this installation of fastkd lacks its module fastkd.cli.runs",
+        ),
+        ("sacrebleu", ["score", "run", "test"], "sacrebleu; expected: pip install 'fastkd[train]'"),
+        ("transformers", ["memory", "config.json"], "expected: pip install 'fastkd[transformers]'"),
+    ],
+)
+def test_a_module_that_is_not_there(tmp_path, missing, arguments, expected):
+    (tmp_path / "config.json").write_text("{}")
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        f"from fastkd.__main__ import main; sys.exit(main({arguments}))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 1 and expected in run.stderr
+
+
+def test_a_run_that_ends_while_its_learning_rate_rises(shop, capsys, caplog):
+    config = shop.config("run", training={"optimizer": {"warmup": 500}})
+    assert shop.run("prepare", config) == 0
+    assert shop.run("train", config) == 0
+    assert "training.optimizer.warmup: 500 updates, but the run has" in caplog.text
+
+
+@pytest.mark.parametrize("coding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32-le"])
+def test_text_of_wide_characters(shop, capsys, coding):
+    """Without a mark its bytes are UTF-8 too, and its lines others."""
+    file = shop.folder / "train.de"
+    file.write_bytes(file.read_text(encoding="utf-8").encode(coding))
+    assert shop.run("prepare", shop.config("run")) == 2
+    line = complaint(capsys)
+    assert "train.de: not UTF-8 but, by its mark or null bytes, UTF-16" in line
+
+
 def test_score_that_cannot_be_written_translates_nothing(taught, capsys, monkeypatch):
     monkeypatch.setattr("fastkd.runs.translation.translate_split", None)
     run, output = str(taught.folder / "teacher"), str(taught.folder / "nowhere" / "file")

@@ -41,6 +41,23 @@ def test_without_a_total(monkeypatch, capsys):
     assert capsys.readouterr().err.splitlines()[-1] == "translating: 1,024"
 
 
+def test_nothing_is_left_of_what_is_done(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    with counting("translating", 4) as done:
+        done(4)
+    assert capsys.readouterr().err.splitlines()[-1] == "translating: 4 of 4"
+
+
+def test_no_bar_where_there_is_nothing_to_do(capsys, monkeypatch):
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
+    with progress.bar():
+        pass
+    assert "━" not in capsys.readouterr().err
+    with progress.bar() as tell:
+        tell("translating", 1, 2)
+    assert "━" in capsys.readouterr().err
+
+
 def test_short_work_says_nothing(capsys):
     with counting("translating", 3) as done:
         done(3)

@@ -7,8 +7,11 @@ import pytest
 
 from fastkd.compare.facts import Facts, find_runs
 from fastkd.compare.kinds import kind_of
-from fastkd.compare.methods import Mean, differing, methods_of
+from fastkd.compare.methods import Mean, by_tokenizer, differing, methods_of
+from fastkd.compare.page import page
 from fastkd.compare.pictures import looks_of
+from fastkd.compare.table import of_methods, of_runs
+from fastkd.config.losses import A2D
 from fastkd.errors import InputError
 from fastkd.palette import METHODS
 from fastkd.runs.folder import RunFolder
@@ -71,3 +74,33 @@ def test_runs_in_a_folder(runs):
     assert set(runs) <= {str(path) for path in find_runs(Path(runs[0]).parent)}
     with pytest.raises(InputError, match="cannot be read"):
         list(find_runs(Path("nowhere")))
+
+
+def test_bleu_of_other_words_is_kept_apart(runs, tmp_path):
+    """In the table, in what `fastkd runs` lists, and in the pictures of the page."""
+    first, second, third = (Facts.read(run) for run in runs)
+    vars(third)["bleu_tokenizer"] = "zh"
+    found = methods_of([first, second, third])
+    groups = by_tokenizer(found)
+    assert {name: [m.title for m in own] for name, own in groups.items()} == {
+        "13a": [found[0].title],
+        "zh": [found[1].title],
+    }
+    table = of_methods(found)
+    place = table.header.index("dev BLEU")
+    assert [line[place].rpartition(" ")[2] for line in table.lines] == ["(13a)", "(zh)"]
+    assert any("do not compare" in remark for remark in table.remarks)
+    assert "do not compare" in of_runs([first, third]).text()
+    assert "do not compare" not in of_runs([first, second]).text()
+    drawn = page(found)
+    for title in ("dev BLEU, 13a", "dev BLEU, zh", "BLEU, words cut by zh"):
+        assert f"<figcaption>{title}</figcaption>" in drawn
+    assert "<figcaption>dev BLEU</figcaption>" not in drawn
+
+
+def test_a_weight_by_default_is_told(runs):
+    facts = Facts.read(runs[2])
+    config = dataclasses.replace(facts.config, losses=(A2D(), A2D(normalization="row")))
+    told = [dataclasses.replace(facts, config=c).settings["losses.a2d"] for c in (
+        dataclasses.replace(config, losses=(loss,)) for loss in config.losses)]  # fmt: skip
+    assert told == ["weight 1.0", "weight 30.0, normalization row"]

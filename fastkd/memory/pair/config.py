@@ -1,6 +1,5 @@
 """A Transformers pair as `fastkd memory` is told of it: a YAML file, or a model's folder."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -9,13 +8,11 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from fastkd.config.load import find_config, overridden, read_tree, validate_as
-from fastkd.config.losses import CrossEntropy, LossConfig, WordKD
+from fastkd.config.losses import LossConfig
 from fastkd.config.types import STRICT, AboveZero, Flag, PathText, Positive, Size
 from fastkd.errors import InputError
-from fastkd.memory.pair.pair import MakesModel, Pair
-from fastkd.reading import read_text
-
-_FILE = "config.json"  # of a Transformers model's folder
+from fastkd.memory.pair.models import FILE, MakesModel, maker_of
+from fastkd.memory.pair.pair import Pair, usual_losses
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -50,7 +47,7 @@ class PairConfig:
         """Raises InputError for a model that Transformers does not know."""
         return Pair(
             _maker("student", self.student, self.gradient_checkpointing, self.lora),
-            self.losses or _usual(self.teacher),
+            self.losses,
             _maker("teacher", self.teacher) if self.teacher else None,
             **{name: getattr(self, name) for name in _SAME},
             optimizer=self.optim,
@@ -68,41 +65,27 @@ def pair_config(path: str, overrides: Sequence[str]) -> PairConfig | None:
 
     None where it is another file, or none.
     """
-    if Path(path).suffix == ".json" or (Path(path) / _FILE).is_file():
+    if Path(path).suffix == ".json" or (Path(path) / FILE).is_file():
         tree: dict[str, Any] = {"student": path}
     elif "student" not in (tree := read_tree(find_config(path))):
         return None
     losses = [given for given in overrides if given.startswith("losses.")]
     tree = overridden(tree, [given for given in overrides if given not in losses])
-    usual = [{"name": loss.name, "weight": loss.weight} for loss in _usual(tree.get("teacher"))]
+    usual = [
+        {"name": loss.name, "weight": loss.weight} for loss in usual_losses(tree.get("teacher"))
+    ]
     return validate_as(PairConfig, overridden(tree, losses, usual), path)
-
-
-def _usual(teacher: object) -> list[CrossEntropy | WordKD]:
-    """The losses where none are given."""
-    return [CrossEntropy(weight=0.5), WordKD(weight=0.5)] if teacher else [CrossEntropy()]
 
 
 def _maker(
     key: str, path: str, checkpointing: bool = False, lora: LoraConfig | None = None
 ) -> MakesModel:
-    import transformers
-
-    file = Path(path) / _FILE if Path(path).is_dir() else Path(path)
-    try:
-        settings = json.loads(read_text(file))
-        config = transformers.AutoConfig.for_model(**settings)
-    except OSError as error:
-        raise InputError(f"{key}: {file}: cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{key}: {file}: no configuration of Transformers: {error}") from None
-    seq2seq = config.is_encoder_decoder
-    auto: Any = transformers.AutoModelForSeq2SeqLM if seq2seq else transformers.AutoModelForCausalLM
+    plain = maker_of(key, path)
 
     def make() -> nn.Module:
-        model = auto.from_config(config)
+        model = plain()
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         return _adapted(model, lora) if lora else model
 
     return make

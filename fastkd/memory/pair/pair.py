@@ -14,7 +14,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from fastkd import watching
+from fastkd.config.losses import CrossEntropy, WordKD
 from fastkd.errors import InputError
+from fastkd.memory.pair.batch import random_batch
+from fastkd.memory.pair.models import Model, maker_of
 from fastkd.memory.step import cuda_formulas
 from fastkd.memory.step.fit import needed
 from fastkd.memory.step.measure import measured, record_step
@@ -23,13 +26,39 @@ from fastkd.memory.step.predictor import Predictor
 from fastkd.memory.step.processes import Processes
 from fastkd.memory.step.report import StepMemory
 from fastkd.memory.step.search import largest
+from fastkd.memory.step.tables import step_tables
 
 if TYPE_CHECKING:
     from fastkd.integrations.distillation import Distillation
     from fastkd.memory.pair.step import MakesOptimizer, PairStep
 
-MakesModel = Callable[[], nn.Module]
 _SEED = 0
+
+
+@dataclass(frozen=True)
+class PairMemory:
+    """A pair's step on one device, as predicted and, where there is such a device, as measured."""
+
+    predicted: StepMemory
+    measured: StepMemory | None
+
+    @property
+    def apart(self) -> float | None:
+        """By which share of the measured peak the predicted one is above it."""
+        if self.measured is None:
+            return None
+        ours, theirs = (
+            m.allocator.get("peak allocated", m.peak) for m in (self.predicted, self.measured)
+        )
+        return ours / theirs - 1
+
+    def __str__(self) -> str:
+        columns = [("predicted", self.predicted)]
+        if self.measured is not None:
+            columns.append(("measured", self.measured))
+        return "\n\n".join(
+            table.text() for table in step_tables("Memory of a training step", columns)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +69,10 @@ class Pair:
         print(pair.predicted("cuda").peak, pair.largest(24 * 2**30))
 
     student, teacher: functions that make the models, as a Trainer's `model_init`; whatever they
-        set holds: gradient checkpointing, PEFT's adapters, a dtype
-    losses: of `fastkd.losses`, or mappings of their keys, as `Distillation` takes them
+        set holds: gradient checkpointing, PEFT's adapters, a dtype. Or the folder of a model, a
+        configuration of Transformers, or the model itself, which is copied as it is
+    losses: of `fastkd.losses`, or mappings of their keys, as `Distillation` takes them; None:
+        cross-entropy, with a teacher word-level distillation beside it
     batch: sentences; `accumulation` such batches make an update, of each of `processes`
     length, target_length: pieces of every sentence on both sides; None: as the other
     precision: "float32", or "bfloat16" for autocast
@@ -56,9 +87,9 @@ class Pair:
     memory nor their time is needed.
     """
 
-    student: MakesModel
-    losses: Sequence[Any]
-    teacher: MakesModel | None = None
+    student: Model
+    losses: Sequence[Any] | None = None
+    teacher: Model | None = None
     batch: int = 8
     length: int = 128
     target_length: int | None = None
@@ -119,6 +150,12 @@ class Pair:
         figures = cuda_formulas.replay(tracker.blocks, limit)
         return dataclasses.replace(memory, device="cuda", allocator=figures)
 
+    def profiled(self, device: str = "cpu") -> PairMemory:
+        """Predicted for "cpu" or "cuda", and measured where it is there."""
+        predicted = self.predicted(device)
+        there = self.processes == 1 and (device == "cpu" or torch.cuda.is_available())
+        return PairMemory(predicted, self.measured(device) if there else None)
+
     def largest(
         self,
         capacity: int,
@@ -162,16 +199,18 @@ class Pair:
         from fastkd.memory.pair.step import PairStep
 
         with device if mode is None else torch.device("meta"):
-            student = self.student()
-            teacher = self.teacher() if self.teacher is not None else None
+            student = maker_of("student", self.student)()
+            teacher = None if self.teacher is None else maker_of("teacher", self.teacher)()
         for model in filter(None, (student, teacher)):
             if mode is None:
                 model.to(device)  # functions may make them elsewhere all the same
             else:
                 _pretend_on(device, model, mode)
         with device if mode is None else mode:
-            distillation = Distillation(student, self.losses, teacher, backend=self.backend)
-        batches = [self._batch(student, teacher, device) for _ in range(self.accumulation)]
+            losses = usual_losses(teacher) if self.losses is None else self.losses
+            distillation = Distillation(student, losses, teacher, backend=self.backend)
+        sizes = self.batch, self.length, self.target_length
+        batches = [random_batch(student, teacher, *sizes, device) for _ in range(self.accumulation)]
         with contextlib.nullcontext() if mode is None else mode:
             if mode is not None:
                 distillation.presume(batches[0])
@@ -199,18 +238,6 @@ class Pair:
             divide(model, mesh, mp_policy=policy)
         distillation.keep_presumed()
 
-    def _batch(
-        self, student: nn.Module, teacher: nn.Module | None, device: torch.device
-    ) -> dict[str, Tensor]:
-        models = [student] if teacher is None else [student, teacher]
-        size = min(int(_text(model).vocab_size) for model in models)
-        lengths = (self.length, self.target_length or self.length)
-        source, target = (torch.randint(size, (self.batch, n), device=device) for n in lengths)
-        mask = torch.ones_like(source)
-        if not student.config.is_encoder_decoder:  # type: ignore[union-attr]
-            target = source
-        return {"input_ids": source, "attention_mask": mask, "labels": target}
-
     def _optimizer(self) -> "MakesOptimizer":
         if callable(self.optimizer):
             return self.optimizer
@@ -224,10 +251,9 @@ class Pair:
         return lambda parameters: made(parameters, **settings)
 
 
-def _text(model: nn.Module) -> Any:
-    """The configuration that has the vocabulary."""
-    config: Any = model.config
-    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+def usual_losses(teacher: object) -> list[CrossEntropy | WordKD]:
+    """The losses where none are given."""
+    return [CrossEntropy(weight=0.5), WordKD(weight=0.5)] if teacher else [CrossEntropy()]
 
 
 def _pretend_on(device: torch.device, model: nn.Module, mode: FakeTensorMode) -> None:

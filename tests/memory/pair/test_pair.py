@@ -96,6 +96,62 @@ def test_prediction_is_the_measured_step(name):
     assert [phase for _, phase in measured.phases][-3:] == ["forward", "backward", "optimizer"]
 
 
+BERT = {
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "architectures": ["BertForMaskedLM"],
+}
+SPEECH = {
+    "d_model": 32,
+    **{f"{side}_layers": 1 for side in ("encoder", "decoder")},
+    **{f"{side}_attention_heads": 4 for side in ("encoder", "decoder")},
+    **{f"{side}_ffn_dim": 64 for side in ("encoder", "decoder")},
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+WHISPER = {"num_mel_bins": 16, "max_source_positions": 40, "max_target_positions": 64}
+MORE = {
+    "masked": ("bert", BERT),
+    "sound, of one length": ("whisper", {**SPEECH, **WHISPER}),
+    "sound, of any": (
+        "speech_to_text",
+        {**SPEECH, "input_feat_per_channel": 8, "conv_channels": 16},
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [n if n == "masked" else pytest.param(n, marks=pytest.mark.slow) for n in MORE]
+)
+def test_a_pair_of_other_models_by_their_configurations(name):
+    """Profiled directly: predicted and measured, with the losses where none are given."""
+    family, sizes = MORE[name]
+    config = transformers.AutoConfig.for_model(family, **SHARED, **sizes)
+    found = memory.profile(memory.Pair(config, teacher=config, batch=3, length=24))
+    assert abs(found.apart) < 0.02
+    assert found.measured.held == found.predicted.held
+    assert {"parameters", "teacher", "optimizer"} <= set(found.measured.held)
+    assert "predicted" in str(found) and "measured" in str(found)
+
+
+def test_what_tells_a_model(tmp_path):
+    """A function, a folder, a configuration, or the model, which stays as it is."""
+    config = transformers.AutoConfig.for_model("llama", **SHARED, **SIZES["llama"])
+    config.save_pretrained(tmp_path)
+    model = maker("llama")().eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    given = (maker("llama"), str(tmp_path), tmp_path / "config.json", config, model)
+    peaks = {memory.Pair(each, teacher=each, batch=2, length=8).predicted().peak for each in given}
+    assert len(peaks) == 1
+    assert not model.training and model.state_dict().keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    with pytest.raises(InputError, match="student: expected a function"):
+        memory.Pair(3).predicted()
+
+
 def test_memory_by_formula():
     found = pair("llama", TOKENS, optimizer=lambda p: torch.optim.Adam(p, foreach=False))
     held = found.predicted().held
