@@ -67,11 +67,11 @@ def _made_of(key: str, config: Any) -> MakesModel:
     for name in getattr(config, "architectures", None) or ():
         own = getattr(transformers, name, None)
         if own is not None and ("For" in name or name.endswith(("LMHeadModel", "MTModel"))):
-            return lambda: own._from_config(config)  # type: ignore[no-any-return]
+            return lambda: own._from_config(config)
     for name in _AUTO[bool(config.is_encoder_decoder)]:
         auto = getattr(transformers, name)
         if type(config) in auto._model_mapping:
-            return lambda: auto.from_config(config)  # type: ignore[no-any-return]
+            return lambda: auto.from_config(config)
     raise InputError(f"{key}: {config.model_type}: Transformers has no language model of this kind")
 
 
