@@ -1,29 +1,49 @@
-"""Cross-entropy and JSD from hidden states on this machine, beside peers on the same tensors.
+"""Cross-entropy and a divergence from hidden states on this machine, beside peers.
 
-    python -m benchmarks.losses.divergences [--rows 3072] [--vocabulary 16000] [--width 256]
+    python -m benchmarks.losses.divergences [--divergence jsd …] [--rows 256 3072] [--write CSV]
 
-Time of a forward and a backward pass in turns, the median; memory that a process of its own holds
-at most beyond its inputs and the gradients. Peers that are not installed are named as absent.
+Each of a size's ways takes its turn on the same tensors: the median time of a forward and a
+backward pass, and the memory that a process of its own holds at most beyond inputs and gradients.
+Peers that are not installed are named as absent; those that do not have a divergence are left out.
 """
 
 import argparse
+import csv
 import json
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastkd import linear_token_distillation_loss
+from fastkd.functional.calls import BETAS, DIVERGENCES
 from fastkd.memory.resident import child_environment, resident, restart_peak
 from fastkd.tables import Line, text_table
 
-BETA = 0.5
+# Of JSD as the peers have it: what they call β = 0 and 1 is no limit of it.
+PEERS = {"kl": 0.0, "jsd": 0.5, "reverse_kl": 1.0}
+PLAIN = "plain PyTorch"
 Loss = Callable[[list[Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class Result:
+    """speed: times plain PyTorch's; held: MB beyond inputs and gradients"""
+
+    divergence: str
+    rows: int
+    way: str
+    milliseconds: float
+    speed: float
+    held: float
+    loss: float
 
 
 def inputs_of(rows: int, vocabulary: int, width: int) -> list[Tensor]:
@@ -36,26 +56,53 @@ def inputs_of(rows: int, vocabulary: int, width: int) -> list[Tensor]:
             torch.randint(vocabulary, (rows,))]  # fmt: skip
 
 
-def fastkd(given: list[Tensor]) -> Tensor:
-    return linear_token_distillation_loss(
-        *given, ce_weight=0.5, kd_weight=0.5, divergence="jsd", beta=BETA, reduction="mean"
-    ).loss
+def fastkd(form: str) -> Loss:
+    def loss(given: list[Tensor]) -> Tensor:
+        return linear_token_distillation_loss(
+            *given, ce_weight=0.5, kd_weight=0.5, divergence=form, reduction="mean"
+        ).loss
+
+    return loss
 
 
-def plain(given: list[Tensor]) -> Tensor:
-    student, weight, teacher, teacher_weight, target = given
-    log_p = F.linear(student, weight).log_softmax(-1)
-    log_q = F.linear(teacher, teacher_weight).log_softmax(-1)
-    shares = torch.tensor([BETA, 1 - BETA]).log()
-    log_m = torch.logaddexp(log_q + shares[0], log_p + shares[1])
-    jsd = BETA * log_q.exp() * (log_q - log_m) + (1 - BETA) * log_p.exp() * (log_p - log_m)
-    return 0.5 * F.nll_loss(log_p, target) + 0.5 * jsd.sum(-1).mean()
+def plain(form: str) -> Loss:
+    """As one writes it of log-probabilities."""
+    beta = BETAS.get(form, 0.0)
+    shares = torch.tensor([beta, 1 - beta]).log()
+
+    def kl(of: Tensor, against: Tensor) -> Tensor:
+        return F.kl_div(against, of, reduction="batchmean", log_target=True)
+
+    def mixture(log_a: Tensor, log_b: Tensor) -> Tensor:
+        return torch.logaddexp(log_a + shares[0], log_b + shares[1])
+
+    def jsd(log_q: Tensor, log_p: Tensor) -> Tensor:
+        log_m = mixture(log_q, log_p)
+        return beta * kl(log_q, log_m) + (1 - beta) * kl(log_p, log_m)
+
+    divergences: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "kl": lambda log_q, log_p: kl(log_q, log_p),
+        "reverse_kl": lambda log_q, log_p: kl(log_p, log_q),
+        "jsd": jsd,
+        "skew_kl": lambda log_q, log_p: kl(log_q, mixture(log_q, log_p)),
+        "skew_reverse_kl": lambda log_q, log_p: kl(log_p, mixture(log_p, log_q)),
+        "tvd": lambda log_q, log_p: 0.5 * (log_p.exp() - log_q.exp()).abs().sum(-1).mean(),
+    }
+    chosen = divergences[form]
+
+    def loss(given: list[Tensor]) -> Tensor:
+        student, weight, teacher, teacher_weight, target = given
+        log_p = F.linear(student, weight).log_softmax(-1)
+        log_q = F.linear(teacher, teacher_weight).log_softmax(-1)
+        return 0.5 * F.nll_loss(log_p, target) + 0.5 * chosen(log_q, log_p)
+
+    return loss
 
 
-def liger() -> Loss:
+def liger(form: str) -> Loss:
     from liger_kernel.chunked_loss.jsd_loss import LigerFusedLinearJSDLoss
 
-    loss = LigerFusedLinearJSDLoss(0.5, 0.5, beta=BETA, compiled=False)
+    loss = LigerFusedLinearJSDLoss(0.5, 0.5, beta=PEERS[form], compiled=False)
 
     def of(given: list[Tensor]) -> Tensor:
         value: Tensor = loss(*given)
@@ -64,7 +111,7 @@ def liger() -> Loss:
     return of
 
 
-def trl() -> Loss:
+def trl(form: str) -> Loss:
     from trl.experimental.gkd import GKDTrainer
 
     peer: Callable[..., Tensor] = GKDTrainer.generalized_jsd_loss
@@ -72,17 +119,17 @@ def trl() -> Loss:
     def loss(given: list[Tensor]) -> Tensor:
         student, weight, teacher, teacher_weight, target = given
         ours, theirs = F.linear(student, weight), F.linear(teacher, teacher_weight)
-        jsd: Tensor = peer(ours, theirs, beta=BETA)
-        value: Tensor = 0.5 * F.cross_entropy(ours, target) + 0.5 * jsd
+        divergence: Tensor = peer(ours, theirs, beta=PEERS[form])
+        value: Tensor = 0.5 * F.cross_entropy(ours, target) + 0.5 * divergence
         return value
 
     return loss
 
 
-WAYS: dict[str, Callable[[], Loss]] = {
-    "plain PyTorch": lambda: plain,
-    "fastkd": lambda: fastkd,
-    "torch.compile": lambda: torch.compile(plain),
+WAYS: dict[str, Callable[[str], Loss]] = {
+    PLAIN: plain,
+    "fastkd": fastkd,
+    "torch.compile": lambda form: torch.compile(plain(form)),
     "Liger": liger,
     "TRL": trl,
 }
@@ -98,16 +145,16 @@ def once(loss: Loss, given: list[Tensor]) -> tuple[float, float]:
     return time.perf_counter() - start, float(value.detach())
 
 
-def held(way: str, sizes: list[int]) -> float:
+def held(way: str, form: str, sizes: list[int]) -> float:
     """MB at most beyond inputs and gradients, of a process of its own."""
-    command = [sys.executable, "-m", __spec__.name, "--memory", way, *map(str, sizes)]
+    command = [sys.executable, "-m", __spec__.name, "--memory", way, form, *map(str, sizes)]
     environment = child_environment(torch.get_num_threads())
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return float(json.loads(done.stdout.splitlines()[-1]))
 
 
-def measure_held(way: str, sizes: list[int]) -> float:
-    loss, given = WAYS[way](), inputs_of(*sizes)
+def measure_held(way: str, form: str, sizes: list[int]) -> float:
+    loss, given = WAYS[way](form), inputs_of(*sizes)
     once(loss, given)
     for each in given[:2]:
         each.grad = None
@@ -118,37 +165,65 @@ def measure_held(way: str, sizes: list[int]) -> float:
     return (resident()[1] - before - gradients) / 1e6
 
 
-def main() -> None:
-    if sys.argv[1:2] == ["--memory"]:
-        print(measure_held(sys.argv[2], [int(size) for size in sys.argv[3:]]))
-        return
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rows", type=int, default=3072)
-    parser.add_argument("--vocabulary", type=int, default=16000)
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=7)
-    options = parser.parse_args()
-    sizes = [options.rows, options.vocabulary, options.width]
-    losses, absent = {}, []
+def measured(form: str, sizes: list[int], rounds: int, absent: set[str]) -> Iterator[Result]:
+    losses: dict[str, Loss] = {}
     for name, make in WAYS.items():
+        if name in ("Liger", "TRL") and form not in PEERS:
+            continue
         try:
-            losses[name] = make()
+            losses[name] = make(form)
         except ImportError as error:
-            absent.append(f"{name}: absent ({error})")
+            absent.add(f"{name}: absent ({error})")
     given = inputs_of(*sizes)
     values = {name: once(loss, given)[1] for name, loss in losses.items()}
     times: dict[str, list[float]] = {name: [] for name in losses}
-    for _ in range(options.rounds):
+    for _ in range(rounds):
         for name, loss in losses.items():
             times[name].append(once(loss, given)[0])
-    base = statistics.median(times["plain PyTorch"])
-    lines: list[Line] = []
+    base = statistics.median(times[PLAIN])
     for name, found in times.items():
         middle = statistics.median(found)
-        cells = [f"{1000 * middle:.0f}", f"{base / middle:.2f}", f"{held(name, sizes):.0f}"]
-        lines.append([name, *cells, f"{values[name]:.6f}"])
-    head = ["CE and JSD", "ms", "times plain's speed", "MB beyond gradients", "loss"]
-    print("\n".join([*text_table(head, lines).splitlines(), *absent]))
+        memory = held(name, form, sizes)
+        yield Result(form, sizes[0], name, 1000 * middle, base / middle, memory, values[name])
+
+
+def write(found: list[Result], file: Path) -> None:
+    with open(file, "w", newline="", encoding="utf-8") as stream:
+        table = csv.DictWriter(stream, [x.name for x in fields(Result)], lineterminator="\n")
+        table.writeheader()
+        for each in found:
+            rounded = {
+                k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(each).items()
+            }
+            table.writerow(rounded)
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--memory"]:
+        way, form, *sizes = sys.argv[2:]
+        print(measure_held(way, form, [int(size) for size in sizes]))
+        return
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--divergence", nargs="+", choices=DIVERGENCES, default=["jsd"])
+    parser.add_argument("--rows", type=int, nargs="+", default=[256, 3072])
+    parser.add_argument("--vocabulary", type=int, default=16000)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--write", type=Path, help="CSV file of the table")
+    options = parser.parse_args()
+    found, absent = [], set[str]()
+    for form in options.divergence:
+        for rows in options.rows:
+            sizes = [rows, options.vocabulary, options.width]
+            found += measured(form, sizes, options.rounds, absent)
+    lines: list[Line] = [
+        [x.divergence, str(x.rows), x.way, f"{x.milliseconds:.0f}", f"{x.speed:.2f}",
+         f"{x.held:.0f}", f"{x.loss:.6f}"] for x in found
+    ]  # fmt: skip
+    head = ["CE and", "rows", "", "ms", "times plain's speed", "MB beyond gradients", "loss"]
+    print("\n".join([*text_table(head, lines).splitlines(), *sorted(absent)]))
+    if options.write:
+        write(found, options.write)
 
 
 if __name__ == "__main__":

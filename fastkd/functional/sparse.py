@@ -21,7 +21,7 @@ class SparseTeacher:
         "spread": it goes evenly to the V − K ids that are not listed
         "renormalize": the listed mass is scaled to 1
         "tail": it is one more outcome, which the student gives the mass of all ids without an
-            entry of mass; the ranking ignores it
+            entry of mass; the ranking ignores it. Where all ids have one there is no other outcome
 
     A teacher temperature other than 1 moves the mass among the ids that have any and keeps its
     sum: q_τ ∝ q^(1/τ), Σq_τ = Σq; a tail stays as it is. The ids of one position must differ from

@@ -49,7 +49,7 @@ def test_whole_vocabulary_equals_the_live_teacher(taught, cached, tmp_path, loss
             assert other[key] == pytest.approx(one[key], rel=1e-4, abs=1e-5), key
 
 
-@pytest.mark.parametrize("divergence", ["reverse_kl", "jsd"])
+@pytest.mark.parametrize("divergence", ["kl", "reverse_kl", "jsd"])
 def test_a_cache_read_with_a_tail_serves_every_divergence(taught, cached, tmp_path, divergence):
     loss = {"name": "word_kd", "divergence": divergence, "t_squared": True}
     loss |= {"student_temperature": 2.0}

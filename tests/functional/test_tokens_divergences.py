@@ -95,6 +95,37 @@ def test_gradcheck(form, rest):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("form", FORMS)
+def test_gradcheck_of_the_linear_form(form, backend):
+    torch.manual_seed(0)
+    make = {"dtype": torch.float64}
+    learned = [torch.randn(*shape, **make).requires_grad_() for shape in ((4, 3), (7, 3), (7,))]
+    theirs, target = (torch.randn(4, 2, **make), torch.randn(7, 2, **make)), torch.arange(4)
+
+    def loss(hidden, weight, bias):
+        return linear_token_distillation_loss(
+            hidden, weight, *theirs, target, student_bias=bias, ce_weight=0.5, kd_weight=1.0,
+            entropy_weight=0.4, divergence=form, beta=BETAS.get(form), student_temperature=1.3,
+            reduction="mean", backend=backend,
+        ).loss  # fmt: skip
+
+    assert torch.autograd.gradcheck(loss, learned)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("beta", [1e-9, 1e-3, 0.05, 0.95, 1 - 1e-3, 1 - 1e-9])
+def test_gradcheck_of_jsd_near_its_ends(beta, backend):
+    """Times what makes it of the size of a KL."""
+    student, teacher = pair(3, 7)
+
+    def loss(logits):
+        scale = 1 / min(beta, 1 - beta)
+        return loss_of(logits, teacher, "jsd", backend, beta=beta, kd_weight=scale).loss
+
+    assert torch.autograd.gradcheck(loss, student)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("form", FORMS)
 def test_nothing_where_both_are_equal(form, backend):
     student, _ = pair()
     found = loss_of(student, student.detach().clone(), form, backend)
@@ -127,6 +158,9 @@ def test_properties(backend, beta, seed, scale):
         assert (value(form) >= 0).all()
     for form in ("kl", "reverse_kl"):
         torch.testing.assert_close(value(f"skew_{form}", beta=0.0), value(form), rtol=0, atol=0)
+        assert value(form, q=student).eq(0).all()
+    # So near to 0 that even of the unlikeliest ids nothing is seen of β.
+    torch.testing.assert_close(value("jsd", beta=1e-200) / 1e-200, value("kl"), **close)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -166,6 +200,18 @@ def test_a_tail_is_one_more_outcome(backend, form, seed, listed):
     torch.testing.assert_close(gradient, wanted, rtol=1e-6, atol=1e-8)
     # A partition cannot tell apart more than its ids.
     assert (found.kd <= loss_of(student, teacher, form, backend, beta=beta).kd + 1e-12).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_tail_of_no_id_is_the_teacher_itself(form, backend):
+    """1 − Σq of all ids is rounding, and no mass that the student bans."""
+    student, teacher = (each.float().detach() for each in pair(5, 9, 1.5))
+    ids = torch.arange(9).expand(5, 9).contiguous()
+    listed = SparseTeacher(ids, teacher.log_softmax(-1) - 1e-7, "tail")
+    found = loss_of(student, listed, form, backend, beta=BETAS.get(form))
+    whole = loss_of(student, teacher, form, backend, beta=BETAS.get(form))
+    torch.testing.assert_close(found.kd, whole.kd, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

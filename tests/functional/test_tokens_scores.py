@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastkd import (
-    BackendUnavailable,
     InputError,
     SparseTeacher,
     linear_token_distillation_loss,
@@ -183,16 +182,3 @@ def test_listed_ids_beyond_the_vocabulary_are_refused():
     listed = SparseTeacher(torch.tensor([[0, 5]]), torch.tensor([[-1.0, -1.0]]))
     with pytest.raises(InputError, match=r"ids must be in 0\.\.4"):
         token_distillation_loss(torch.zeros(1, 7), listed, ce_weight=0, kd_weight=1, vocabulary=5)
-
-
-@pytest.mark.parametrize(
-    "option",
-    [{"vocabulary": 5}, {"student_soft_cap": 30.0}, {"teacher_logit_scale": 0.5}],
-)
-def test_kernels_refuse_by_name(option):
-    pytest.importorskip("triton")
-    with pytest.raises(BackendUnavailable, match=f"do not take {next(iter(option))}"):
-        token_distillation_loss(
-            torch.zeros(2, 7), torch.zeros(2, 7), ce_weight=0, kd_weight=1, backend="triton",
-            **option,
-        )  # fmt: skip

@@ -262,6 +262,54 @@ def test_columns_stand_for_the_teacher(family):
         TeacherCollator(collate, shifted=family in SHIFTED)(features)
 
 
+FORMS = ("kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "tvd")
+
+
+def listed_batch(family, teacher, top_k):
+    """A batch with the teacher's columns, as a trainer of a mapped data set has it."""
+    inputs = labelled(family)
+    columns = teacher_columns(teacher, inputs, top_k=top_k)
+    rows = range(len(inputs["labels"]))
+    features = [{k: value[row] for k, value in {**inputs, **columns}.items()} for row in rows]
+    return TeacherCollator(collate, shifted=family in SHIFTED)(features)
+
+
+@pytest.mark.parametrize("family", ["marian", "bert", "llama"])
+@pytest.mark.parametrize("form", FORMS)
+def test_columns_read_with_a_tail(family, form):
+    """Of every id they are the teacher; of few, one outcome more, by logits beside it."""
+    teacher, student = teacher_and_student(family)
+    inputs, loss = labelled(family), WordKD(divergence=form, student_temperature=1.5)
+    live = Distillation(student, [loss], teacher)(student, inputs)[0]
+    listed = Distillation(student, [loss], rest="tail")
+    whole = listed(student, listed_batch(family, teacher, VOCABULARY))[0]
+    torch.testing.assert_close(whole, live, rtol=1e-4, atol=1e-6)
+
+    few, components = listed(student, listed_batch(family, teacher, 3))
+    ours, theirs = (model(**inputs).logits for model in (student, teacher))
+    p = rows_of(family, ours, inputs["labels"])[0].div(1.5).softmax(-1).double()
+    q = rows_of(family, theirs, inputs["labels"])[0].softmax(-1).double()
+    ids = q.topk(3).indices
+    joined = [
+        torch.cat([each.gather(1, ids), 1 - each.gather(1, ids).sum(1, keepdim=True)], 1)
+        for each in (p, q)
+    ]
+    expected = fastkd.token_distillation_loss(
+        joined[0].log(), joined[1].log(), ce_weight=0.0, kd_weight=1.0, divergence=form,
+        reduction="mean", backend="reference",
+    ).loss  # fmt: skip
+    torch.testing.assert_close(components["word_kd"].double(), expected, rtol=1e-4, atol=1e-6)
+    assert 0 < few < whole
+    learned = [p for p in student.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(few, learned, allow_unused=True)
+    assert all(g.isfinite().all() for g in gradients if g is not None)
+
+
+def test_columns_that_cannot_serve_a_divergence_are_refused_before_training():
+    with pytest.raises(fastkd.InputError, match="reverse_kl needs rest: spread or tail, not renor"):
+        Distillation(build("llama"), [WordKD(divergence="reverse_kl")])
+
+
 def test_losses_as_mappings():
     student = build("bert")
     losses = [{"name": "cross_entropy", "label_smoothing": 0.0}]

@@ -1,4 +1,4 @@
-"""Runs a token loss on the kernels and holds its errors against those of plain PyTorch.
+"""Runs a token loss on the kernels or a backend; its errors beside those of plain PyTorch.
 
 Truth is the reference in float64 on the same numbers. A loss may be as far from it as the reference
 in the inputs' type is, twice that plus a few roundings of float32; a gradient also by one unit in
@@ -36,9 +36,13 @@ def run(
 
 
 def assert_as_exact_as_reference(
-    loss: Callable[..., TokenLosses], trained: list[Tensor], *constants, **options
+    loss: Callable[..., TokenLosses],
+    trained: list[Tensor],
+    *constants,
+    backend: str = "triton",
+    **options,
 ) -> TokenLosses:
-    """The kernels' result, once it and its gradients are as close to the truth as PyTorch's."""
+    """A backend's result, once it and its gradients are as close to the truth as PyTorch's."""
     truth, true_gradients = run(
         loss,
         "reference",
@@ -47,7 +51,7 @@ def assert_as_exact_as_reference(
         **{name: doubled(value) for name, value in options.items()},
     )
     plain, plain_gradients = run(loss, "reference", trained, *constants, **options)
-    ours, gradients = run(loss, "triton", trained, *constants, **options)
+    ours, gradients = run(loss, backend, trained, *constants, **options)
     for name, exact, near, own in zip(TokenLosses._fields, truth, plain, ours, strict=True):
         if name == "prediction":
             assert (own is None) == (near is None)

@@ -12,6 +12,8 @@ from torch import Tensor
 BANNED = -math.inf
 # A difference of log-probabilities where one side has no mass: finite, so that times 0 it is 0.
 FAR = 1e30
+# Of β: nearer to its ends what is small beside 1 needs care.
+EDGE = 1 / 16
 
 
 class Divergence(NamedTuple):
@@ -60,10 +62,15 @@ def _reverse_kl(q: Tensor, p: Tensor, d: Tensor, beta: float) -> tuple[Tensor, T
 
 
 def _jsd(q: Tensor, p: Tensor, d: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    shared = _log_mixture(d, beta)
-    of_q = -shared - d.relu()  # log q − log m
-    of_p = (1 - beta) * p * (d.clamp(max=0) - shared)
-    return beta * q * of_q + of_p, of_p
+    if beta < EDGE:
+        of_p, of_q = _edge_ratios(d, beta)
+    elif beta > 1 - EDGE:
+        of_q, of_p = _edge_ratios(-d, 1 - beta)
+    else:
+        shared = _log_mixture(d, beta)
+        of_p, of_q = d.clamp(max=0) - shared, -shared - d.relu()
+    terms = (1 - beta) * p * of_p
+    return beta * q * of_q + terms, terms
 
 
 def _skew_kl(q: Tensor, p: Tensor, d: Tensor, beta: float) -> tuple[Tensor, Tensor]:
@@ -89,13 +96,23 @@ _FORMS = {
 }
 
 
+def _edge_ratios(d: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """log p/m and log q/m of m = (1 − β)p + βq = p·(1 + β(q/p − 1)), for a small β.
+
+    The first is of the size of β: as a difference of logarithms it would be lost.
+    """
+    d = d.clamp(min=-0.99 * math.log(torch.finfo(d.dtype).max))
+    of_p = -torch.log1p(beta * torch.expm1(-d))
+    return of_p, of_p - d
+
+
 def _log_mixture(d: Tensor, beta: float) -> Tensor:
     """log(β + (1 − β)·e^d) − max(d, 0): of m = βq + (1 − β)p by the larger of q and p."""
     # Not |d|: at d = 0 the two halves have to have the derivative of the whole.
     x = torch.where(d > 0, -d, d)
     weight = torch.full_like(d, 1 - beta).masked_fill_(d > 0, beta)  # of the smaller
     grown = weight * torch.expm1(x)
-    if 1 / 16 < beta < 15 / 16:
+    if EDGE <= beta <= 1 - EDGE:
         return torch.log1p(grown)
     # 1 + grown would lose the digits of a small β.
     small = grown < -0.5

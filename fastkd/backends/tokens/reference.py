@@ -115,6 +115,8 @@ def _with_tail(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
     """Both (..., V + 1): the ids that have teacher mass, and all others as one outcome."""
     listed = log_q > BANNED
     missing = 1 - log_q.exp().sum(-1, keepdim=True)
+    # Where every id is listed there is no other outcome, and what misses is rounding.
+    missing = missing.where(~listed.all(-1, keepdim=True), 0)
     others = torch.where(listed, BANNED, log_p)
     some = others.detach().amax(-1, keepdim=True) > BANNED  # a gradient of logsumexp needs one
     rest = torch.where(some, others.where(some, 0).logsumexp(-1, keepdim=True), BANNED)

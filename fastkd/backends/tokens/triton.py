@@ -13,16 +13,8 @@ from fastkd.functional.calls import Projected, TokenCall, TokenLosses, TokenOpti
 from fastkd.functional.divided import is_divided
 from fastkd.functional.sparse import SparseTeacher
 
-_UNSERVED = (
-    "student_soft_cap",
-    "teacher_soft_cap",
-    "student_logit_scale",
-    "teacher_logit_scale",
-    "vocabulary",
-)
-# Of jsd: for less, the logarithm of its mixture, about β, has only the digits of a number near 1.
-LEAST_BETA = 1e-3
-_PLAIN = TokenOptions(ce_weight=1.0, kd_weight=1.0)
+# Of jsd, which is of that size: its gradient of a smaller one is below the numbers of float32.
+LEAST_BETA = 2.0**-100
 
 
 def unavailable(call: TokenCall[Tensor] | TokenCall[Projected]) -> str | None:
@@ -34,14 +26,10 @@ def unavailable(call: TokenCall[Tensor] | TokenCall[Projected]) -> str | None:
         return reason
     if options.rank_weight and options.top_k > LARGEST_TOP_K:
         return f"the kernels rank at most top_k = {LARGEST_TOP_K} ids, not {options.top_k}"
-    for name in _UNSERVED:
-        if getattr(options, name) != getattr(_PLAIN, name):
-            return f"the kernels do not take {name}; backend='torch' does"
-    mixes = options.kd_weight != 0 and options.form == "jsd"
-    if mixes and not LEAST_BETA <= options.skew <= 1 - LEAST_BETA:
+    if options.kd_weight and options.form == "jsd" and options.skew < LEAST_BETA:
         return (
-            f"the kernels lose digits of jsd with a beta outside {LEAST_BETA}..{1 - LEAST_BETA}, "
-            f"such as {options.skew}; backend='torch' keeps them"
+            f"jsd with a beta of {options.skew} is below what float32 can hold a gradient of: "
+            f"the kernels take it from {LEAST_BETA:.1g} on"
         )
     for side in (call.student, call.teacher):
         if isinstance(side, Projected) and is_divided(side.weight):
@@ -105,4 +93,9 @@ def _settings(
         teacher.rest if isinstance(teacher, SparseTeacher) else "drop",
         options.form,
         options.skew,
+        options.student_logit_scale,
+        options.teacher_logit_scale,
+        options.student_soft_cap,
+        options.teacher_soft_cap,
+        options.vocabulary,
     )

@@ -5,7 +5,14 @@ from collections.abc import Iterator
 import triton
 
 from fastkd_kernels.tokens.row.kernel import DENSE, LISTED, NO_TEACHER, token_losses_fwd
-from fastkd_kernels.tokens.settings import FORMS, RESTS, fuses, listed_block, row_shape
+from fastkd_kernels.tokens.settings import (
+    KERNEL_FORMS,
+    RESTS,
+    SCORES,
+    fuses,
+    listed_block,
+    row_shape,
+)
 
 _VOCABULARIES = (1024, 32768)  # one for each block size; ranking has but one
 
@@ -27,19 +34,23 @@ def row_case(
     rest: str = "drop",
     form: str = "kl",
     listed: int = 64,
+    scores: tuple[str, str] = ("plain", "plain"),
+    cut: int | None = None,  # what divides the ids that are compared
     representative: bool = False,
     step: object = 1,
     unit: int = 16,
 ):
     from fastkd_kernels.offline import Case
 
-    block_v, warps, registers = row_shape(vocabulary, rank, 1 if step == 1 else 2, unit, form)
+    light = fuses(form, *scores) and cut is None
+    block_v, warps, registers = row_shape(vocabulary, rank, 1 if step == 1 else 2, unit, light)
     top_k = top_k if rank else 1
     has_list = teacher == LISTED.value
     written = has_list and kd and (form != "kl" or rest == "tail")
     theirs = dtype if teacher == DENSE.value else "fp32" if written else None
     strides = ("student_outer", "student_inner", "teacher_outer", "teacher_inner")
     sizes = (*strides, "rows", "listed", "scale_step", "inner", "vocabulary_units")
+    sizes = (*sizes, "compared_units")
     floats = (
         "gain",
         "ce_weight",
@@ -48,6 +59,10 @@ def row_case(
         "smoothing",
         "beta",
         "entropy_weight",
+        "student_factor",
+        "student_cap",
+        "teacher_factor",
+        "teacher_cap",
     )
     arguments = {
         **dict.fromkeys(sizes, "i32"),
@@ -66,16 +81,20 @@ def row_case(
         "prediction": "*i64" if predict else None,
         "gradient": f"*{dtype}" if gradient else None,
         "UNIT": unit,
+        "COMPARED_UNIT": cut or 1,
         "HAS_CE": ce,
         "HAS_KD": kd,
         "HAS_RANK": rank,
         "HAS_ENTROPY": entropy,
-        "FORM": FORMS.index(form),
+        "FORM": KERNEL_FORMS.index(form),
         "NVIDIA": True,
         "SMOOTH": ce and smooth,
         "TEMPERED": tempered,
         "TEACHER": teacher,
         "REST": RESTS.index(rest),
+        "STUDENT_SCORES": SCORES.index(scores[0]),
+        "TEACHER_SCORES": SCORES.index(scores[1]),
+        "CUT": cut is not None,
         "PREDICT": predict,
         "GRADIENT": gradient,
         "TOP_K": top_k,
@@ -99,6 +118,8 @@ def row_case(
         "not masked": not masked,
         "strided": step != 1,
         f"unit {unit}": unit != 16,
+        f"{scores[0]}, {scores[1]}": scores != ("plain", "plain"),
+        f"compared {cut}": cut is not None,
     }
     label = ", ".join([label, *(name for name, on in flags.items() if on)])
     return Case(
@@ -107,7 +128,7 @@ def row_case(
         arguments,
         num_warps=warps,
         max_registers=registers,
-        fp_fusion=fuses(form if kd else "kl"),
+        fp_fusion=fuses(form if kd else "kl", *scores),
         representative=representative,
     )
 
@@ -141,11 +162,12 @@ def offline_cases() -> Iterator:
         for rest in RESTS:
             yield row_case(vocabulary, teacher=listed, rest=rest, listed=16)
             yield row_case(vocabulary, teacher=listed, rest=rest, listed=512, tempered=True)
-    for form in FORMS[1:]:
+    for form in KERNEL_FORMS[1:]:
         for dtype in ("bf16", "fp32"):
             yield row_case(
-                large, dtype, form=form, representative=form == "jsd" and dtype == "bf16"
-            )
+                large, dtype, form=form,
+                representative=form in ("jsd", "jsd_low") and dtype == "bf16",
+            )  # fmt: skip
         for vocabulary in _VOCABULARIES:
             yield row_case(vocabulary, ce=False, form=form, tempered=True)
         yield row_case(large, form=form, rank=True, top_k=32, tempered=True, predict=True)
@@ -157,6 +179,7 @@ def offline_cases() -> Iterator:
             large, teacher=listed, rest="tail", form=form, rank=True, entropy=True, tempered=True,
             top_k=32, listed=512, predict=True,
         )  # fmt: skip
+    yield from _scored()
     for ce, kd in ((False, False), (False, True), (True, False), (True, True)):
         for top_k in (1, 5, 32):
             yield row_case(large, ce=ce, kd=kd, rank=True, top_k=top_k)
@@ -173,3 +196,32 @@ def offline_cases() -> Iterator:
         yield row_case(large, rank=True, unit=unit, top_k=32, tempered=True, predict=True)
         yield row_case(large, tempered=True, unit=unit, predict=True)
     yield row_case(large, "fp32", rank=True, step="i32", unit=1, top_k=32)
+
+
+def _scored() -> Iterator:
+    """Scales, caps and fewer ids compared: beside everything, and in each place where scores are
+    read."""
+    none, listed = NO_TEACHER.value, LISTED.value
+    large = _VOCABULARIES[-1]
+    capped, plain = ("capped", "capped"), ("plain", "plain")
+    for scores in (("scaled", "plain"), ("capped", "plain"), capped):
+        for dtype in ("bf16", "fp32"):
+            yield row_case(large, dtype, scores=scores)
+    for vocabulary in _VOCABULARIES:
+        yield row_case(vocabulary, teacher=none, kd=False, scores=("capped", "plain"))
+        yield row_case(vocabulary, scores=("scaled", "scaled"), tempered=True, predict=True)
+        for scores in (plain, capped):
+            yield row_case(vocabulary, scores=scores, cut=16, tempered=True, predict=True)
+    for form in KERNEL_FORMS:
+        yield row_case(large, form=form, scores=capped, tempered=True)
+        yield row_case(
+            large, form=form, scores=capped, cut=1, tempered=True, rank=True, top_k=32,
+            entropy=True, predict=True, representative=form == "jsd",
+        )  # fmt: skip
+    for form, rest in (("kl", "drop"), ("kl", "spread"), ("jsd", "tail"), ("tvd", "spread")):
+        yield row_case(
+            large, teacher=listed, rest=rest, form=form, scores=("capped", "plain"), cut=1,
+            rank=True, top_k=32, entropy=True, tempered=True, listed=512, predict=True,
+        )  # fmt: skip
+    yield row_case(large, ce=False, scores=capped, cut=16)
+    yield row_case(large, gradient=False, scores=capped, cut=16, predict=True)

@@ -19,8 +19,10 @@ from fastkd_kernels.tokens.row.kernel import (
     token_losses_fwd,
 )
 from fastkd_kernels.tokens.settings import (
-    FORMS,
+    KERNEL_FORMS,
     RESTS,
+    SCORES,
+    Scoring,
     TokenSettings,
     fuses,
     listed_block,
@@ -129,7 +131,7 @@ def launch_rows(
         return
     taught, ids, log_probs = teacher if settings.teaches else (None, None, None)
     if ids is not None and settings.writes_list:
-        most = max(WRITTEN_BYTES // (4 * student.shape[-1]), 1)
+        most = max(WRITTEN_BYTES // (4 * settings.compared(student.shape[-1])), 1)
         if rows > most:
             flat = student.reshape(-1, student.shape[-1])
             for first in range(0, rows, most):
@@ -153,9 +155,8 @@ def launch_rows(
     if ids is not None:
         listed = ids.shape[-1]
         if settings.writes_list:
-            taught = torch.empty(
-                (rows, student.shape[-1]), dtype=torch.float32, device=student.device
-            )
+            compared = settings.compared(student.shape[-1])
+            taught = torch.empty((rows, compared), dtype=torch.float32, device=student.device)
         if gradient is not None:
             kept = torch.empty((rows, listed), dtype=torch.float32, device=student.device)
     if not settings.ce_weight:
@@ -213,10 +214,19 @@ def _planned(request: _Request) -> Step:
     has_rank = settings.rank_weight != 0
     top_k = settings.top_k if has_rank else 1
     listed = request.listed or 0
-    form = settings.form if settings.kd_weight else "kl"
+    form, beta = settings.kernel_form
+    compared = settings.compared(request.vocabulary)
+    by_student = Scoring.of(settings.student_logit_scale, settings.student_soft_cap)
+    by_teacher = Scoring.of(settings.teacher_logit_scale, settings.teacher_soft_cap)
+    if kind is not DENSE:
+        by_teacher = Scoring.of(1.0, None)
+    scores = by_student.kind, by_teacher.kind
+    cut = compared < request.vocabulary
+    compared_unit = stride_unit(compared) if cut else 1
+    light = fuses(form, *scores) and not cut
     rest = settings.rest if settings.kd_weight or settings.rest != "tail" else "drop"
     block_v, warps, registers = row_shape(
-        request.vocabulary, has_rank, max(student.step, teacher.step), unit, form
+        request.vocabulary, has_rank, max(student.step, teacher.step), unit, light
     )
     tempered = settings.teaches or settings.entropy_weight != 0
     student_temperature = settings.student_temperature if tempered else 1.0
@@ -236,6 +246,7 @@ def _planned(request: _Request) -> Step:
             "listed": listed,
             "scale_step": request.scale_step or 0,
             "vocabulary_units": request.vocabulary // unit,
+            "compared_units": compared // compared_unit if cut else 0,
             "ce_weight": float(settings.ce_weight),
             "kd_weight": float(settings.kd_weight),
             "rank_weight": float(settings.rank_weight),
@@ -243,20 +254,28 @@ def _planned(request: _Request) -> Step:
             "smoothing": float(settings.label_smoothing),
             "student_scale": 1 / student_temperature,
             "teacher_scale": 1 / settings.teacher_temperature,
-            "beta": float(settings.beta),
+            "beta": float(beta),
+            "student_factor": float(by_student.factor),
+            "student_cap": float(by_student.cap),
+            "teacher_factor": float(by_teacher.factor),
+            "teacher_cap": float(by_teacher.cap),
         },
         constants={
             "UNIT": unit,
+            "COMPARED_UNIT": compared_unit,
             "HAS_CE": settings.ce_weight != 0,
             "HAS_KD": settings.kd_weight != 0,
             "HAS_RANK": has_rank,
             "HAS_ENTROPY": settings.entropy_weight != 0,
-            "FORM": FORMS.index(form),
+            "FORM": KERNEL_FORMS.index(form),
             "NVIDIA": not INTERPRETED and torch.version.hip is None,
             "SMOOTH": settings.ce_weight != 0 and settings.label_smoothing > 0,
             "TEMPERED": student_temperature != 1,
             "TEACHER": kind.value,
             "REST": RESTS.index(rest) if kind is LISTED else 0,
+            "STUDENT_SCORES": SCORES.index(by_student.kind),
+            "TEACHER_SCORES": SCORES.index(by_teacher.kind),
+            "CUT": cut,
             "PREDICT": request.predict,
             "GRADIENT": request.dtypes[-1] is not None,
             "TOP_K": top_k,
@@ -265,6 +284,6 @@ def _planned(request: _Request) -> Step:
             "BLOCK_K": listed_block(listed),
             "VECTOR": 16 // student.dtype.itemsize,
         },
-        options={"num_warps": warps, "enable_fp_fusion": fuses(form)}
+        options={"num_warps": warps, "enable_fp_fusion": fuses(form, *scores)}
         | ({} if torch.version.hip else {"maxnreg": registers}),
     )

@@ -367,6 +367,10 @@ def linear_token_losses(
     if not settings.teaches:
         dense_teacher, listed_teacher = (None, None, None), Teacher()
     teacher_hidden, *teacher_projection = dense_teacher
+    if settings.vocabulary is not None:  # no more of its ids are compared
+        teacher_projection = [
+            each if each is None else each[: settings.vocabulary] for each in teacher_projection
+        ]
     teacher = (flat(teacher_hidden, 1), *teacher_projection)
     constants = (
         *(teacher if teacher_dtype is None else _cast(teacher, teacher_dtype)),

@@ -2,15 +2,19 @@
 
 import math
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 
 from fastkd_kernels.common import block_size
 
 RESTS = ("drop", "spread", "renormalize", "tail")
-# Of the divergence, in the order of row/divergence.py.
 FORMS = ("kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "tvd")
+# As the kernels compute them, in the order of row/divergence.py.
+KERNEL_FORMS = (*FORMS, "jsd_low", "jsd_high")
+SCORES = ("plain", "scaled", "capped")  # in the order of row/scores.py
 LARGEST_TOP_K = 32
+_EDGE = 1 / 16  # of β, where a mixture is so nearly one of the two that it needs a series
 _STEEPEST = 64.0  # what a derivative that grows with log-probabilities is taken to reach
 
 
@@ -29,6 +33,11 @@ class TokenSettings:
     rest: str = "drop"
     form: str = "kl"
     beta: float = 0.0
+    student_logit_scale: float = 1.0
+    teacher_logit_scale: float = 1.0
+    student_soft_cap: float | None = None
+    teacher_soft_cap: float | None = None
+    vocabulary: int | None = None
 
     @property
     def teaches(self) -> bool:
@@ -40,42 +49,77 @@ class TokenSettings:
         """Whether a listed teacher's divergence is computed from logits of every id."""
         return self.kd_weight != 0 and (self.form != "kl" or self.rest == "tail")
 
+    @property
+    def kernel_form(self) -> tuple[str, float]:
+        """The divergence as the kernels have it, and its β."""
+        if not self.kd_weight:
+            return "kl", 0.0
+        if self.form == "jsd" and self.beta < _EDGE:
+            return "jsd_low", self.beta
+        if self.form == "jsd" and self.beta > 1 - _EDGE:
+            return "jsd_high", 1 - self.beta
+        return self.form, self.beta
+
+    def compared(self, vocabulary: int) -> int:
+        """The first ids that take part in what has a teacher, and in the entropy."""
+        if self.vocabulary is None or not (self.teaches or self.entropy_weight):
+            return vocabulary
+        return min(self.vocabulary, vocabulary)
+
     def packed(self) -> list[float]:
         """As the operators take it: numbers only."""
-        numbers = [getattr(self, each.name) for each in fields(self)[:-3]]
-        chosen = (RESTS.index(self.rest), FORMS.index(self.form), self.beta)
-        return [*map(float, numbers), *map(float, chosen)]
+        numbers = {each.name: getattr(self, each.name) for each in fields(self)}
+        numbers |= {"rest": RESTS.index(self.rest), "form": FORMS.index(self.form)}
+        return [float(number or 0) for number in numbers.values()]
 
     @staticmethod
     def unpacked(numbers: list[float]) -> "TokenSettings":
-        ce, kd, rank, top_k, smoothing, student, teacher, entropy, rest, form, beta = numbers
-        scales = student, teacher, entropy
-        names = RESTS[int(rest)], FORMS[int(form)]
-        return TokenSettings(ce, kd, rank, int(top_k), smoothing, *scales, *names, beta)
+        found = dict(zip((each.name for each in fields(TokenSettings)), numbers, strict=True))
+        return TokenSettings(
+            **found
+            | {"rest": RESTS[int(found["rest"])], "form": FORMS[int(found["form"])]}
+            | {"top_k": int(found["top_k"]), "vocabulary": int(found["vocabulary"]) or None}
+            | {name: found[name] or None for name in ("student_soft_cap", "teacher_soft_cap")}
+        )
+
+
+class Scoring(NamedTuple):
+    """How scores are read of a side's logits."""
+
+    kind: str  # of `SCORES`
+    factor: float
+    cap: float
+
+    @staticmethod
+    def of(scale: float, cap: float | None) -> "Scoring":
+        if cap is None:
+            return Scoring("plain" if scale == 1 else "scaled", scale, 1.0)
+        return Scoring("capped", scale / cap, cap)
 
 
 def row_shape(
-    vocabulary: int, ranked: bool, step: int, unit: int, form: str
+    vocabulary: int, ranked: bool, step: int, unit: int, light: bool
 ) -> tuple[int, int, int]:
     """(BLOCK_V, warps, most registers a thread) for logits `step` apart, rows aligned to `unit`.
 
     Two block shapes in all, so that few kernels serve every vocabulary. Keys of both lists, and an
     address for each logit where 16 bytes cannot be loaded at once, take registers: such rows are
     walked in half as many logits. Without a bound the compiler spills a few bytes to fit one
-    program more on a multiprocessor; divergences other than KL need more than that bound.
+    program more on a multiprocessor; what is not light needs more than that bound: divergences
+    other than KL, scores that are not the logits, and ids that are not compared.
     """
     whole = step == 1 and unit >= 8
     block = 2048 if whole and not ranked and vocabulary > 1024 else 1024
-    return block, 4, 128 if whole and form == "kl" else 255
+    return block, 4, 128 if whole and light else 255
 
 
-def fuses(form: str) -> bool:
+def fuses(form: str, *scores: str) -> bool:
     """Whether multiplications and additions may be fused.
 
     A term that ends in a product would be fused into the exchange of its sum between lanes, each
-    of which then holds other digits.
+    of which then holds other digits; a score that ends in one, into its distance from the largest.
     """
-    return form == "kl"
+    return form == "kl" and all(kind == "plain" for kind in scores)
 
 
 def listed_block(listed: int) -> int:
@@ -95,7 +139,7 @@ def gradient_gain(settings: TokenSettings, dtype: torch.dtype) -> float:
         + abs(settings.kd_weight) * _steepness(settings) / settings.student_temperature
         + abs(settings.rank_weight) * settings.top_k / settings.student_temperature
         + abs(settings.entropy_weight) * _STEEPEST / settings.student_temperature
-    )
+    ) * settings.student_logit_scale
     exponent = math.floor(math.log2(8192 / max(steepest, 2**-20)))
     return 2.0 ** min(max(exponent, 0), 24)
 
@@ -104,4 +148,7 @@ def _steepness(settings: TokenSettings) -> float:
     """A bound of the divergence's gradient by a logit, but for reverse KL, which has none."""
     if settings.form == "reverse_kl":
         return _STEEPEST
+    if settings.form == "jsd":
+        of_p = 1 - settings.beta
+        return 2 * min(settings.beta, of_p * (1 - math.log(of_p)))
     return 1 - math.log(settings.beta) if settings.form == "skew_reverse_kl" else 1.0

@@ -1,12 +1,17 @@
 """Errors of the torch token losses against float64, beside those of plain PyTorch."""
 
+import math
+
 import pytest
 import torch
+from hypothesis import given, settings
 from torch.nn import functional as F
 
-from fastkd import linear_token_distillation_loss
+from fastkd import linear_token_distillation_loss, token_distillation_loss
 from fastkd.backends.tokens.torch import positions, rows
 from fastkd.backends.tokens.torch.dense_teacher import DenseRows
+from tests.kernels.tokens_compare import assert_as_exact_as_reference
+from tests.tokens_drawn import calls, prepared
 
 # Both compute the same formula with as many roundings, in another order: their errors agree but
 # for chance, which over a thousand values leaves room for far less than a half.
@@ -101,6 +106,40 @@ def test_errors_of_divergences_are_those_of_plain_pytorch(monkeypatch, dtype, ca
     for name in ("ce", "kd", "entropy", "hidden", "weight", "bias"):
         error, usual = rms(ours[name] - truth[name]), rms(plain[name] - truth[name])
         assert usual > 0 and error <= RATIO * usual, (name, error, usual)
+
+
+@given(call=calls())
+@settings(max_examples=100, deadline=None)
+def test_every_option_crossed(call):
+    loss, learned, constants, options = prepared(call)
+    assert_as_exact_as_reference(loss, learned, *constants, backend="torch", **options)
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("beta", [1e-30, 1e-12, 1e-6, 1e-3, 0.05, 0.95, 1 - 1e-6, 1 - 1e-12])
+@pytest.mark.parametrize("scale", [0.5, 5.0])
+def test_jsd_near_its_ends(backend, beta, scale):
+    """Of the size of the value itself, which is that of β: not only small beside 1."""
+    torch.manual_seed(0)
+    student, teacher = (scale * torch.randn(4, 40) for _ in range(2))
+    student[1, 3] = teacher[2, 5] = student[3, 7] = teacher[3, 7] = -math.inf
+    found = []
+    for kind, by in ((torch.float32, backend), (torch.float64, "reference")):
+        leaf = student.to(kind).requires_grad_()
+        kd = token_distillation_loss(
+            leaf, teacher.to(kind), ce_weight=0.0, kd_weight=1.0, divergence="jsd", beta=beta,
+            reduction="none", backend=by,
+        ).loss  # fmt: skip
+        found.append((kd.detach().double(), torch.autograd.grad(kd.sum(), leaf)[0].double()))
+    (own, gradient), (exact, wanted) = found
+    log_q = teacher.double().log_softmax(-1)
+    least = min(beta, 1 - beta)
+    depth = log_q.where(log_q.isfinite(), 0).abs().max().item() - math.log(least)
+    units = 2 * depth * torch.finfo(torch.float32).eps
+    torch.testing.assert_close(own, exact, rtol=units, atol=0)
+    # p·(share − Σ p·share) of shares of that size.
+    size = wanted.abs().amax(-1) + least
+    assert ((gradient - wanted).abs().amax(-1) <= units * size).all()
 
 
 def nearly_tied_inputs():

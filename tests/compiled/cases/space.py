@@ -13,6 +13,8 @@ from tests.compiled.device import scratch_of
 from tests.kernels import attention_compare
 
 Point = dict[str, Any]
+# Divergences with a β that the kernels compute in another way.
+EDGES = {"jsd near 0": 0.01, "jsd near 1": 0.99}
 # The first value of each is where the search starts. Sizes are uneven on purpose.
 PROPERTIES: dict[str, dict[str, tuple[object, ...]]] = {
     "attention": {
@@ -42,7 +44,12 @@ PROPERTIES: dict[str, dict[str, tuple[object, ...]]] = {
         "entropy_weight": (0.0, 0.2),
         "top_k": (5, 1, 3, 8, 16, 32),
         "label_smoothing": (0.1, 0.0),
-        "divergence": ("kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "tvd"),
+        "divergence": ("kl", "reverse_kl", "jsd", *EDGES, "skew_kl", "skew_reverse_kl", "tvd"),
+        "student_soft_cap": (None, 4.0),
+        "teacher_soft_cap": (None, 4.0),
+        "student_logit_scale": (1.0, 0.5),
+        "teacher_logit_scale": (1.0, 0.5),
+        "compared": (0, 16, 1),  # what the number of compared ids is divided by, if any
         "temperature": (1.0, 2.0),
         "predict": (False, True),
         "gradient": (True, False),
@@ -113,8 +120,14 @@ def _tokens(point: Point) -> Case | None:
         return None
     if not (taught or point["ce_weight"] or point["entropy_weight"]):
         return None
-    most = point["listed"] if point["teacher"] == "listed" else point["vocabulary"]
-    if most > point["vocabulary"] or (point["rank_weight"] and point["top_k"] > most):
+    compared = None
+    if point["compared"]:
+        if not (taught or point["entropy_weight"]):
+            return None
+        compared = point["vocabulary"] - 16 + (point["compared"] == 1)
+    ids = compared or point["vocabulary"]
+    most = point["listed"] if point["teacher"] == "listed" else ids
+    if most > ids or (point["rank_weight"] and point["top_k"] > most):
         return None
     names = ("ce_weight", "kd_weight", "rank_weight", "entropy_weight", "top_k", "label_smoothing")
     options = {name: point[name] for name in (*names, "reduction")}
@@ -122,12 +135,18 @@ def _tokens(point: Point) -> Case | None:
         options["label_smoothing"] = 0.0
     if (taught or point["entropy_weight"]) and point["temperature"] != 1:
         options |= {"student_temperature": point["temperature"], "teacher_temperature": 0.7}
-    if point["divergence"] != "kl":
+    form = "jsd" if point["divergence"] in EDGES else point["divergence"]
+    if form != "kl":
         if not point["kd_weight"]:
             return None
-        if point["teacher"] == "listed" and point["divergence"] not in SERVED[point["rest"]]:
+        if point["teacher"] == "listed" and form not in SERVED[point["rest"]]:
             return None
-        options["divergence"] = point["divergence"]
+        options |= {"divergence": form, "beta": EDGES.get(point["divergence"])}
+    for side in ("student", "teacher"):
+        scores = {name: point[name] for name in (f"{side}_logit_scale", f"{side}_soft_cap")}
+        if side == "teacher" and point["teacher"] != "dense" and [*scores.values()] != [1.0, None]:
+            return None
+        options |= scores
     if point["predict"]:
         options["return_prediction"] = True
     shape = tokens.Shape(
@@ -137,6 +156,7 @@ def _tokens(point: Point) -> Case | None:
         rest=point["rest"],
         gradient=point["gradient"],
         masked=point["masked"],
+        compared=compared,
     )
     dtype = DTYPES[point["dtype"]]
     return Case(_label(point), point["dtype"], lambda: tokens.shaped(dtype, shape, options))

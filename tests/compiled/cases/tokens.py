@@ -32,6 +32,36 @@ COMPONENTS: dict[str, dict[str, Any]] = {
         "student_temperature": 2.0,
         "teacher_temperature": 0.7,
     },
+    "JSD near 0": {"ce_weight": 0.0, "kd_weight": 1.5, "divergence": "jsd", "beta": 1e-6},
+    "JSD near 1": {"ce_weight": 0.0, "kd_weight": 1.5, "divergence": "jsd", "beta": 1 - 1e-6},
+    "capped KD": {
+        "ce_weight": 0.7,
+        "kd_weight": 1.5,
+        "student_soft_cap": 4.0,
+        "teacher_soft_cap": 6.0,
+        "teacher_logit_scale": 1.5,
+    },
+    "scaled, fewer compared": {
+        "ce_weight": 0.7,
+        "kd_weight": 1.5,
+        "label_smoothing": 0.1,
+        "student_logit_scale": 0.5,
+        "vocabulary": 32,
+        "return_prediction": True,
+    },
+    "everything capped, fewer compared": {
+        "ce_weight": 0.7,
+        "kd_weight": 1.5,
+        "rank_weight": 0.4,
+        "top_k": 3,
+        "entropy_weight": -0.2,
+        "label_smoothing": 0.1,
+        "student_temperature": 2.0,
+        "student_soft_cap": 4.0,
+        "teacher_soft_cap": 6.0,
+        "vocabulary": 35,
+        "divergence": "jsd",
+    },
     "rank": {"ce_weight": 0.0, "kd_weight": 0.0, "rank_weight": 0.4, "top_k": 5},
     "all": {
         "ce_weight": 0.7,
@@ -58,6 +88,17 @@ LISTED = (
     ("renormalize", {"divergence": "jsd", "beta": 0.3}),
     ("tail", {"divergence": "reverse_kl", "entropy_weight": 0.2}),
     ("tail", {"divergence": "tvd", "rank_weight": 0.4, "top_k": 5}),
+    ("drop", {"student_soft_cap": 4.0, "vocabulary": 1039}),
+    (
+        "tail",
+        {
+            "divergence": "skew_reverse_kl",
+            "student_soft_cap": 4.0,
+            "vocabulary": 1031,
+            "rank_weight": 0.4,
+            "top_k": 5,
+        },
+    ),
 )
 COLUMNS = 6  # results before the gradients: loss, ce, kd, rank, entropy, prediction
 
@@ -118,7 +159,7 @@ def drawn(*shape: int, seed: int, dtype: torch.dtype, scale: float = 3.0) -> Ten
 def dense(dtype: torch.dtype, vocabulary: int, options: dict[str, Any]) -> Prepared:
     student, teacher = (drawn(3, vocabulary, seed=seed, dtype=dtype) for seed in (1, 2))
     student[0, 5] = teacher[1, 7] = teacher[0, 5] = -INF
-    target = torch.tensor([4, vocabulary - 1, 2])
+    target = torch.tensor([4, options.get("vocabulary", vocabulary) - 1, 2])
     mask = torch.tensor([True, True, False])
     taught = options["kd_weight"] or options.get("rank_weight")
     return prepared(
@@ -136,8 +177,9 @@ def listed(dtype: torch.dtype, vocabulary: int, rest: str, options: dict[str, An
     student = drawn(3, vocabulary, seed=1, dtype=dtype)
     if rest != "spread":  # spread over a banned id is infinite
         student[0, 5] = -INF
+    compared = options.get("vocabulary", vocabulary)
     orders = [
-        torch.randperm(vocabulary, generator=torch.Generator().manual_seed(9 + row))[:20]
+        torch.randperm(compared, generator=torch.Generator().manual_seed(9 + row))[:20]
         for row in range(3)
     ]
     log_probs = drawn(3, 20, seed=3, dtype=torch.float32).log_softmax(-1) - 0.2
@@ -148,7 +190,7 @@ def listed(dtype: torch.dtype, vocabulary: int, rest: str, options: dict[str, An
         token_distillation_loss,
         [student],
         teacher,
-        torch.tensor([4, vocabulary - 1, 2]),
+        torch.tensor([4, compared - 1, 2]),
         mask=torch.tensor([True, True, False]),
         ce_weight=0.7,
         label_smoothing=0.1,
@@ -171,7 +213,7 @@ def linear(dtype: torch.dtype, reduction: str, options: dict[str, Any]) -> Prepa
         loss,
         [made(5, 16, seed=4), made(44, 16, seed=5), made(44, seed=8)],
         *given,
-        torch.tensor([3, 43, 0, 7, 9]),
+        torch.tensor([3, options.get("vocabulary", 44) - 1, 0, 7, 9]),
         mask=torch.tensor([True, False, True, True, True]),
         reduction=reduction,
         **options,
@@ -188,10 +230,12 @@ class Shape:
     rest: str
     gradient: bool
     masked: bool
+    compared: int | None = None
 
 
 def shaped(dtype: torch.dtype, shape: Shape, options: dict[str, Any]) -> Prepared:
     rows, size = 4, shape.vocabulary
+    compared = shape.compared or size
 
     def logits(seed: int) -> Tensor:
         return drawn(rows, size, shape.step, seed=seed, dtype=dtype)
@@ -202,14 +246,16 @@ def shaped(dtype: torch.dtype, shape: Shape, options: dict[str, Any]) -> Prepare
     teacher: Tensor | SparseTeacher | None = None
     if shape.listed:
         orders = [
-            torch.randperm(size, generator=torch.Generator().manual_seed(9 + row))[: shape.listed]
+            torch.randperm(compared, generator=torch.Generator().manual_seed(9 + row))[
+                : shape.listed
+            ]
             for row in range(rows)
         ]
         scores = drawn(rows, shape.listed, seed=3, dtype=torch.float32).log_softmax(-1) - 0.2
         teacher = SparseTeacher(torch.stack(orders), scores, rest=shape.rest)
     elif options["kd_weight"] or options["rank_weight"]:
         teacher = logits(2)[..., 0]
-    target = torch.tensor([4, size - 1, 2, 0]) if options["ce_weight"] else None
+    target = torch.tensor([4, compared - 1, 2, 0]) if options["ce_weight"] else None
     mask = torch.tensor([True, True, False, True]) if shape.masked else None
     return prepared(
         loss,
@@ -218,6 +264,7 @@ def shaped(dtype: torch.dtype, shape: Shape, options: dict[str, Any]) -> Prepare
         target,
         learned=shape.gradient,
         mask=mask,
+        vocabulary=shape.compared,
         **options,
     )
 
@@ -225,6 +272,7 @@ def shaped(dtype: torch.dtype, shape: Shape, options: dict[str, Any]) -> Prepare
 QUICK = {
     "dense V 2500, all tempered predict bf16",
     "dense V 37, all fp32",
+    "dense V 1040, everything capped, fewer compared bf16",
     "listed V 1040, spread rank fp16",
     "linear mean, KD bf16",
 }
@@ -243,7 +291,8 @@ def cases() -> Iterator[Case]:
                 ranked = options | {"rank_weight": 0.4, "top_k": 5}
                 yield _case(f"{label} rank", name, listed, vocabulary, rest, ranked)
         for rest, options in LISTED:
-            label = f"listed V 1040, {rest} {options['divergence']}"
+            label = f"listed V 1040, {rest} {options.get('divergence', 'kl')}"
+            label += " capped, fewer compared" if "vocabulary" in options else ""
             yield _case(label, name, listed, 1040, rest, {"kd_weight": 1.5} | options)
         for label, options in COMPONENTS.items():
             for reduction in ("mean", "none"):

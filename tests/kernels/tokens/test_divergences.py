@@ -17,7 +17,7 @@ from fastkd import (
     watching,
 )
 from fastkd.functional.calls import SERVED
-from tests.kernels.tokens_compare import DEVICE, assert_as_exact_as_reference, run
+from tests.kernels.tokens_compare import DEVICE, UPSTREAM, assert_as_exact_as_reference, run
 
 pytestmark = pytest.mark.usefixtures("on_the_device")
 
@@ -66,35 +66,61 @@ def test_linear(form):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("beta", [1e-6, 9.9e-4, 0.9991])
-def test_jsd_near_its_ends_is_left_to_torch(beta):
+EDGES = [1e-30, 1e-12, 1e-6, 1e-4, 1e-3, 0.05]
+
+
+@pytest.mark.parametrize("beta", [*EDGES, *(1 - edge for edge in EDGES if edge > 1e-15)])
+@pytest.mark.parametrize("scale", [0.5, 5.0])
+def test_jsd_near_its_ends(beta, scale):
+    """Not by plain PyTorch beside, which has no digit left of a β of 1e-6: of the size of the value
+    itself, which is that of β, each row is right to a few units of float32."""
+    student, teacher = scale * drawn(4, 40, seed=1), scale * drawn(4, 40, seed=2)
+    student[1, 3] = teacher[2, 5] = student[3, 7] = teacher[3, 7] = -INF
+    given = {"ce_weight": 0.0, "kd_weight": 1.0, "divergence": "jsd", "beta": beta}
+    found, gradient = run(
+        token_distillation_loss, "triton", [student], teacher, reduction="none", **given
+    )
+    exact, wanted = run(
+        token_distillation_loss, "reference", [student.double()], teacher.double(),
+        reduction="none", **given,
+    )  # fmt: skip
+    # A log-probability of size L is known to L/2 units, and so is what it weighs.
+    log_q = teacher.double().log_softmax(-1)
+    least = min(beta, 1 - beta)
+    depth = log_q.where(log_q > -INF, 0).abs().max().item() - math.log(least)
+    units = 2 * depth * torch.finfo(torch.float32).eps
+    torch.testing.assert_close(found.kd.double(), exact.kd, rtol=units, atol=0)
+    # p·(share − Σ p·share) of shares of that size.
+    size = wanted[0].abs().amax(-1) + least * UPSTREAM * torch.arange(1, 5)
+    assert ((gradient[0].double() - wanted[0]).abs().amax(-1) <= units * size).all()
+
+
+def test_jsd_goes_to_kl_with_its_weight():
+    student, teacher = drawn(3, 13, seed=1), drawn(3, 13, seed=2)
+
+    def value(form, beta=None):
+        return token_distillation_loss(
+            student, teacher, ce_weight=0.0, kd_weight=1.0, divergence=form, beta=beta,
+            reduction="none", backend="triton",
+        ).kd  # fmt: skip
+
+    torch.testing.assert_close(value("jsd", 1e-9) / 1e-9, value("kl"), rtol=1e-5, atol=0)
+    near = value("jsd", 1 - 1e-9) / (1 - (1 - 1e-9))
+    torch.testing.assert_close(near, value("reverse_kl"), rtol=1e-5, atol=0)
+
+
+def test_a_beta_below_float32_is_left_to_torch():
     given = drawn(3, 13, seed=1), drawn(3, 13, seed=2), torch.arange(3)
 
     def losses(backend, weight=1.0):
-        options = {"ce_weight": 1.0, "kd_weight": weight, "divergence": "jsd", "beta": beta}
+        options = {"ce_weight": 1.0, "kd_weight": weight, "divergence": "jsd", "beta": 1e-31}
         with watching.pretending(watching.Pretence(fused=True)):
             return token_distillation_loss(*given, **options, backend=backend)
 
-    with pytest.raises(BackendUnavailable, match=f"{beta}; backend='torch' keeps them"):
+    with pytest.raises(BackendUnavailable, match="a beta of 1e-31 is below what float32"):
         losses("triton")
     assert losses("auto") == losses("torch")
     assert losses("triton", weight=0.0).ce > 0
-
-
-@pytest.mark.parametrize("beta", [1e-3, 1 - 1e-3])
-def test_jsd_as_near_to_its_ends_as_the_kernels_go(beta):
-    student, teacher = drawn(3, 13, seed=1), drawn(3, 13, seed=2)
-    options = {"ce_weight": 0.0, "kd_weight": 1.0, "divergence": "jsd", "beta": beta}
-    found, exact = (
-        token_distillation_loss(*each, reduction="none", backend=backend, **options).kd
-        for each, backend in (
-            ((student, teacher), "triton"),
-            ((student.double(), teacher.double()), "reference"),
-        )
-    )
-    # Each ratio to the mixture, about beta, has an error of a few units of float32 near 1.
-    bound = 8 * torch.finfo(torch.float32).eps / 1e-3
-    torch.testing.assert_close(found.double(), exact, rtol=bound, atol=0)
 
 
 @pytest.mark.parametrize("form", OTHERS)
@@ -120,7 +146,7 @@ def test_nothing_where_both_are_equal(form):
 
 @given(
     form=st.sampled_from(OTHERS),
-    beta=st.sampled_from([1e-3, 0.1, 0.5, 0.9]),
+    beta=st.sampled_from([1e-3, 0.01, 0.1, 0.5, 0.9, 0.99]),
     seed=st.integers(0, 2**16),
     scale=st.sampled_from([1e-3, 1.0, 10.0]),
     banned=st.sampled_from([0.0, 0.2]),
@@ -209,6 +235,19 @@ def test_a_tail_that_holds_nearly_nothing(form):
         token_distillation_loss, [student], SparseTeacher(ids, values, "tail"), ce_weight=0.0,
         kd_weight=1.0, divergence=form, beta=BETAS.get(form), reduction="none",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_tail_of_no_id(form):
+    """The missing mass of a list of all is a rounding, which KL would find banned."""
+    student, teacher = drawn(4, 13, seed=1), drawn(4, 13, seed=2)
+    ids = torch.arange(13).expand(4, 13).contiguous()
+    listed = SparseTeacher(ids, teacher.log_softmax(-1) - 1e-6, "tail")
+    found = assert_as_exact_as_reference(
+        token_distillation_loss, [student], listed, ce_weight=0.0, kd_weight=1.0,
+        divergence=form, beta=BETAS.get(form), reduction="none",
+    )  # fmt: skip
+    assert found.kd.isfinite().all()
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -56,6 +56,9 @@ class ListedRows:
         """The ids (R, K), and log q of them and of all that is not listed, (R, K + 1)."""
         self._temper()
         missing = 1 - self.log_q.exp().sum(-1, keepdim=True)
+        # Where every id is listed there is no other outcome, and what misses is rounding.
+        others = (self.log_q > BANNED).sum(-1, keepdim=True) < self.vocabulary
+        missing = missing.where(others, 0)
         return self.ids, torch.cat([self.log_q, missing.clamp(min=0).log()], -1)
 
     def compare(

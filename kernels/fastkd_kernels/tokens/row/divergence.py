@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
-from fastkd_kernels.tokens.row.read import INF, LN2, LOG2E
+from fastkd_kernels.tokens.row.numbers import INF, LN2, LOG2E
+from fastkd_kernels.tokens.row.scores import load_scores
 
 KL = tl.constexpr(0)
 REVERSE_KL = tl.constexpr(1)
@@ -16,6 +17,10 @@ JSD = tl.constexpr(2)
 SKEW_KL = tl.constexpr(3)
 SKEW_REVERSE_KL = tl.constexpr(4)
 TVD = tl.constexpr(5)
+# jsd with β near 0, and near 1, where the kernels' β is the small one: 1 − β.
+JSD_LOW = tl.constexpr(6)
+JSD_HIGH = tl.constexpr(7)
+_FARTHEST = tl.constexpr(126.0)  # 2 to its power is finite
 
 
 @triton.jit
@@ -33,13 +38,35 @@ def _log_mixture(d, of_p, of_q, NVIDIA: tl.constexpr):
 
 
 @triton.jit
+def _edge_ratios(d, beta, NVIDIA: tl.constexpr):
+    """log₂ p/m and log₂ q/m of m = (1 − β)p + βq = p·(1 + g), g = β(q/p − 1), for a small β.
+
+    The first one is of the size of β, and 1 + g has lost what it is made of: so its series.
+    """
+    d = tl.maximum(d, -_FARTHEST)
+    grown = tl.fma(tl.exp2(-d), beta, -beta)
+    series = tl.fma(grown, 0.2 * LOG2E, -0.25 * LOG2E)
+    series = tl.fma(grown, series, LOG2E / 3)
+    series = tl.fma(grown, series, -0.5 * LOG2E)
+    series = grown * tl.fma(grown, series, LOG2E)
+    mixture = tl.where(grown < 0.0625, series, _log2(1.0 + grown, NVIDIA))
+    return -mixture, -d - mixture
+
+
+@triton.jit
 def _ratios(d, beta, FORM: tl.constexpr, NVIDIA: tl.constexpr):
     """log₂ p/m and log₂ q/m of the mixture m."""
-    if FORM == SKEW_REVERSE_KL:
-        mixture = _log_mixture(d, beta, 1.0 - beta, NVIDIA)
+    if FORM == JSD_LOW:
+        by_p, by_q = _edge_ratios(d, beta, NVIDIA)
+    elif FORM == JSD_HIGH:
+        by_q, by_p = _edge_ratios(-d, beta, NVIDIA)
     else:
-        mixture = _log_mixture(d, 1.0 - beta, beta, NVIDIA)
-    return tl.minimum(d, 0.0) - mixture, tl.minimum(-d, 0.0) - mixture
+        if FORM == SKEW_REVERSE_KL:
+            mixture = _log_mixture(d, beta, 1.0 - beta, NVIDIA)
+        else:
+            mixture = _log_mixture(d, 1.0 - beta, beta, NVIDIA)
+        by_p, by_q = tl.minimum(d, 0.0) - mixture, tl.minimum(-d, 0.0) - mixture
+    return by_p, by_q
 
 
 @triton.jit
@@ -53,26 +80,28 @@ def share_at(p_bits, q_bits, d, beta, FORM: tl.constexpr, NVIDIA: tl.constexpr):
         share = tl.where(d > 0, 1.0, tl.where(d < 0, -1.0, 0.0))
     else:
         by_p, by_q = _ratios(d, beta, FORM, NVIDIA)
-        if FORM == JSD:
-            share = by_p
-        elif FORM == SKEW_KL:
+        if FORM == SKEW_KL:
             share = tl.exp2(by_q)
-        else:
+        elif FORM == SKEW_REVERSE_KL:
             share = tl.fma(by_p, LN2, -beta * tl.exp2(by_p))
+        else:
+            share = by_p
     return share
 
 
 @triton.jit
 def share_factor(beta, FORM: tl.constexpr):
-    factor = 1.0
+    factor = (1.0 - beta) * LN2
     if FORM == KL:
         factor = -1.0
     elif FORM == REVERSE_KL:
         factor = LN2
-    elif FORM == JSD:
-        factor = (1.0 - beta) * LN2
+    elif FORM == JSD_HIGH:
+        factor = beta * LN2
     elif FORM == SKEW_KL:
         factor = beta - 1.0
+    elif FORM == SKEW_REVERSE_KL:
+        factor = 1.0
     elif FORM == TVD:
         factor = 0.5
     return factor
@@ -103,15 +132,15 @@ def terms(p_bits, q_bits, beta, FORM: tl.constexpr, NVIDIA: tl.constexpr):
         b = tl.abs(p - q)
     else:
         by_p, by_q = _ratios(d, beta, FORM, NVIDIA)
-        if FORM == JSD:
-            a = tl.where(no_p, 0.0, p * by_p)
-            b = tl.where(no_q, 0.0, q * by_q)
-        elif FORM == SKEW_KL:
+        if FORM == SKEW_KL:
             a = tl.where(no_p, 0.0, p * tl.exp2(by_q))
             b = tl.where(no_q, 0.0, q * by_q)
-        else:
+        elif FORM == SKEW_REVERSE_KL:
             a = tl.where(no_p, 0.0, p * tl.exp2(by_p))
             b = tl.where(no_p, 0.0, p * by_p)
+        else:
+            a = tl.where(no_p, 0.0, p * by_p)
+            b = tl.where(no_q, 0.0, q * by_q)
     return a, b
 
 
@@ -119,27 +148,29 @@ def terms(p_bits, q_bits, beta, FORM: tl.constexpr, NVIDIA: tl.constexpr):
 def from_sums(a, b, beta, FORM: tl.constexpr):
     """The divergence, and S."""
     value = LN2 * b
-    if FORM == JSD:
-        value = LN2 * ((1.0 - beta) * a + beta * b)
+    if FORM == SKEW_REVERSE_KL:
+        a = value - beta * a
     elif FORM == TVD:
         value = 0.5 * b
-    elif FORM == SKEW_REVERSE_KL:
-        a = value - beta * a
+    elif FORM == JSD_HIGH:
+        value = LN2 * (beta * a + (1.0 - beta) * b)
+    elif FORM == JSD or FORM == JSD_LOW:  # noqa: SIM109  (Triton has no `in`)
+        value = LN2 * ((1.0 - beta) * a + beta * b)
     return value, a
 
 
 @triton.jit
 def read_divergence(
-    student,  # this row's logits
-    student_stride,
+    student,  # this row's sides, see `scores`
     teacher,
-    teacher_stride,
     vocabulary,
     shifts,  # m, n, log₂e/τ_s, log₂e/τ_t, log₂ of both sums, β
     FORM: tl.constexpr,
     NVIDIA: tl.constexpr,
     BLOCK_V: tl.constexpr,
     VECTOR: tl.constexpr,
+    STUDENT: tl.constexpr,  # how their scores are read
+    TEACHER: tl.constexpr,
 ):
     """The divergence of a row, and S."""
     LANES: tl.constexpr = BLOCK_V // VECTOR
@@ -149,9 +180,8 @@ def read_divergence(
     for start in range(0, vocabulary, BLOCK_V):
         ids = start + tl.arange(0, BLOCK_V)
         inside = ids < vocabulary
-        at = ids.to(tl.int64)
-        z = tl.load(student + at * student_stride, mask=inside, other=-INF).to(tl.float32)
-        y = tl.load(teacher + at * teacher_stride, mask=inside, other=-INF).to(tl.float32)
+        z = load_scores(student, ids, inside, STUDENT)
+        y = load_scores(teacher, ids, inside, TEACHER)
         a, b = terms(
             (z - m) * student_bits - log_p_sum,
             (y - n) * teacher_bits - log_q_sum,

@@ -4,17 +4,19 @@ import triton
 import triton.language as tl
 
 from fastkd_kernels.tokens.row.divergence import KL, share_at
-from fastkd_kernels.tokens.row.listed import SPREAD
+from fastkd_kernels.tokens.row.listed import SPREAD, listed_block
+from fastkd_kernels.tokens.row.numbers import INF, LOG2E
 from fastkd_kernels.tokens.row.rank import derivative_at
-from fastkd_kernels.tokens.row.read import INF, LOG2E
+from fastkd_kernels.tokens.row.scores import PLAIN, load_scores, score_slope
 
 
 @triton.jit
 def gradient_at(
     token,  # (N,) ids
-    z,  # (N,) student logits
+    z,  # (N,) student scores
     y,  # (N,) teacher scores, or one for all
     u,  # (N,) rank·u/(τ_s Σ exp((z − m)/τ_s)), or 0
+    student,  # the row's side, see `scores`
     factors,
     HAS_CE: tl.constexpr,
     HAS_KD: tl.constexpr,
@@ -24,6 +26,7 @@ def gradient_at(
     FORM: tl.constexpr,  # of the divergence
     NVIDIA: tl.constexpr,
     TAIL: tl.constexpr,
+    STUDENT: tl.constexpr,  # how scores are read
     SINGLE: tl.constexpr,  # single ids, the target among them: the sweep over V leaves it out
 ):
     """ce·(p₁ − smoothed one-hot) + kd·(p·Σq − q)/τ_s + rank·p·(u − ⟨u, p⟩)/τ_s; 0 at banned ids.
@@ -59,25 +62,58 @@ def gradient_at(
         grad -= smooth
     if SINGLE and HAS_CE:
         grad -= tl.where(token == label, hot, 0.0)
+    if STUDENT != PLAIN:
+        grad *= score_slope(z, student, STUDENT)
     return tl.where(z == -INF, 0.0, grad)
+
+
+@triton.jit
+def beyond_at(z, student, beyond, hot, STUDENT: tl.constexpr):
+    """The cross-entropy's gradient at ids that are not compared; hot: of the target, or 0."""
+    m, by_one, smooth = beyond
+    grad = tl.exp2((z - m) * LOG2E) * by_one - smooth - hot
+    if STUDENT != PLAIN:
+        grad *= score_slope(z, student, STUDENT)
+    return tl.where(z == -INF, 0.0, grad)
+
+
+@triton.jit
+def write_beyond(
+    gradient,
+    student,
+    first,  # id
+    vocabulary,
+    beyond,
+    HAS_CE: tl.constexpr,
+    STUDENT: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    """Ids that only the cross-entropy knows."""
+    dtype = gradient.dtype.element_ty
+    for start in range(0, vocabulary - first, BLOCK_V):
+        token = first + start + tl.arange(0, BLOCK_V)
+        inside = token < vocabulary
+        grad = tl.zeros([BLOCK_V], tl.float32)
+        if HAS_CE:
+            z = load_scores(student, token, inside, STUDENT)
+            grad = beyond_at(z, student, beyond, 0.0, STUDENT)
+        tl.store(gradient + token, grad.to(dtype), mask=inside)
 
 
 @triton.jit
 def write_gradient(
     gradient,  # (V,), written; may be the student's own logits
-    student,
-    student_step,
+    student,  # sides, see `scores`
     teacher,
-    teacher_step,
     vocabulary,
-    ids,
-    log_probs,
-    kept,  # (K,) the student's logits at `ids`
-    listed,
+    compared,  # ids below it are those that a teacher is asked about
+    given,  # its list
+    kept,  # (K,) the student's scores at the list's ids
     rest_score,
-    target,  # its logit, its teacher score, whether it is an id
-    ranked,  # both lists: ids, logits, teacher scores, derivatives; their factor; lanes in use
+    target,  # its score, its teacher score, whether it is an id
+    ranked,  # both lists: ids, scores, teacher scores, derivatives; their factor; lanes in use
     factors,
+    beyond,  # of the cross-entropy at other ids: shift, what multiplies exp(z − m), smoothing
     HAS_CE: tl.constexpr,
     HAS_KD: tl.constexpr,
     HAS_RANK: tl.constexpr,
@@ -87,7 +123,10 @@ def write_gradient(
     FORM: tl.constexpr,
     NVIDIA: tl.constexpr,
     TAIL: tl.constexpr,
-    EVERY: tl.constexpr,  # the teacher's logits are of every id
+    STUDENT: tl.constexpr,  # how scores are read
+    TEACHER: tl.constexpr,
+    CUT: tl.constexpr,  # whether other ids are there
+    EVERY: tl.constexpr,  # the teacher's logits are of every id that is compared
     REST: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -96,27 +135,31 @@ def write_gradient(
     dtype = gradient.dtype.element_ty
     # A gather of another thread must not meet a gradient written over the logits.
     tl.debug_barrier()
-    for start in range(0, vocabulary, BLOCK_V):
+    for start in range(0, compared, BLOCK_V):
         token = start + tl.arange(0, BLOCK_V)
-        inside = token < vocabulary
-        at = token.to(tl.int64)
-        z = tl.load(student + at * student_step, mask=inside, other=-INF).to(tl.float32)
+        inside = token < compared
+        z = load_scores(student, token, inside, STUDENT)
         y = rest_score
         if HAS_KD and EVERY:
-            y = tl.load(teacher + at * teacher_step, mask=inside, other=-INF).to(tl.float32)
+            y = load_scores(teacher, token, inside, TEACHER)
         grad = gradient_at(
-            token, z, y, 0.0, factors,
-            HAS_CE, HAS_KD, HAS_ENTROPY, SMOOTH, TEMPERED, FORM, NVIDIA, TAIL, False,
+            token, z, y, 0.0, student, factors,
+            HAS_CE, HAS_KD, HAS_ENTROPY, SMOOTH, TEMPERED, FORM, NVIDIA, TAIL, STUDENT, False,
         )  # fmt: skip
         tl.store(gradient + token, grad.to(dtype), mask=inside)
+    if CUT:
+        write_beyond(gradient, student, compared, vocabulary, beyond, HAS_CE, STUDENT, BLOCK_V)
     tl.debug_barrier()  # before single ids are written over
     if HAS_CE:
         z_label, y_label, known = target
-        label = factors[9]
+        hot, label = factors[8:10]
         label_grad = gradient_at(
-            label, z_label, y_label, 0.0, factors,
-            HAS_CE, HAS_KD, HAS_ENTROPY, SMOOTH, TEMPERED, FORM, NVIDIA, TAIL, True,
+            label, z_label, y_label, 0.0, student, factors,
+            HAS_CE, HAS_KD, HAS_ENTROPY, SMOOTH, TEMPERED, FORM, NVIDIA, TAIL, STUDENT, True,
         )  # fmt: skip
+        if CUT:
+            other = beyond_at(z_label, student, beyond, hot, STUDENT)
+            label_grad = tl.where(label < compared, label_grad, other)
         tl.store(gradient + label, label_grad.to(dtype), mask=known)
     if HAS_RANK or (HAS_KD and not EVERY):
         tl.debug_barrier()
@@ -125,11 +168,10 @@ def write_gradient(
         student_ids, z_student_ids, y_student_ids, by_student_ids = ranked[4:8]
         rank_factor, used = ranked[8:]
     if HAS_KD and not EVERY:
-        for first in range(0, listed, BLOCK_K):
-            lane = first + tl.arange(0, BLOCK_K)
-            listed_inside = lane < listed
-            listed_token = tl.load(ids + lane, mask=listed_inside, other=0).to(tl.int32)
-            listed_y = tl.load(log_probs + lane, mask=listed_inside, other=-INF)
+        for first in range(0, given[2], BLOCK_K):
+            lane, listed_inside, listed_token, listed_y = listed_block(
+                given, first, compared, BLOCK_K
+            )
             listed_z = tl.load(kept + lane, mask=listed_inside, other=-INF)
             listed_u = tl.zeros([BLOCK_K], tl.float32)
             if HAS_RANK:
@@ -139,8 +181,8 @@ def write_gradient(
             if REST != SPREAD:
                 listed_inside &= listed_y > -INF  # padding may repeat an id that has mass
             listed_grad = gradient_at(
-                listed_token, listed_z, listed_y, listed_u, factors,
-                HAS_CE, HAS_KD, HAS_ENTROPY, SMOOTH, TEMPERED, FORM, NVIDIA, TAIL, True,
+                listed_token, listed_z, listed_y, listed_u, student, factors,
+                HAS_CE, HAS_KD, HAS_ENTROPY, SMOOTH, TEMPERED, FORM, NVIDIA, TAIL, STUDENT, True,
             )  # fmt: skip
             tl.store(gradient + listed_token, listed_grad.to(dtype), mask=listed_inside)
     if HAS_RANK:
@@ -153,16 +195,7 @@ def write_gradient(
                 ranked_token,
                 z_student_ids if side else z_teacher_ids,
                 y_student_ids if side else y_teacher_ids,
-                ranked_u,
-                factors,
-                HAS_CE,
-                HAS_KD,
-                HAS_ENTROPY,
-                SMOOTH,
-                TEMPERED,
-                FORM,
-                NVIDIA,
-                TAIL,
-                True,
-            )
+                ranked_u, student, factors,
+                HAS_CE, HAS_KD, HAS_ENTROPY, SMOOTH, TEMPERED, FORM, NVIDIA, TAIL, STUDENT, True,
+            )  # fmt: skip
             tl.store(gradient + ranked_token, ranked_grad.to(dtype), mask=used)

@@ -24,17 +24,18 @@ from fastkd_kernels.tokens.row.listed import (
     scores_at,
     summed_up,
 )
+from fastkd_kernels.tokens.row.numbers import INF, LN2, LOG2E
 from fastkd_kernels.tokens.row.rank import ranking
 from fastkd_kernels.tokens.row.read import (
     BACKWARD,
     FORWARD,
-    INF,
-    LN2,
-    LOG2E,
     NO_GAP,
+    decay,
     finite_or_zero,
+    read_beyond,
     read_row,
 )
+from fastkd_kernels.tokens.row.scores import load_scores
 from fastkd_kernels.tokens.row.topk import ids_of, scores_of, strongest_of
 from fastkd_kernels.tokens.row.write import cross_entropy, store_parts, zero_row
 
@@ -53,6 +54,7 @@ _SIZES = (
     "listed",
     "scale_step",
     "vocabulary_units",
+    "compared_units",
 )
 POINTERS = (
     "student",
@@ -75,7 +77,7 @@ VARYING = ("gain", "rows")
 @triton.jit(do_not_specialize=_SIZES)
 def token_losses_fwd(
     student,  # (rows, V) logits at outer·student_outer + inner·student_inner + id·student_step
-    teacher,  # likewise, (rows, V) float32 scratch where WRITTEN, or None
+    teacher,  # likewise, (rows, n) float32 scratch where WRITTEN, or None
     ids,  # (rows, K) of a listed teacher, or None
     log_probs,  # (rows, K)
     kept,  # (rows, K) float32 scratch where GRADIENT
@@ -98,6 +100,7 @@ def token_losses_fwd(
     listed,  # K
     scale_step,
     vocabulary_units,
+    compared_units,
     ce_weight,
     kd_weight,
     rank_weight,
@@ -106,7 +109,12 @@ def token_losses_fwd(
     student_scale,  # 1/τ_s
     teacher_scale,  # 1/τ_t
     beta,
+    student_factor,  # what scores are read by, see `scores`
+    student_cap,
+    teacher_factor,
+    teacher_cap,
     UNIT: tl.constexpr,  # divides V and the row strides, which come divided by it
+    COMPARED_UNIT: tl.constexpr,  # likewise of n, where CUT
     HAS_CE: tl.constexpr,
     HAS_KD: tl.constexpr,
     HAS_RANK: tl.constexpr,
@@ -117,6 +125,9 @@ def token_losses_fwd(
     TEMPERED: tl.constexpr,  # τ_s ≠ 1
     TEACHER: tl.constexpr,
     REST: tl.constexpr,
+    STUDENT_SCORES: tl.constexpr,
+    TEACHER_SCORES: tl.constexpr,
+    CUT: tl.constexpr,  # only the ids below n are compared with the teacher's
     PREDICT: tl.constexpr,
     GRADIENT: tl.constexpr,
     TOP_K: tl.constexpr,
@@ -128,6 +139,7 @@ def token_losses_fwd(
     row = tl.program_id(0).to(tl.int64)
     rows = rows.to(tl.int64)
     vocabulary = vocabulary_units * UNIT
+    compared = compared_units * COMPARED_UNIT if CUT else vocabulary
     if PREDICT:
         prediction += row
     if GRADIENT:
@@ -158,27 +170,37 @@ def token_losses_fwd(
 
     mass = 1.0
     rest_score = -INF
+    given = (None, None, None)
     if TEACHER == LISTED:
-        ids += row * listed
-        log_probs += row * listed
+        given = (ids + row * listed, log_probs + row * listed, listed)
         if GRADIENT and HAS_KD and not EVERY:
             kept += row * listed
-        listed_peak, mass, rest_score, listed_best = summed_up(
-            ids, log_probs, listed, vocabulary, REST, HAS_RANK, TOP_K, TOP_K_PAD, BLOCK_K
+        listed_peak, mass, rest_score, listed_best, known_ids = summed_up(
+            given, compared, REST, HAS_RANK, TOP_K, TOP_K_PAD, BLOCK_K
         )
         if WRITTEN:
-            teacher += row * vocabulary
-            fill_scores(teacher, ids, log_probs, listed, vocabulary, rest_score, BLOCK_V, BLOCK_K)
+            teacher += row * compared
+            fill_scores(teacher, given, compared, rest_score, BLOCK_V, BLOCK_K)
+    by_student = (student, student_step, student_factor, student_cap)
+    by_teacher = (teacher, teacher_step, teacher_factor, teacher_cap)
     gap_of: tl.constexpr = FORWARD if FORM == KL else (BACKWARD if FORM == REVERSE_KL else NO_GAP)
     (
         student_peak, teacher_peak, sum_one, sum_p, sum_q, finite, total, gap, spread,
         student_best, teacher_best, first_id,
     ) = read_row(
-        student, student_step, teacher, teacher_step, vocabulary, student_scale, teacher_scale,
+        by_student, by_teacher, compared, student_scale, teacher_scale,
         HAS_CE, HAS_KD, gap_of, HAS_ENTROPY, HAS_RANK, HAS_RANK and TEACHER == DENSE,
         SMOOTH or (HAS_KD and TEACHER == LISTED and REST == SPREAD and not EVERY), TEMPERED,
-        EVERY, PREDICT, TOP_K, TOP_K_PAD, BLOCK_V, VECTOR,
+        EVERY, PREDICT, TOP_K, TOP_K_PAD, BLOCK_V, VECTOR, STUDENT_SCORES, TEACHER_SCORES,
     )  # fmt: skip
+    # What the cross-entropy sums up, and the prediction, are of all ids.
+    whole = (student_peak, sum_one, finite, total, first_id)
+    if CUT and (HAS_CE or PREDICT):
+        whole = read_beyond(
+            whole, by_student, compared, vocabulary, SMOOTH, PREDICT, BLOCK_V, VECTOR,
+            STUDENT_SCORES,
+        )  # fmt: skip
+    ce_peak, ce_sum, ce_finite, ce_total, first_id = whole
     if PREDICT:
         tl.store(prediction, first_id.to(tl.int64))
     if TEACHER == LISTED:
@@ -189,16 +211,16 @@ def token_losses_fwd(
             teacher_peak = listed_peak
         if HAS_KD and not EVERY:
             sum_q, gap = compare_listed(
-                ids, log_probs, kept, listed, student, student_step, vocabulary, student_peak,
-                teacher_peak, student_scale, teacher_scale, rest_score, finite, total, REST,
-                GRADIENT, BLOCK_K,
+                given, kept, by_student, compared, student_peak, teacher_peak, student_scale,
+                teacher_scale, rest_score, finite, total, REST, GRADIENT, BLOCK_K, STUDENT_SCORES,
             )  # fmt: skip
     alive = student_peak > -INF
     taught = teacher_peak > -INF
     mass = tl.where(taught, mass, 0.0)
     m = finite_or_zero(student_peak)
     n = finite_or_zero(teacher_peak)
-    sum_one = tl.where(alive, sum_one, 1.0)
+    ce_m = finite_or_zero(ce_peak)
+    ce_sum = tl.where(ce_peak > -INF, ce_sum, 1.0)
     sum_p = tl.where(alive, sum_p, 1.0)
     sum_q = tl.where(sum_q > 0, sum_q, 1.0)
 
@@ -217,21 +239,21 @@ def token_losses_fwd(
     if HAS_CE:
         label = tl.load(target + row).to(tl.int32)
         known = (label >= 0) & (label < vocabulary)
-        z_label = tl.load(student + label.to(tl.int64) * student_step, mask=known, other=-INF)
-        z_label = z_label.to(tl.float32)
+        z_label = load_scores(by_student, label, known, STUDENT_SCORES)
         if HAS_KD and EVERY:
-            y_label = tl.load(teacher + label.to(tl.int64) * teacher_step, mask=known, other=-INF)
-            y_label = y_label.to(tl.float32)
-        ce = cross_entropy(z_label - m, tl.log(sum_one), finite, total, smoothing, SMOOTH)
+            y_label = load_scores(by_teacher, label, known & (label < compared), TEACHER_SCORES)
+        ce = cross_entropy(z_label - ce_m, tl.log(ce_sum), ce_finite, ce_total, smoothing, SMOOTH)
     if TAILED:
         log_q_sum -= tl.log2(tl.where(mass > 0, mass, 1.0))
         shifts = (m, n, student_bits, teacher_bits, log_p_sum, log_q_sum, beta)
         rest_bits = read_rest(
-            student, student_step, teacher, vocabulary, m, student_bits, BLOCK_V, VECTOR
+            by_student, teacher, compared, m, student_bits, BLOCK_V, VECTOR, STUDENT_SCORES
         )
+        # Where every id is listed there is no other outcome, and what misses is rounding.
+        q_rest_bits = tl.log2(tl.where(known_ids < compared, tl.maximum(1.0 - mass, 0.0), 0.0))
         kd, slopes, share_of_rest = compare_with_tail(
-            ids, log_probs, listed, student, student_step, shifts, rest_bits - log_p_sum,
-            tl.log2(tl.maximum(1.0 - mass, 0.0)), FORM, NVIDIA, BLOCK_K,
+            given, compared, by_student, shifts, rest_bits - log_p_sum,
+            q_rest_bits, FORM, NVIDIA, BLOCK_K, STUDENT_SCORES,
         )  # fmt: skip
         kd = tl.where(alive, kd, INF if FORM == KL else 0.0)
         kd = tl.where(taught, kd, 0.0)
@@ -246,8 +268,8 @@ def token_losses_fwd(
         if FORM != REVERSE_KL or gap == INF:
             shifts = (m, n, student_bits, teacher_bits, log_p_sum, log_q_sum, beta)
             kd, slopes = read_divergence(
-                student, student_step, teacher, teacher_step, vocabulary, shifts, FORM, NVIDIA,
-                BLOCK_V, VECTOR,
+                by_student, by_teacher, compared, shifts, FORM, NVIDIA, BLOCK_V, VECTOR,
+                STUDENT_SCORES, TEACHER_SCORES,
             )  # fmt: skip
         kd = tl.where(alive & taught, kd, 0.0)
     if HAS_ENTROPY:
@@ -257,17 +279,13 @@ def token_losses_fwd(
         used = tl.arange(0, TOP_K_PAD) < TOP_K
         teacher_ids = ids_of(teacher_best)
         student_ids = ids_of(student_best)
-        from_student = teacher_ids.to(tl.int64) * student_step
-        z_teacher_ids = tl.load(student + from_student, mask=used, other=-INF).to(tl.float32)
+        z_teacher_ids = load_scores(by_student, teacher_ids, used, STUDENT_SCORES)
         z_student_ids = tl.where(used, scores_of(student_best), -INF)
         y_teacher_ids = tl.where(used, scores_of(teacher_best), -INF)
         if TEACHER == DENSE:
-            from_teacher = student_ids.to(tl.int64) * teacher_step
-            y_student_ids = tl.load(teacher + from_teacher, mask=used, other=-INF).to(tl.float32)
+            y_student_ids = load_scores(by_teacher, student_ids, used, TEACHER_SCORES)
         else:
-            y_student_ids = scores_at(
-                student_ids, ids, log_probs, listed, rest_score, TOP_K_PAD, BLOCK_K
-            )
+            y_student_ids = scores_at(student_ids, given, compared, rest_score, TOP_K_PAD, BLOCK_K)
         rank, by_teacher_ids, by_student_ids = ranking(
             tl.exp2((z_teacher_ids - m) * student_bits) / sum_p,
             tl.exp2((z_student_ids - m) * student_bits) / sum_p,
@@ -299,13 +317,15 @@ def token_losses_fwd(
         kd_factor = factor * kd_weight
         rank_factor = tl.where(taught, factor * rank_weight, 0.0) / sum_p
         by_one = 0.0
+        by_beyond = 0.0
         by_p = 0.0
         by_q = 0.0
         by_log = 0.0
         by_share = 0.0
         smooth = 0.0
         if HAS_CE:
-            by_one = ce_factor / sum_one
+            by_beyond = ce_factor / ce_sum
+            by_one = by_beyond * decay(m, ce_m, LOG2E) if CUT else by_beyond
         if HAS_KD and (FORM != KL or TAILED):
             by_share = tl.where(taught, kd_factor, 0.0) * share_factor(beta, FORM) / sum_p
             by_p -= by_share * slopes
@@ -332,7 +352,7 @@ def token_losses_fwd(
         if HAS_CE and not TEMPERED:
             by_p += by_one
         if SMOOTH:
-            smooth = ce_factor * smoothing / tl.maximum(finite, 1.0)
+            smooth = ce_factor * smoothing / tl.maximum(ce_finite, 1.0)
         factors = (
             m,
             n,
@@ -351,8 +371,8 @@ def token_losses_fwd(
             by_share * share_of_rest,
         )
         write_gradient(
-            gradient, student, student_step, teacher, teacher_step, vocabulary, ids, log_probs,
-            kept, listed, rest_score, (z_label, y_label, known), lists, factors, HAS_CE, HAS_KD,
-            HAS_RANK, HAS_ENTROPY, SMOOTH, TEMPERED, FORM, NVIDIA, TAILED, EVERY, REST, BLOCK_V,
-            BLOCK_K,
+            gradient, by_student, by_teacher, vocabulary, compared, given, kept, rest_score,
+            (z_label, y_label, known), lists, factors, (ce_m, by_beyond, smooth), HAS_CE, HAS_KD,
+            HAS_RANK, HAS_ENTROPY, SMOOTH, TEMPERED, FORM, NVIDIA, TAILED, STUDENT_SCORES,
+            TEACHER_SCORES, CUT, EVERY, REST, BLOCK_V, BLOCK_K,
         )  # fmt: skip

@@ -1,8 +1,10 @@
-"""First read of a row of logits: online sums of student and teacher, and both top-k lists."""
+"""First read of a row of scores: online sums of student and teacher, and both top-k lists."""
 
 import triton
 import triton.language as tl
 
+from fastkd_kernels.tokens.row.numbers import INF, LOG2E
+from fastkd_kernels.tokens.row.scores import load_scores
 from fastkd_kernels.tokens.row.topk import (
     NO_KEY,
     empty_list,
@@ -14,9 +16,6 @@ from fastkd_kernels.tokens.row.topk import (
     weakest_bits,
 )
 
-LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
-INF = tl.constexpr(float("inf"))
 # Which side's probabilities weigh the log-ratios.
 NO_GAP = tl.constexpr(0)
 FORWARD = tl.constexpr(1)
@@ -50,10 +49,8 @@ def log_ratio_terms(weight, teacher, student, teacher_bits, student_bits):
 
 @triton.jit
 def read_row(
-    student,  # this row's logits
-    student_stride,
-    teacher,  # this row's logits, where DENSE_TEACHER
-    teacher_stride,
+    student,  # this row's side, see `scores`
+    teacher,  # likewise, where DENSE_TEACHER
     vocabulary,
     student_scale,  # 1/τ_s
     teacher_scale,  # 1/τ_t
@@ -71,8 +68,10 @@ def read_row(
     TOP_K_PAD: tl.constexpr,
     BLOCK_V: tl.constexpr,
     VECTOR: tl.constexpr,
+    STUDENT: tl.constexpr,  # how their scores are read
+    TEACHER: tl.constexpr,
 ):
-    """Sums over a row, with m and n the largest student and teacher logit (0 where all are −inf).
+    """Sums over a row, with m and n the largest scores of both sides (0 where all are −inf).
 
     student_peak, teacher_peak: those maxima, −inf where all are
     sum_one = Σ exp(z − m), sum_p = Σ exp((z − m)/τ_s), sum_q = Σ exp((y − n)/τ_t)
@@ -100,11 +99,9 @@ def read_row(
     for start in range(0, vocabulary, BLOCK_V):
         ids = start + tl.arange(0, BLOCK_V)
         inside = ids < vocabulary
-        offsets = ids.to(tl.int64)
-        z = tl.load(student + offsets * student_stride, mask=inside, other=-INF).to(tl.float32)
+        z = load_scores(student, ids, inside, STUDENT)
         if DENSE_TEACHER:
-            y = tl.load(teacher + offsets * teacher_stride, mask=inside, other=-INF)
-            y = y.to(tl.float32)
+            y = load_scores(teacher, ids, inside, TEACHER)
         z_peak = tl.max(z, 0)
         if PREDICT and not HAS_RANK:
             if z_peak > student_peak:
@@ -174,3 +171,35 @@ def read_row(
         teacher_best,
         prediction,
     )
+
+
+@triton.jit
+def read_beyond(
+    whole,  # peak, sum_one, finite, total and prediction of the ids below `first`
+    student,  # this row's side, see `scores`
+    first,
+    vocabulary,
+    SMOOTH: tl.constexpr,
+    PREDICT: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    VECTOR: tl.constexpr,
+    STUDENT: tl.constexpr,
+):
+    """The same of all ids below `vocabulary`."""
+    peak, sum_one, finite, total, prediction = whole
+    logits, step, factor, cap = student
+    others = (logits + first.to(tl.int64) * step, step, factor, cap)
+    (
+        other_peak, _, other_one, _, _, other_finite, other_total, _, _, _, _, other_id,
+    ) = read_row(
+        others, (None, None, None, None), vocabulary - first, 1.0, 1.0, True, False, NO_GAP,
+        False, False, False, SMOOTH, False, False, PREDICT, 1, 2, BLOCK_V, VECTOR, STUDENT, 0,
+    )  # fmt: skip
+    if PREDICT:
+        prediction = tl.where(other_peak > peak, first + other_id, prediction)
+    old, other = finite_or_zero(peak), finite_or_zero(other_peak)
+    peak = tl.maximum(peak, other_peak)
+    m = finite_or_zero(peak)
+    sum_one = sum_one * decay(old, m, LOG2E) + other_one * decay(other, m, LOG2E)
+    total += finite * (old - m) + other_total + other_finite * (other - m)
+    return peak, sum_one, finite + other_finite, total, prediction

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from fastkd_kernels.tokens.row.read import INF
+from fastkd_kernels.tokens.row.numbers import INF
 
 
 @triton.jit
