@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -74,13 +74,13 @@ class TokenSettings:
 
     @staticmethod
     def unpacked(numbers: list[float]) -> "TokenSettings":
-        found = dict(zip((each.name for each in fields(TokenSettings)), numbers, strict=True))
-        return TokenSettings(
-            **found
-            | {"rest": RESTS[int(found["rest"])], "form": FORMS[int(found["form"])]}
-            | {"top_k": int(found["top_k"]), "vocabulary": int(found["vocabulary"]) or None}
-            | {name: found[name] or None for name in ("student_soft_cap", "teacher_soft_cap")}
-        )
+        names = [each.name for each in fields(TokenSettings)]
+        found: dict[str, Any] = dict(zip(names, numbers, strict=True))
+        found |= {"rest": RESTS[int(found["rest"])], "form": FORMS[int(found["form"])]}
+        found |= {"top_k": int(found["top_k"]), "vocabulary": int(found["vocabulary"]) or None}
+        for name in ("student_soft_cap", "teacher_soft_cap"):
+            found[name] = found[name] or None
+        return TokenSettings(**found)
 
 
 class Scoring(NamedTuple):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fastkd.backends.tokens.torch import alone
 from fastkd.backends.tokens.torch.compared import compared
 from fastkd.backends.tokens.torch.dense_teacher import DenseRows
 from fastkd.backends.tokens.torch.listed_teacher import ListedRows
@@ -31,7 +32,12 @@ def chunk_losses(
     scores = Scores.of_student(options)
     capped = differentiate and scores.cap is not None
     slope = scores.take(logits, scratch.take("slope", *logits.shape) if capped else None)
-    if blockwise(options, teacher):
+    found = None
+    if alone.serves(logits, teacher, target, options) and target is not None:
+        found = alone.cross_entropy(logits, target, options, differentiate)
+    if found is not None:
+        rows = found
+    elif blockwise(options, teacher):
         rows = _by_blocks(logits, teacher, target, options, scratch, differentiate)
     elif options.vocabulary is None:
         rows = StudentRows(logits, teacher, target, options).losses(differentiate)
@@ -106,10 +112,10 @@ def _block(
     differentiate: bool,
 ) -> tuple[Tensor | None, ...]:
     """The components of a few rows, whose gradient takes the place of `logits`."""
-    alone = options.vocabulary is None and not options.rank_weight
-    alone = alone and not options.return_prediction
-    alone = alone and (target is None or options.student_temperature == 1)
-    if alone and serves(logits, teacher, options):  # which reads both sides
+    swept = options.vocabulary is None and not options.rank_weight
+    swept = swept and not options.return_prediction
+    swept = swept and (target is None or options.student_temperature == 1)
+    if swept and serves(logits, teacher, options):  # which reads both sides
         gradient = logits if differentiate else None
         dense = teacher if isinstance(teacher, DenseRows) else None
         ce, kd, entropy = sweep(logits, dense, target, options, scratch, gradient)

@@ -1,6 +1,7 @@
 """The walk over logits that the caller holds."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from fastkd_kernels.once import early_dtype
@@ -27,6 +28,10 @@ class DenseWalk:
         self.teacher = teacher_of(call.teacher, call.options, self.inside)
         self.target = None if call.target is None else call.target.reshape(-1)
         self.positions = Positions.of(call.counted, logits, self.vocabulary)
+        share, self.later = self.positions.share(self.options.reduction)
+        names = ("ce_weight", "kd_weight", "rank_weight", "entropy_weight")
+        weights = {name: share * getattr(self.options, name) for name in names}
+        self.slopes = replace(self.options, **weights)  # whose gradient is the mean's
 
     def run(
         self, learned: Sequence[Tensor | None], upstream: Tensor | None, needed: Sequence[bool]
@@ -50,7 +55,7 @@ class DenseWalk:
             logits = scratch.take("student", mine.shape[0]).copy_(mine)
             theirs = self.teacher.rows(positions, part, scratch) if self.teacher else None
             target = positions.targets(self.target, part) if options.ce_weight else None
-            rows = chunk_losses(logits, theirs, target, options, scratch, needed)
+            rows = chunk_losses(logits, theirs, target, self.slopes, scratch, needed)
             totals.store(part, rows)
             if gradient is not None and rows.gradient is not None:
                 scale = positions.scale(upstream, part)

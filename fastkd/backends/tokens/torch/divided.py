@@ -64,7 +64,10 @@ class DividedProjection:
         dist.all_reduce(found, dist.ReduceOp.MAX, self.rows.group)
         return max(chunks, int(found))
 
-    def gradients(self, positions: int, inside: torch.dtype, needed: Sequence[bool]) -> Gradients:
+    def gradients(
+        self, positions: int, inside: torch.dtype, needed: Sequence[bool], share: float
+    ) -> Gradients:
+        assert share == 1
         return DividedGradients(self.rows, positions, inside, needed)
 
 

@@ -23,14 +23,15 @@ class Walk(Protocol):
     """A call, but for the tensors that may learn."""
 
     positions: Positions
+    later: Tensor | int  # what gradients of sums are still to be divided by
     shape: torch.Size  # of the positions
     options: TokenOptions
 
     def run(
         self, learned: Sequence[Tensor | None], upstream: Tensor | None, needed: Sequence[bool]
     ) -> tuple[Totals, Gradients]:
-        """The components, and the gradient of their weighted sum, each position's multiplied by
-        `upstream` (N,), in the type inside."""
+        """The components, and the gradient of their weighted sum times `later`, each position's
+        multiplied by `upstream` (N,), in the type inside."""
 
 
 def token_losses(walk: Walk, *learned: Tensor | None) -> TokenLosses:
@@ -89,8 +90,8 @@ class TokenFunction(torch.autograd.Function):
         for each in learned:
             if each is not None and is_divided(each):
                 check_same(upstream, each)
-        if walk.options.reduction == "mean":
-            upstream = upstream / walk.positions.denominator()
+        if not isinstance(walk.later, int) or walk.later != 1:
+            upstream = upstream / walk.later
         if readable(upstream) and float(upstream) == 1:
             return gradients
         return [None if gradient is None else gradient.mul_(upstream) for gradient in gradients]

@@ -15,6 +15,7 @@ from fastkd.backends.tokens.torch.scratch import Scratch
 from fastkd.backends.tokens.torch.teachers import flat, teacher_of
 from fastkd.backends.tokens.torch.totals import Totals
 from fastkd.functional.calls import Projected, TokenCall
+from fastkd.functional.divided import is_divided
 
 
 class LinearWalk:
@@ -29,6 +30,9 @@ class LinearWalk:
         self.product = product_dtype(hidden) if product is None else product
         self.target = None if call.target is None else call.target.reshape(-1)
         self.positions = Positions.of(call.counted, hidden, self.vocabulary)
+        self.share, self.later = self.positions.share(self.options.reduction)
+        if self.product != self.inside or is_divided(call.student.weight):
+            self.share, self.later = 1.0, self.positions.whole(self.options.reduction)
 
     def run(
         self, learned: Sequence[Tensor | None], upstream: Tensor | None, needed: Sequence[bool]
@@ -52,7 +56,7 @@ class LinearWalk:
             positions.chunk, self.vocabulary, self.inside, self.product, hidden.device
         )
         totals = Totals(positions, options, self.inside, hidden.device)
-        gradients = projection.gradients(positions.count, self.inside, needed)
+        gradients = projection.gradients(positions.count, self.inside, needed, self.share)
         parts: list[Part] = list(positions)
         rounds = projection.rounds(len(parts))
         rounds = teacher.rounds(rounds) if teacher else rounds

@@ -74,10 +74,10 @@ def _walk(*arguments: Any) -> tuple[Tensor, ...]:
     flat = None if upstream is None else upstream.reshape(-1)
     totals, gradients = walk.run(learned, flat, wanted)
     losses = totals.reduced(walk.shape)
-    if given.reduction == "mean":
+    if not isinstance(walk.later, int) or walk.later != 1:
         for gradient in gradients:
             if gradient is not None:
-                gradient.div_(walk.positions.denominator())
+                gradient.div_(walk.later)
     found = [_nothing(student) if each is None else each for each in gradients]
     found += [_nothing(student) for _ in range(3 - len(found))]  # outputs share no memory
     prediction = _nothing(student).long() if losses.prediction is None else losses.prediction

@@ -46,8 +46,13 @@ class Positions:
         chunks = max(-(-rows * vocabulary // largest), 1)
         return Positions(count, chosen, masked, rounded(-(-rows // chunks), device))
 
+    @property
+    def rows(self) -> int:
+        """Positions that are computed."""
+        return self.count if self.chosen is None else self.chosen.numel()
+
     def __iter__(self) -> Iterator[Part]:
-        rows = self.count if self.chosen is None else self.chosen.numel()
+        rows = self.rows
         starts: Sequence[int] = range(0, rows, max(self.chunk, 1))
         if watching.pretended().few_chunks and len(starts) > 3:
             starts = [*starts[:2], starts[-1]]
@@ -59,7 +64,17 @@ class Positions:
         """How many positions count, at least 1."""
         if self.masked is not None:
             return (~self.masked).sum().clamp(min=1)
-        return max(self.count if self.chosen is None else self.chosen.numel(), 1)
+        return max(self.rows, 1)
+
+    def whole(self, reduction: str) -> Tensor | int:
+        """What a sum of gradients is to be divided by."""
+        return self.denominator() if reduction == "mean" else 1
+
+    def share(self, reduction: str) -> tuple[float, Tensor | int]:
+        """What gradients are multiplied with as they are made, and what they still are to be
+        divided by: a mean's denominator is early where a look can tell it."""
+        denominator = self.whole(reduction)
+        return (1.0, denominator) if isinstance(denominator, Tensor) else (1 / denominator, 1)
 
     def take(self, values: Tensor, part: Part) -> Tensor:
         """Rows of `values` (N, ...), with zeros where nothing counts."""

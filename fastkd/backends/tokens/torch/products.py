@@ -43,8 +43,11 @@ class Projecting(Protocol):
     def rounds(self, chunks: int) -> int:
         """How often it is to be used, where this process has so many chunks of positions."""
 
-    def gradients(self, positions: int, inside: torch.dtype, needed: Sequence[bool]) -> Gradients:
-        """Of hidden states, weight and bias, where needed."""
+    def gradients(
+        self, positions: int, inside: torch.dtype, needed: Sequence[bool], share: float
+    ) -> Gradients:
+        """Of hidden states, weight and bias, where needed, times `share`: 1 unless products are of
+        type `inside`, by a weight that this process has whole."""
 
 
 class Projection:
@@ -60,7 +63,7 @@ class Projection:
     def logits(self, hidden: Tensor, out: Tensor, low: Tensor | None) -> Tensor:
         rows, result = hidden.shape[0], out if low is None else low
         hidden = filled(hidden.to(self.weight.dtype), result.shape[0])
-        for part in self.slices:
+        for part in [slice(None)] if low is None else self.slices:
             weight, columns = self.weight[part].t(), result[:, part]
             if self.bias is None:
                 torch.mm(hidden, weight, out=columns)
@@ -71,8 +74,10 @@ class Projection:
     def rounds(self, chunks: int) -> int:
         return chunks
 
-    def gradients(self, positions: int, inside: torch.dtype, needed: Sequence[bool]) -> Gradients:
-        return ProjectionGradients(self, positions, inside, needed)
+    def gradients(
+        self, positions: int, inside: torch.dtype, needed: Sequence[bool], share: float
+    ) -> Gradients:
+        return ProjectionGradients(self, positions, inside, needed, share)
 
 
 class ProjectionGradients:
@@ -82,8 +87,9 @@ class ProjectionGradients:
         positions: int,
         inside: torch.dtype,
         needed: Sequence[bool],
+        share: float,
     ) -> None:
-        weight = projection.weight
+        weight, self.share = projection.weight, share
         vocabulary, width = weight.shape
         self.projection, self.started = projection, False
         zeros: dict[str, Any] = {"dtype": inside, "device": weight.device}
@@ -103,6 +109,8 @@ class ProjectionGradients:
         gradient = by_logits(gradient, scale, self.bias, low)
         if self.hidden is not None:
             product = torch.mm(gradient, self.projection.weight)
+            if self.share != 1:
+                product.mul_(self.share)
             self.hidden[part] = product[:rows].to(self.hidden.dtype)
         if self.weight is not None:
             self._add_weight(filled(hidden.to(gradient.dtype), gradient.shape[0]), gradient)
@@ -112,7 +120,8 @@ class ProjectionGradients:
         assert self.weight is not None
         if gradient.dtype == self.weight.dtype:
             # With beta=0 what the memory holds is not read.
-            self.weight.addmm_(gradient.t(), hidden, beta=int(self.started))
+            starts = int(self.started)
+            self.weight.addmm_(gradient.t(), hidden, beta=starts, alpha=self.share)
             return
         for part in self.projection.slices:
             product = torch.mm(gradient[:, part].t(), hidden)
@@ -124,6 +133,8 @@ class ProjectionGradients:
     def results(self) -> list[Tensor | None]:
         if self.weight is not None and not self.started:
             self.weight.zero_()
+        if self.bias is not None and self.share != 1:
+            self.bias.mul_(self.share)
         return [self.hidden, self.weight, self.bias]
 
 
