@@ -211,11 +211,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--write", type=Path, help="CSV file of the table")
     options = parser.parse_args()
-    found, absent = [], set[str]()
+    found: list[Result] = []
+    absent: set[str] = set()
     for form in options.divergence:
         for rows in options.rows:
-            sizes = [rows, options.vocabulary, options.width]
-            found += measured(form, sizes, options.rounds, absent)
+            shape: list[int] = [rows, options.vocabulary, options.width]
+            found += measured(form, shape, options.rounds, absent)
     lines: list[Line] = [
         [x.divergence, str(x.rows), x.way, f"{x.milliseconds:.0f}", f"{x.speed:.2f}",
          f"{x.held:.0f}", f"{x.loss:.6f}"] for x in found

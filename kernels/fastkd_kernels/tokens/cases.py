@@ -49,8 +49,15 @@ def row_case(
     written = has_list and kd and (form != "kl" or rest == "tail")
     theirs = dtype if teacher == DENSE.value else "fp32" if written else None
     strides = ("student_outer", "student_inner", "teacher_outer", "teacher_inner")
-    sizes = (*strides, "rows", "listed", "scale_step", "inner", "vocabulary_units")
-    sizes = (*sizes, "compared_units")
+    sizes = (
+        *strides,
+        "rows",
+        "listed",
+        "scale_step",
+        "inner",
+        "vocabulary_units",
+        "compared_units",
+    )
     floats = (
         "gain",
         "ce_weight",
