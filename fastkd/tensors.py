@@ -1,11 +1,12 @@
 """Files of tensors, in the safetensors format: written whole, and read with nothing on trust."""
 
 import errno
+import math
 import os
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
@@ -31,6 +32,19 @@ def read_tensors(file: Path, device: str = "cpu") -> dict[str, Tensor]:
         raise RunFailed(f"{file}: cannot be read: {error}") from None
     check_values(tensors, file)
     return tensors
+
+
+def count_numbers(file: Path) -> int:
+    """How many a file's tensors have; InputError where it is damaged or no file."""
+    try:
+        with open_file(file) as opened:
+            if _odd(file):
+                return sum(tensor.numel() for tensor in load(opened.read()).values())
+        with safe_open(file, "pt") as tensors:
+            shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file}: damaged or missing: {error}") from None
+    return sum(math.prod(shape) for shape in shapes)
 
 
 def _odd(file: Path) -> bool:

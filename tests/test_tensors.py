@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from fastkd import tensors
 from fastkd.errors import InputError, RunFailed
-from fastkd.tensors import read_tensors, write_tensors
+from fastkd.tensors import count_numbers, read_tensors, write_tensors
 
 
 @pytest.fixture
@@ -27,6 +27,14 @@ def test_a_path_need_not_be_text(file):
     folder.mkdir()
     moved = file.rename(folder / file.name)
     assert torch.equal(read_tensors(moved)["a"], torch.arange(6.0))
+    assert count_numbers(moved) == 8
+
+
+def test_numbers_are_counted_and_damage_told(file):
+    assert count_numbers(file) == 8
+    file.write_bytes(file.read_bytes()[:9])
+    with pytest.raises(InputError, match="damaged or missing"):
+        count_numbers(file)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])

@@ -57,27 +57,29 @@ def command(
     from fastkd.data.lines import opened_output
     from fastkd.decode.score import score
     from fastkd.runs.folder import RunFolder, Weights
-    from fastkd.runs.scores import Entry, bleu_tokenizer_of, record_scores
+    from fastkd.runs.scores import Entry, bleu_tokenizer_of, record_scores, sha256_of_text
     from fastkd.runs.translation import Engine, decoding_settings, split_text, translate_split
 
     folder, other = RunFolder.open(run), None if against is None else RunFolder.open(against)
-    _, references = split_text(folder, split)
+    sources, references = split_text(folder, split)
     if other is not None:
         _check_same(folder, other, split, references)
     tokenizer, by = tokenize or bleu_tokenizer_of(folder), Engine(engine, compute_type)
     score(references[:1], references[:1], tokenizer)  # whoever lacks its package need not wait
 
-    def translated(which: RunFolder, weights: Weights) -> list[str]:
+    def translated(
+        which: RunFolder, weights: Weights, text: tuple[list[str], list[str]] | None = None
+    ) -> list[str]:
         with counting("translating", len(references)) as progress:
             return translate_split(
-                which, split, checkpoint, device, progress, by, weights, **search
+                which, split, checkpoint, device, progress, by, weights, text, **search
             )[0]
 
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(opened_output(output, None)) if output else None
         decoding = asdict(decoding_settings(folder, **search))
         weights = folder.read_weights(checkpoint)  # these are scored, whatever is trained meanwhile
-        hypotheses = translated(folder, weights)
+        hypotheses = translated(folder, weights, (sources, references))
         if file:
             file.writelines(line.encode() + b"\n" for line in hypotheses)
     result = score(hypotheses, references, tokenizer)
@@ -93,6 +95,7 @@ def command(
             decoding=decoding,
             engine=engine,
             compute_type=compute_type,
+            text_sha256=sha256_of_text(sources, references),
         )
         record_scores(folder, entry)
     else:

@@ -6,14 +6,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from fastkd.config.losses import A2D
 from fastkd.config.tree import Config
 from fastkd.errors import InputError
-from fastkd.reading import expect_file
 from fastkd.runs.folder import MODEL, RunFolder
 from fastkd.runs.scores import bleu_tokenizer_of, read_scores
+from fastkd.tensors import count_numbers
 from fastkd.terms.alignment import DEFAULT_WEIGHTS
 from fastkd.train.log import read_log
 
@@ -55,14 +53,7 @@ class Facts:
         """Numbers that the model has; None before its first checkpoint."""
         if not self.meta:
             return None
-        file = self.folder.weights_folder("last") / f"{MODEL}.safetensors"
-        try:
-            expect_file(file)
-            with safe_open(file, "pt") as tensors:
-                shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{file}: damaged or missing: {error}") from None
-        return sum(_product(shape) for shape in shapes)
+        return count_numbers(self.folder.weights_folder("last") / f"{MODEL}.safetensors")
 
     @cached_property
     def settings(self) -> dict[str, str]:
@@ -135,13 +126,6 @@ def _changed(value: Any) -> str:
         if field.name == "weight" or getattr(value, field.name) != field.default
     }
     return ", ".join(f"{name} {_changed(each)}" for name, each in kept.items()) or "as it is"
-
-
-def _product(shape: list[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
 
 
 def _is_number(value: Any) -> bool:

@@ -33,8 +33,8 @@ class Tested:
     def of(cls, methods: Sequence[Method], split: str) -> "Tested":
         """Of those ways that all scored runs have in common, the first run's last one.
 
-        One way is one `decoding`, engine, type of computation and BLEU signature; of `decoding`,
-        an autoregressive and a masked model have only `unknown` in common.
+        One way is one `decoding`, engine, type of computation, BLEU signature and text; of
+        `decoding`, an autoregressive and a masked model have only `unknown` in common.
         """
         runs = {run.name: run for method in methods for run in method.runs}
         ways = {name: found for name, run in runs.items() if (found := _ways(run, split))}
@@ -72,9 +72,9 @@ class Tested:
             return f"fastkd score RUN {self.split} adds scores on {self.split}"
         if not self.entries:
             return (
-                f"{self.split}: the runs were scored by different searches or BLEU signatures; "
-                f"fastkd score RUN {self.split}, with the same options for each, adds scores that "
-                "compare"
+                f"{self.split}: the runs were scored by different searches or BLEU signatures, or"
+                f" on different texts; fastkd score RUN {self.split}, with the same options for"
+                " each, adds scores that compare"
             )
         signature = next(iter(self.entries.values())).get("bleu_signature")
         return f"{self.split}: by fastkd score, {signature}"
@@ -86,7 +86,9 @@ def _ways(run: Facts, split: str) -> dict[Way, Entry]:
     for entry in run.scores(split):
         kept = entry.get("decoding")
         decoding = asdict(DecodingConfig()) | (kept if isinstance(kept, dict) else {})
-        general = [entry.get(key) for key in ("engine", "compute_type", "bleu_signature")]
+        general = [
+            entry.get(key) for key in ("engine", "compute_type", "bleu_signature", "text_sha256")
+        ]
         search = [decoding[key] for key in _SEARCH[run.config.model.kind]]
         way = json.dumps([*general, decoding["unknown"]]), json.dumps(search)
         found.pop(way, None)

@@ -1,5 +1,6 @@
 """`scores.json` of a run: what `fastkd score` found, one entry a split, checkpoint and search."""
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +33,12 @@ class Entry:
     decoding: dict[str, Any]  # the settings of the search
     engine: str
     compute_type: str
+    text_sha256: str  # of the split's sentences and references
+
+
+def sha256_of_text(sources: list[str], references: list[str]) -> str:
+    """Of what was translated and what it was held against."""
+    return hashlib.sha256(json.dumps([sources, references]).encode()).hexdigest()
 
 
 def scores_file(run: RunFolder) -> Path:

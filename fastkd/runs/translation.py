@@ -91,10 +91,14 @@ def translate_split(
     progress: Callable[[int], None] | None = None,
     engine: Engine = OWN,
     weights: Weights | None = None,
+    text: tuple[list[str], list[str]] | None = None,
     **search: Any,
 ) -> tuple[list[str], list[str]]:
-    """Translations of a split of the run's corpus, and its references; the rest as above."""
-    sources, references = split_text(run, split)
+    """Translations of a split of the run's corpus, and its references; the rest as above.
+
+    text: what `split_text` gives, where it is read already
+    """
+    sources, references = text or split_text(run, split)
     translator = open_translator(run, checkpoint, device, engine, weights=weights, **search)
     found = translator.translate(sources, progress or (lambda count: None))
     return [best.text for best, *_ in found], references

@@ -41,6 +41,21 @@ def test_scores_are_kept(taught, run, capsys, tmp_path):
     assert "tok:char" in entries(run)[-1]["bleu_signature"]
 
 
+def test_scores_tell_of_what_text_they_are(shop, run):
+    """So that those of a text that changed meanwhile do not stand beside others."""
+    path = run / "config.yaml"
+    tree = yaml.safe_load(path.read_text())
+    tree["data"] |= {"test": str(shop.folder / "test"), "train": str(shop.folder / "train")}
+    path.write_text(yaml.safe_dump(tree))
+    hashes = set()
+    for change in ("", "den "):
+        text = shop.folder / "test.dsb"
+        text.write_text(change + text.read_text())
+        assert shop.run("score", str(run), "test") == 0
+        hashes.add(entries(run)[0]["text_sha256"])
+    assert len(hashes) == 2
+
+
 def test_scores_are_of_the_checkpoint_that_translated(taught, run, monkeypatch):
     """Also where there is a better one when all is translated."""
     before, translate = RunFolder.open(run).read_meta()["update"], translation.translate_split
@@ -106,7 +121,7 @@ def test_two_that_score_at_once_both_keep_theirs(run, monkeypatch):
 
     def record(split):
         values = (1.0, 2.0, "signature", "signature")
-        record_scores(folder, Entry(split, "best", 4, 5, *values, {}, "pytorch", "float32"))
+        record_scores(folder, Entry(split, "best", 4, 5, *values, {}, "pytorch", "float32", "0"))
 
     monkeypatch.setattr(scores, "read_scores", slowly)
     threads = [threading.Thread(target=record, args=(split,)) for split in ("dev", "test")]

@@ -68,6 +68,48 @@ def test_an_error_in_place_of_a_signal_is_the_signal(taught, tmp_path, number, s
     assert done.stderr.strip() == ("" if number == signal.SIGTERM else "fastkd: interrupted")
 
 
+MEASURING = """
+import os, signal, sys
+from pathlib import Path
+import fastkd.bench.arguments
+from fastkd.__main__ import main as run
+from fastkd.files import temporary_folder
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+def bench(arguments):
+    with temporary_folder(Path(arguments[0]), "rows"):
+        os.kill(os.getpid(), int(sys.argv[1]))
+
+fastkd.bench.arguments.bench = bench
+sys.exit(run(["bench", sys.argv[2]]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "said"),
+    [(signal.SIGTERM, -signal.SIGTERM, ""), (signal.SIGINT, 1, "fastkd: interrupted")],
+)
+def test_a_benchmark_that_is_ended_leaves_nothing(tmp_path, number, status, said):
+    command = [sys.executable, "-c", MEASURING, str(int(number)), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.strip()) == (status, said)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(KeyboardInterrupt, "interrupted"), (OSError(24, "Too many open files"), "Too many open")],
+)
+def test_what_ends_a_verb_before_it_begins_is_told(monkeypatch, capsys, error, said):
+    def ended(name):
+        raise error
+
+    monkeypatch.setattr("importlib.metadata.version", ended)
+    assert main(["train", "x.yaml"]) == 1
+    assert capsys.readouterr().err.startswith(f"fastkd: {said}")
+
+
 def test_a_demo_that_is_stopped_ends_as_training_does(monkeypatch, tmp_path):
     """At 0.1 with 0, so that what waits for it goes on."""
     stopped = SimpleNamespace(train=lambda: None, finished=False, stopped_by=signal.SIGTERM)

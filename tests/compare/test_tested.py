@@ -78,6 +78,7 @@ def test_a_best_update_that_is_not_known_is_the_last(copies):
         {"engine": "ctranslate2"},
         {"compute_type": "int8"},
         {"bleu_signature": "nrefs:1|tok:char"},
+        {"text_sha256": "of another text"},
     ],
 )
 def test_scores_made_otherwise_are_not_shown_beside_each_other(copies, changes):
