@@ -28,9 +28,16 @@ def known() -> dict[str, tuple[Plan, Results]]:
 
 
 def splits(plan: Plan, results: Results) -> tuple[str, ...]:
-    """What is shown beside dev is what the row that others are compared with was scored on."""
-    baseline = Trial(plan, plan.baseline, plan.seeds[0])
-    return ("dev", *(on for on in SPLITS[1:] if results.of(baseline, str(baseline.scored(on)[0]))))
+    """What is shown beside dev is what any row but the teacher was scored on."""
+    trials = list(plan.trials())
+    return (
+        "dev",
+        *(
+            on
+            for on in SPLITS[1:]
+            if any(results.of(trial, str(trial.scored(on)[0])) for trial in trials)
+        ),
+    )
 
 
 def tables() -> dict[Path, str]:
@@ -49,10 +56,10 @@ def tables() -> dict[Path, str]:
 def drawn() -> Iterator[tuple[Plan, Results, str, Path]]:
     """The pictures beside the tables: plan, results, split and file of each that is there."""
     for name, (plan, results) in known().items():
-        split = splits(plan, results)[-1]
-        file = HERE / "results" / f"{name}-{split}.png"
-        if file.exists():
-            yield plan, results, split, file
+        for split in splits(plan, results):
+            file = HERE / "results" / f"{name}-{split}.png"
+            if file.exists():
+                yield plan, results, split, file
 
 
 def in_short(plan: Plan, results: Results, names: Sequence[str] = ()) -> str:

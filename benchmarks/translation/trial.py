@@ -24,9 +24,9 @@ from fastkd.runs.translation import open_translator, split_text
 
 
 def prepare(trial: Trial) -> None:
-    """The corpus of a recipe, once."""
-    if not Path(load_config(trial.recipe).data.prepared).exists():
-        fastkd("prepare", trial.recipe)
+    """The corpus of a recipe, once, with what the plan sets."""
+    if not Path(load_config(trial.recipe, trial.plan.set).data.prepared).exists():
+        fastkd("prepare", trial.recipe, *trial.plan.set)
 
 
 def train(trial: Trial, updates: int | None = None, until: float | None = None) -> None:
