@@ -13,6 +13,10 @@ class InputError(ValueError):
     """A config, file or command line is wrong; one line that names it and what was expected."""
 
 
+class Forbidden(InputError):  # noqa: N818
+    """What is there may not be read; it is as it was written, for all that is known."""
+
+
 class Stopped(Exception):  # noqa: N818
     """A signal has stopped the work, which is saved and can go on."""
 

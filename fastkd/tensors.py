@@ -64,8 +64,11 @@ def write_tensors(
     tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None
 ) -> None:
     """Writes a file, for a folder that appears whole; OSError where the disk does not take it."""
+    file.touch()
+    mode = file.stat().st_mode  # as the umask has it; of a file of its own it is 0600
     try:
         save_file(tensors, file, metadata)
+        file.chmod(mode)
     except SafetensorError as error:  # a full disk, of which it keeps only the words
         raise OSError(errno.EIO, f"cannot be written: {error}", str(file)) from None
 

@@ -37,6 +37,17 @@ def test_numbers_are_counted_and_damage_told(file):
         count_numbers(file)
 
 
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_who_may_read_it_is_for_the_umask_to_say(file, mask):
+    """And not for safetensors, whose files are the user's alone."""
+    before = os.umask(mask)
+    try:
+        write_tensors({"a": torch.ones(2)}, file.with_name("new"))
+    finally:
+        os.umask(before)
+    assert file.with_name("new").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_what_is_not_finite_is_refused(file, value):
     write_tensors({"a": torch.tensor([1.0, value])}, file)

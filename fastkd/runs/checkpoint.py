@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastkd.errors import InputError
+from fastkd.errors import Forbidden, InputError
 from fastkd.files import replaced_folder, write_file
 from fastkd.reading import read_text, sha256_of
 from fastkd.tensors import read_tensors, write_tensors
@@ -42,9 +42,11 @@ def write_meta(folder: Path, meta: dict[str, Any], checksums: dict[str, str]) ->
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """The checkpoint's `meta`; InputError where it is damaged."""
+    """The checkpoint's `meta`; InputError where it is damaged, Forbidden where it is unreadable."""
     try:
         meta = json.loads(read_text(folder / META))
+    except PermissionError as error:
+        raise Forbidden(f"{folder / META}: cannot be read: {error.strerror}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{folder / META}: damaged or missing checkpoint: {error}") from None
     if not isinstance(meta, dict) or not isinstance(meta.get("sha256"), dict):
@@ -60,6 +62,8 @@ def read_group(
 ) -> dict[str, Tensor]:
     """One group's tensors; InputError unless the file is what was written, and all finite.
 
+    Forbidden where it may not be read: it may be whole.
+
     meta: the checkpoint's, where it is read already; the tensors are those that it tells of
     """
     file = folder / f"{group}.safetensors"
@@ -67,6 +71,8 @@ def read_group(
     try:
         if expected != sha256_of(file):
             raise InputError(f"{file}: damaged: its checksum is not the one in {META}")
+    except PermissionError as error:
+        raise Forbidden(f"{file}: cannot be read: {error.strerror}") from None
     except OSError as error:
         raise InputError(f"{file}: damaged or missing: {error}") from None
     return read_tensors(file, device)

@@ -18,7 +18,7 @@ from fastkd.config.load import dump_config, parse, validate
 from fastkd.config.tree import Config
 from fastkd.data.prepare import Prepared
 from fastkd.data.tokenizer import FOLDER, Tokenizers
-from fastkd.errors import InputError, RunFailed
+from fastkd.errors import Forbidden, InputError, RunFailed
 from fastkd.files import clear_leftovers, drop_folder, foreign_file, writable, write_file
 from fastkd.nn.build import build_model
 from fastkd.nn.transformer import Transformer
@@ -263,7 +263,7 @@ class RunFolder:
     def newest_whole(self, groups: Sequence[str]) -> Saved | None:
         """The newest checkpoint that is not damaged; None where there is no checkpoint at all.
 
-        Raises InputError where all are damaged.
+        Raises InputError where all are damaged, or one may not be read.
         """
         folders = self.checkpoints()
         for folder in reversed(folders):
@@ -271,6 +271,8 @@ class RunFolder:
                 meta = read_meta(folder)
                 read = {group: read_group(folder, group, meta=meta) for group in groups}
                 return Saved(folder, meta, read)
+            except Forbidden:
+                raise  # it may be whole, and would be replaced
             except InputError as damage:
                 LOGGER.warning("%s; going back to the checkpoint before", damage)
         if folders:
@@ -327,7 +329,6 @@ class RunFolder:
 
     def read_weights(self, selection: str = "best", group: str = MODEL) -> Weights:
         """The `best`, `last` or `average` weights of the model, or of another group."""
-
         return self.read_groups(selection, [group])[group]
 
     def read_groups(self, selection: str, groups: Sequence[str]) -> dict[str, Weights]:
@@ -335,8 +336,8 @@ class RunFolder:
 
         def read(place: Path) -> dict[str, Weights]:
             meta = read_meta(place)
-            return {name: Weights(place, meta, read_group(place, name, meta=meta), name)
-                    for name in groups}  # fmt: skip
+            found = {name: read_group(place, name, meta=meta) for name in groups}
+            return {name: Weights(place, meta, tensors, name) for name, tensors in found.items()}
 
         return self._settled(selection, read)
 

@@ -55,6 +55,8 @@ def read_scores(run: RunFolder) -> list[dict[str, Any]]:
         entries = json.loads(read_text(path))["scores"]
     except FileNotFoundError:
         return []
+    except PermissionError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: damaged ({error}); delete it to score anew") from None
     if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):

@@ -1,8 +1,12 @@
 """Weights that are read while a run is trained."""
 
+import errno
+import os
+
 import pytest
 import torch
 
+from fastkd.errors import InputError
 from fastkd.reading import sha256_of
 from fastkd.runs import checkpoint, folder
 from fastkd.runs.checkpoint import write_checkpoint
@@ -70,3 +74,20 @@ def test_groups_are_of_one_checkpoint(tmp_path, monkeypatch):
         MODEL: 1.0,
         OBJECTIVE: 1.0,
     }
+
+
+@pytest.mark.parametrize("reads", ["sha256_of", "read_text"])
+def test_a_checkpoint_that_may_not_be_read_is_not_passed_over(tmp_path, monkeypatch, reads):
+    """It may be whole, and training on from the one before would replace it."""
+    run, read = RunFolder(tmp_path), getattr(checkpoint, reads)
+    for update in (1, 2):
+        write_checkpoint(run.checkpoint(update), {MODEL: {"weight": torch.ones(3)}}, {})
+
+    def forbidden(path):
+        if path.parent == run.checkpoint(2):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return read(path)
+
+    monkeypatch.setattr(checkpoint, reads, forbidden)
+    with pytest.raises(InputError, match=r"00000002/.*: cannot be read: Permission denied"):
+        run.newest_whole((MODEL,))
