@@ -10,6 +10,13 @@ from pathlib import Path
 from fastkd.config import losses, schedule, tree
 from fastkd.config.recipes import recipes
 
+_PLACES = {  # in a run's configuration
+    tree.Config: "the whole", tree.DataConfig: "`data`", tree.TokenizerConfig: "`tokenizer`",
+    tree.ModelConfig: "`model`", tree.CMLMConfig: "`model.cmlm`",
+    tree.TrainingConfig: "`training`", tree.OptimizerConfig: "`training.optimizer`",
+    tree.DecodingConfig: "`decoding`", tree.StartConfig: "`start`", tree.TeacherConfig: "`teacher`",
+    schedule.Schedule: "a weight that changes", schedule.RepeatsSchedule: "iterations that change",
+}  # fmt: skip
 _ORDER = (
     tree.Config, tree.DataConfig, tree.TokenizerConfig, tree.ModelConfig, tree.CMLMConfig,
     tree.TrainingConfig, tree.OptimizerConfig, tree.DecodingConfig, tree.StartConfig,
@@ -40,7 +47,7 @@ def configuration() -> str:
     parts = []
     for cls in _ORDER:
         name = getattr(cls, "name", None)
-        title = f"Loss `{name}`" if name else f"`{cls.__name__}`"
+        title = f"`losses`: `{name}`" if name else _PLACES[cls].capitalize()
         parts.append(f"## {title}\n\n{inspect.getdoc(cls)}\n")
         parts.append("| key | default | meaning |\n|---|---|---|")
         meanings = comments(cls)

@@ -2,17 +2,22 @@
 
 import click
 
+from fastkd.config.load import dump_config, load_config
 from fastkd.config.recipes import nearest, recipes
 from fastkd.errors import InputError
 
 
 @click.command("recipes", short_help="List the configurations to begin with.")
 @click.argument("prefix", default="")
-def command(prefix: str) -> None:
+@click.option("--show", is_flag=True, help="Print the recipe PREFIX with every key, as YAML.")
+def command(prefix: str, show: bool) -> None:
     """List the bundled recipes whose names begin with PREFIX, with what each is.
 
     A recipe's name stands for its file wherever a CONFIG is expected.
     """
+    if show:
+        click.echo(dump_config(load_config(prefix)), nl=False)
+        return
     found = list(recipes(prefix))
     if not found:
         told = f"{prefix}: no recipe's name begins so; `fastkd recipes` lists all"

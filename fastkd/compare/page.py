@@ -69,7 +69,9 @@ def page(
             curves={name: picture for name, picture in curves.items() if picture},
             components=components(methods, looks),
             head_pictures={name: picture for name, picture in pictures.items() if picture},
-            memory=step_tables("Predicted for a CPU, by what is alive at the peak", steps or []),
+            memory=step_tables("Predicted for a CPU, by what is alive at the peak", steps)
+            if steps
+            else (),
             timeline=svg(timeline(steps, "Memory of a training step")) if steps else None,
             samples=samples,
         )

@@ -6,15 +6,23 @@ from fastkd.memory.profiling import MemoryProfile, Use, profile
 from fastkd.memory.snapshot import read_snapshot, recorded_step
 
 if TYPE_CHECKING:
-    from fastkd.memory.pair.pair import Pair
+    from fastkd.memory.pair.pair import Pair, PairMemory
 
-__all__ = ["MemoryProfile", "Pair", "Use", "profile", "read_snapshot", "recorded_step"]
+__all__ = [
+    "MemoryProfile",
+    "Pair",
+    "PairMemory",
+    "Use",
+    "profile",
+    "read_snapshot",
+    "recorded_step",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """`Pair`, whose packages the losses alone do not need."""
-    if name == "Pair":
-        from fastkd.memory.pair.pair import Pair
+    """What needs packages that the losses alone do not."""
+    if name in ("Pair", "PairMemory"):
+        from fastkd.memory.pair import pair
 
-        return Pair
+        return getattr(pair, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,6 +11,7 @@ import pytest
 from fastkd.__main__ import main
 from fastkd.compare.facts import Facts
 from fastkd.compare.methods import methods_of
+from fastkd.compare.page import page as compare_page
 from fastkd.compare.samples import marked
 from fastkd.compare.verdicts import sentences
 
@@ -61,6 +62,13 @@ def test_page_needs_nothing_else(page):
     assert text.count('class="sample"') == 3
     assert "paired bootstrap over sentences" in text
     assert "(a line a seed)" in text
+
+
+def test_a_page_without_memory_says_nothing_of_it(runs):
+    drawn = compare_page(methods_of([Facts.read(run) for run in runs]))
+    assert "<h2>Memory" not in drawn and "None" not in re.sub(
+        r"<svg.*?</svg>", "", drawn, flags=re.S
+    )
 
 
 @pytest.mark.parametrize("width", [400, 1400])

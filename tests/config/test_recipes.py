@@ -158,3 +158,12 @@ def test_recipes_are_listed():
     assert [line.split()[0] for line in lines] == [
         n for n in RECIPES if n.startswith("wmt22-de-dsb/")
     ]
+
+
+def test_a_recipe_is_shown_with_every_key(tmp_path):
+    shown = CliRunner().invoke(group, ["recipes", "--show", "multi30k/a2d"], catch_exceptions=False)
+    assert shown.exit_code == 0
+    file = tmp_path / "shown.yaml"
+    file.write_text(shown.output, encoding="utf-8")
+    assert load_config(str(file)) == load_config("multi30k/a2d")
+    assert "attention_dropout:" in shown.output  # which the recipe leaves at its default
