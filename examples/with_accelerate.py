@@ -1,7 +1,8 @@
 """A student distilled in Accelerate's loop: `accelerate launch examples/with_accelerate.py`.
 
-Alone, on several devices (`--num_processes 2`), or divided over them (`--use_fsdp --fsdp_version 2
---fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP`).
+Alone, on several devices (`--num_processes 2`), or divided over them by FSDP2 (`--use_fsdp
+--fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP
+--fsdp_cpu_ram_efficient_loading false`).
 """
 
 import torch

@@ -41,7 +41,10 @@ def test_example_of_two_processes(name):
     assert_learned(launched(*launcher, str(EXAMPLES / f"{name}.py")))
 
 
-FSDP2 = "--use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP"
+FSDP2 = (
+    "--use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP "
+    "--fsdp_cpu_ram_efficient_loading false"
+)
 
 
 @pytest.mark.slow
