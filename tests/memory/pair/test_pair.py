@@ -225,16 +225,17 @@ def test_the_command_line_measures_and_predicts(student, tmp_path, capsys):
     assert plot.stat().st_size > 1000
 
 
-def test_the_command_line_predicts_one_of_several_devices(tmp_path, capsys):
+@pytest.mark.parametrize("largest", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_command_line_predicts_one_of_several_devices(tmp_path, capsys, largest):
     config = transformers.AutoConfig.for_model("llama", **SHARED, **SIZES["llama"])
     config.save_pretrained(tmp_path / "student")
     arguments = ["memory", str(tmp_path / "student"), f"teacher={tmp_path / 'student'}"]
     arguments += ["batch=2", "length=12", "--predict", "1GiB", "--sharding", "fully_shard"]
-    arguments += ["--processes", "8"]
+    arguments += ["--processes", "8", *([] if largest else ["--no-largest"])]
     assert main(arguments) == 0
     printed, told = capsys.readouterr()
     assert "Predicted, of one of 8 devices with sharding fully_shard." in printed
-    assert "Largest batch predicted to fit into 1.00 GiB: batch = " in printed
+    assert ("Largest batch predicted to fit into 1.00 GiB: batch = " in printed) == largest
     assert "DISTRIBUTED" not in told  # nothing is said of processes that are pretended
 
 
