@@ -276,10 +276,23 @@ def shared_again(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
-def gathered(model: nn.Module) -> Iterator[list[Tensor]]:
-    """By unit, what FSDP2 has whole parameters in while it needs them; empty in between."""
-    for _, group in _groups(model):
-        yield [t for held in group.fsdp_params for t in getattr(held, "all_gather_outputs", ())]
+@dataclass(frozen=True)
+class Filled:
+    """What FSDP2 has a unit's whole parameters in while it needs them; nothing before it first did.
+
+    Empty in between.
+    """
+
+    group: Any
+
+    def __call__(self) -> list[Tensor]:
+        found = [getattr(held, "all_gather_outputs", ()) for held in self.group.fsdp_params]
+        return [tensor for each in found for tensor in each] if all(found) else []
+
+
+def gathered(model: nn.Module) -> list[Filled]:
+    """Of each unit."""
+    return [Filled(group) for _, group in _groups(model)]
 
 
 class _Gathered(torch.autograd.Function):

@@ -80,7 +80,7 @@ class Tracker(TorchDispatchMode):
         self._alive: dict[int, tuple[weakref.ref[UntypedStorage], Block]] = {}
         self._older: dict[int, weakref.ref[UntypedStorage]] = {}
         self._last_phase = "forward"
-        self._units: dict[int, _Unit] = {}  # by their first storage
+        self._units: dict[Callable[[], Sequence[Tensor]], _Unit] = {}
 
     def __enter__(self) -> Self:
         self._inside = contextlib.ExitStack()
@@ -116,15 +116,13 @@ class Tracker(TorchDispatchMode):
                 self._born(tensor, (), label, "before")
             self._alive[storage._cdata][1].label = label
 
-    def watch(self, unit: Iterable[Tensor]) -> None:
-        """Counts what is put into these tensors' storages, as FSDP2 fills and empties them."""
-        blocks = {}
-        for tensor in unit:
-            self.hold([tensor], WHOLE)
-            number = tensor.untyped_storage()._cdata
-            blocks[number] = self._alive[number][1]
-        if blocks:
-            self._units[next(iter(blocks))] = _Unit(blocks)
+    def watch(self, units: Iterable[Callable[[], Sequence[Tensor]]]) -> None:
+        """Counts what is put into the storages of units' tensors, as FSDP2 fills and empties them.
+
+        units: each tells its tensors, or none as long as they are not made
+        """
+        for unit in units:
+            self._units.setdefault(unit, _Unit({}))
         self._see_refilled()  # what was taken out since the last operator
 
     def __torch_dispatch__(
@@ -184,7 +182,9 @@ class Tracker(TorchDispatchMode):
 
     def _see_refilled(self) -> None:
         """Storages that have another size than before are as another's."""
-        for unit in self._units.values():
+        for tensors, unit in self._units.items():
+            if not unit.blocks:
+                self._begin(unit, tensors())
             first = next(iter(unit.blocks.items()), None)
             if first is None or (unit.even and not self._changed(*first)):
                 continue  # models have hundreds of storages, and steps ten thousands of operators
@@ -192,6 +192,12 @@ class Tracker(TorchDispatchMode):
                 if self._changed(number, block):
                     self._refill(unit, number, block)
             unit.even = len({block.size > 0 for block in unit.blocks.values()}) == 1
+
+    def _begin(self, unit: _Unit, tensors: Sequence[Tensor]) -> None:
+        for tensor in tensors:
+            self.hold([tensor], WHOLE)
+            number = tensor.untyped_storage()._cdata
+            unit.blocks[number] = self._alive[number][1]
 
     def _changed(self, number: int, block: Block) -> bool:
         """Whether the storage is gone, or of another size."""

@@ -58,6 +58,15 @@ def test_what_is_held_and_the_head_fall_with_the_processes(tied):
     assert steps[8].peak < steps[1].peak - head * 7 / 8
 
 
+def test_the_allocator_does_not_keep_what_fsdp2_empties():
+    above = {}
+    for n in (1, 8):
+        step = dataclasses.replace(divided_steps.pair(n), backend="torch").predicted("cuda")
+        above[n] = step.allocator["peak allocated"] - step.peak
+    teacher = sum(p.numel() for p in divided_steps.llama(3, 96, False).parameters()) * 4
+    assert above[8] < above[1] + teacher / 2
+
+
 def test_the_own_trainer_divides_its_teacher_too():
     config = divided_steps.own()
     held = {

@@ -94,7 +94,7 @@ def test_a_unit_is_filled_one_storage_after_another():
         tensor.untyped_storage().resize_(0)
     x, held = torch.ones(1), []
     tracker = Tracker()
-    tracker.watch(unit)
+    tracker.watch([lambda: unit])
     with tracker:
         for sizes in [(0, 0), (4000, 0), (4000, 2000), (4000, 2000), (0, 0), (4000, 2000)]:
             for tensor, size in zip(unit, sizes, strict=True):
@@ -104,3 +104,16 @@ def test_a_unit_is_filled_one_storage_after_another():
             alive = (b.size for b in tracker.blocks if b.lives(tracker.time) and b.label)
             held.append(sum(alive))
     assert held == [0, 4000, 6000, 6000, 0, 6000]
+
+
+def test_a_unit_that_is_made_later_is_watched_from_then_on():
+    made = []
+    tracker = Tracker()
+    tracker.watch([lambda: made])
+    with tracker:
+        made.append(torch.empty(1000))
+        x = torch.ones(1)
+        assert [b.size for b in tracker.blocks if b.label] == [4000]
+        made[0].untyped_storage().resize_(0)
+        x + 1
+        assert sum(b.size for b in tracker.blocks if b.lives(tracker.time) and b.label) == 0

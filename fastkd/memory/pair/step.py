@@ -66,8 +66,7 @@ class PairStep:
             tracker.hold(_tensors(teacher), "teacher")
         tracker.hold([self.buckets], "gradient buckets")
         for model in filter(None, (self.student, teacher)):
-            for unit in gathered(model):
-                tracker.watch(unit)
+            tracker.watch(gathered(model))
         states: Iterable[dict[str, Any]] = self.optimizer.state.values()
         held = (value for state in states for value in state.values())
         tracker.hold((value for value in held if isinstance(value, Tensor)), "optimizer")

@@ -71,8 +71,7 @@ class TrainingStep:
         tracker.hold(self.model.buffers(), "parameters")
         if self.teacher is not None:
             tracker.hold([*self.teacher.parameters(), *self.teacher.buffers()], "teacher")
-        for unit in gathered(updater.learner):
-            tracker.watch(unit)
+        tracker.watch(gathered(updater.learner))
         tracker.hold([self.buckets], "gradient buckets")
         tracker.hold((parameter.grad for parameter in updater.parameters), "gradients")
         state = (t for tensors in updater.optimizer.state.values() for t in tensors.values())
