@@ -145,6 +145,9 @@ def _tokens() -> Iterator[Call]:
         **{f"CE + {form}": taught | {"divergence": form} for form in FORMS[1:]},
         "CE + entropy": {"ce_weight": 1.0, "kd_weight": 0.0, "entropy_weight": 1.0},
         "CE + KD + entropy": taught | {"entropy_weight": 1.0},
+        "CE + jsd near 0": taught | {"divergence": "jsd", "beta": 1e-3},
+        "CE + KD, capped": taught | {"student_soft_cap": 30.0, "teacher_soft_cap": 30.0},
+        "CE + KD, fewer compared": taught | {"vocabulary": 32000},
     }.items():
 
         def dense(options: dict[str, Any] = options) -> None:
