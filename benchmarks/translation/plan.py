@@ -22,7 +22,7 @@ STRICT = ConfigDict(extra="forbid")
 class Pieces:
     """A row that is trained `training.updates` at a time until dev BLEU gains no more."""
 
-    gain: NonNegative  # over the best before it; a piece that gives less is one in vain
+    gain: NonNegative  # over the best before it; a piece that gives less, or none, is one in vain
     patience: Annotated[int, Field(ge=1)] = 1  # so many in vain in a row are the last
     hours: AboveZero | None = None  # of training after which no other piece begins
 
@@ -32,7 +32,7 @@ class Pieces:
         by_updates = {int(line["updates"]): line for line in lines}
         for _, line in sorted(by_updates.items()):
             bleu = float(line["bleu"])
-            vain = vain + 1 if bleu < best + self.gain else 0
+            vain = vain + 1 if bleu < best + self.gain or bleu <= best else 0
             best = max(best, bleu)
         if self.hours is not None and lines:
             spent = max(float(line["training_seconds"]) for line in lines)

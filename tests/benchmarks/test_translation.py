@@ -1,10 +1,13 @@
 """The table of translation quality: its plans, and what it makes of results."""
 
 import dataclasses
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
+from benchmarks.translation import __main__ as command
 from benchmarks.translation import pace, picture
 from benchmarks.translation.__main__ import ended, refuse_unless_ended
 from benchmarks.translation.picture import draw
@@ -12,7 +15,7 @@ from benchmarks.translation.plan import Pieces, Plan, Row, Trial, read_plan
 from benchmarks.translation.rehearsal import rehearsed
 from benchmarks.translation.results import Results, markdown
 from benchmarks.translation.splits import Scored
-from benchmarks.translation.trial import write_lines
+from benchmarks.translation.trial import Unfinished, fastkd, write_lines
 from fastkd.compare.pictures import NO_INTERVAL, scores
 from fastkd.config.load import load_config
 
@@ -232,7 +235,7 @@ def test_pieces_in_vain_must_follow_each_other():
     assert not until.ended(pieces(5.0, 4.0))
     assert not until.ended(pieces(5.0, 4.0, 6.0, 5.9))
     assert until.ended(pieces(5.0, 4.0, 6.0, 5.9, 5.8))
-    assert not until.ended(pieces(5.0, 5.0, 5.0))  # none is worse
+    assert until.ended(pieces(0.0, 0.0, 0.0))  # what is equal is not raised
 
 
 def test_the_sealed_half_waits_for_every_run(plan, tmp_path):
@@ -289,3 +292,31 @@ def test_hours_of_rows_are_updates_times_their_pace(plan):
     assert shown.lines[0] == ["alone", "0.900", "1.00", "400", "0.10", "3", ""]
     assert shown.lines[1] == ["taught", "1.800", "2.00", "400", "0.20", "3", ""]
     assert shown.remarks[0].startswith("0.9 hours")
+
+
+def test_what_takes_longer_than_is_left_is_stopped():
+    fastkd("--version", until=time.monotonic() + 120)
+    with pytest.raises(Unfinished):
+        fastkd("--version", until=time.monotonic())
+    with pytest.raises(subprocess.CalledProcessError):
+        fastkd("nothing", until=time.monotonic() + 120)
+
+
+def test_a_run_that_is_gone_is_made_again_for_what_needs_it(plan, tmp_path, monkeypatch):
+    """Its results are here, so nothing of it is scored; what they say it had is trained."""
+    rows = plan.rows | {"then": Row(recipe="word_kd", begin="taught")}
+    plan = dataclasses.replace(plan, rows=rows, seeds=(1,))
+    results = Results(tmp_path / "table.csv")
+    for name in ("teacher", "taught"):
+        results.add({**line(Trial(plan, name, 1), "dev", 5.0), "updates": 3000})
+    done = []
+
+    def train(trial, updates, until):
+        done.append((trial.name, updates))
+        (trial.folder / "checkpoints" / "00003000").mkdir(parents=True)
+
+    monkeypatch.setattr(command, "train", train)
+    monkeypatch.setattr(command, "result", lambda trial, on, most: line(trial, str(on), 6.0))
+    command.Work(plan, results, ("dev",), None).finish(Trial(plan, "then", 1))
+    assert done == [("teacher", 3000), ("taught", 3000), ("then", None)]
+    assert [each["method"] for each in results.lines] == ["teacher", "taught", "then"]
