@@ -15,6 +15,10 @@ import fastkd.files
 VERBS = ["prepare", "train", "average", "score", "distill", "export", "cache-teacher"]
 
 
+def slow(number):
+    return pytest.param(number, marks=pytest.mark.slow)
+
+
 @pytest.fixture
 def commands(taught, tmp_path):
     """Each verb that writes folders, over the taught workshop and a run in `tmp_path`."""
@@ -45,7 +49,9 @@ def refusing(number):
     return refused
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS])
+@pytest.mark.parametrize(
+    "number", [errno.ENOLCK, *map(slow, (errno.ENOTSUP, errno.EINVAL, errno.ENOSYS))]
+)
 def test_work_goes_on_without_locks(taught, commands, number, monkeypatch, caplog):
     monkeypatch.setattr(fcntl, "flock", refusing(number))
     for verb in VERBS:
@@ -75,7 +81,7 @@ def test_a_killed_run_leaves_no_lock_where_there_are_none(taught, commands):
     assert "falling back" not in done.stderr
 
 
-@pytest.mark.parametrize("number", [errno.EINVAL, errno.EBADF, errno.ENOTSUP])
+@pytest.mark.parametrize("number", [errno.EINVAL, *map(slow, (errno.EBADF, errno.ENOTSUP))])
 def test_folders_that_cannot_be_waited_for(taught, commands, number, monkeypatch):
     """As with CIFS and some of FUSE; files are waited for all the same."""
     wait, waited = os.fsync, []
