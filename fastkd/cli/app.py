@@ -31,6 +31,14 @@ VERBS = (
 )
 
 
+class _ByPackage(logging.Formatter):
+    """Says whose warning it is: libraries have theirs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        record.package = record.name.partition(".")[0]
+        return super().format(record)
+
+
 class Verbs(click.Group):
     """Each verb is the `command` of a module of its name, imported when it is asked for."""
 
@@ -65,7 +73,9 @@ def app(arguments: list[str]) -> int:
     130, 143, 129 or 152 after an interrupt, SIGTERM, SIGHUP or SIGXCPU, where an unfinished run was
     saved.
     """
-    logging.basicConfig(format="fastkd: %(levelname)s: %(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_ByPackage("%(package)s: %(levelname)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
 
     def work() -> int:
         with cleaning_up():

@@ -113,7 +113,7 @@ def _teacher(
 ) -> tuple[tuple[Transformer, ModelConfig] | CachedTeacher, str | None]:
     """The teacher's model and its configuration, or its cache; and the hash of either."""
     if (config.run is None) == (config.cache is None):
-        raise InputError("teacher: expected one of the keys run and cache")
+        raise InputError("teacher: expected either run or cache, and not both")
     if config.cache is not None:
         cache = TeacherCache(config.cache, prepared.train)
         cache.check_vocabulary(prepared.tokenizers.target.size)

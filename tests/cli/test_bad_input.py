@@ -262,3 +262,15 @@ def test_what_prepare_was_given_is_named(shop, capsys):
         capsys
     )
     assert shop.run("train", config, *told.rpartition(": ")[2].split()) == 0
+
+
+def test_a_warning_tells_whose_it_is():
+    code = (
+        "import logging\nfrom fastkd.cli.app import app\napp(['--version'])\n"
+        "for name in ('fastkd.runs', 'other.part'): logging.getLogger(name).warning('of %s', name)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stderr.splitlines()[-2:] == [
+        "fastkd: WARNING: of fastkd.runs",
+        "other: WARNING: of other.part",
+    ]

@@ -114,7 +114,7 @@ def test_losses_that_a_cache_cannot_serve(taught, cached, tmp_path, capsys, loss
 def test_a_teacher_is_a_run_or_a_cache(taught, tmp_path, capsys, teacher):
     config = student(taught, tmp_path, "wrong", teacher, [{"name": "word_kd"}])
     assert taught.run("train", config) == 2
-    assert "expected one of the keys run and cache" in capsys.readouterr().err
+    assert "expected either run or cache, and not both" in capsys.readouterr().err
 
 
 def test_cache_of_another_corpus(cached, shop, capsys):

@@ -17,6 +17,8 @@ MakesModel = Callable[[], nn.Module]
 Model = MakesModel | str | Path | Any
 
 FILE = "config.json"  # of a Transformers model's folder
+# How classes are named that predict words; others of a model's family do not.
+_WITH_HEAD = ("ForCausalLM", "ForMaskedLM", "ForConditionalGeneration", "LMHeadModel", "MTModel")
 _AUTO = {  # by whether there is an encoder, the first that knows the configuration
     True: ("AutoModelForSeq2SeqLM", "AutoModelForSpeechSeq2Seq", "AutoModelForImageTextToText"),
     False: ("AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModelForImageTextToText"),
@@ -66,7 +68,7 @@ def _made_of(key: str, config: Any) -> MakesModel:
 
     for name in getattr(config, "architectures", None) or ():
         own = getattr(transformers, name, None)
-        if own is not None and ("For" in name or name.endswith(("LMHeadModel", "MTModel"))):
+        if own is not None and name.endswith(_WITH_HEAD):
             return lambda: own._from_config(config)
     for name in _AUTO[bool(config.is_encoder_decoder)]:
         auto = getattr(transformers, name)

@@ -10,6 +10,7 @@ from fastkd import memory
 from fastkd.__main__ import main
 from fastkd.errors import InputError
 from fastkd.losses import A2D, CrossEntropy, HiddenStates, TieKD, WordKD
+from fastkd.memory.pair.models import maker_of
 
 SHARED = {"vocab_size": 500, "pad_token_id": 0, "decoder_start_token_id": 0}
 SIZES = {
@@ -150,6 +151,19 @@ def test_what_tells_a_model(tmp_path):
     assert all(parameter.requires_grad for parameter in model.parameters())
     with pytest.raises(InputError, match="student: expected a function"):
         memory.Pair(3).predicted()
+
+
+@pytest.mark.parametrize(
+    ("named", "made"),
+    [
+        ("BertForMaskedLM", "BertForMaskedLM"),
+        ("BertForSequenceClassification", "BertLMHeadModel"),  # which predicts no words
+        ("NotYetKnownForMaskedLM", "BertLMHeadModel"),
+    ],
+)
+def test_the_class_is_the_one_that_is_named(named, made):
+    config = transformers.BertConfig(**SHARED, **{**BERT, "architectures": [named]})
+    assert type(maker_of("student", config)()).__name__ == made
 
 
 def test_memory_by_formula():
