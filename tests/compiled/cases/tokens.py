@@ -32,36 +32,6 @@ COMPONENTS: dict[str, dict[str, Any]] = {
         "student_temperature": 2.0,
         "teacher_temperature": 0.7,
     },
-    "JSD near 0": {"ce_weight": 0.0, "kd_weight": 1.5, "divergence": "jsd", "beta": 1e-6},
-    "JSD near 1": {"ce_weight": 0.0, "kd_weight": 1.5, "divergence": "jsd", "beta": 1 - 1e-6},
-    "capped KD": {
-        "ce_weight": 0.7,
-        "kd_weight": 1.5,
-        "student_soft_cap": 4.0,
-        "teacher_soft_cap": 6.0,
-        "teacher_logit_scale": 1.5,
-    },
-    "scaled, fewer compared": {
-        "ce_weight": 0.7,
-        "kd_weight": 1.5,
-        "label_smoothing": 0.1,
-        "student_logit_scale": 0.5,
-        "vocabulary": 32,
-        "return_prediction": True,
-    },
-    "everything capped, fewer compared": {
-        "ce_weight": 0.7,
-        "kd_weight": 1.5,
-        "rank_weight": 0.4,
-        "top_k": 3,
-        "entropy_weight": -0.2,
-        "label_smoothing": 0.1,
-        "student_temperature": 2.0,
-        "student_soft_cap": 4.0,
-        "teacher_soft_cap": 6.0,
-        "vocabulary": 35,
-        "divergence": "jsd",
-    },
     "rank": {"ce_weight": 0.0, "kd_weight": 0.0, "rank_weight": 0.4, "top_k": 5},
     "all": {
         "ce_weight": 0.7,
@@ -79,6 +49,40 @@ COMPONENTS: dict[str, dict[str, Any]] = {
         "student_temperature": 2.0,
         "teacher_temperature": 0.7,
         "return_prediction": True,
+    },
+}
+EVERYTHING = "everything capped, fewer compared"
+# Of one vocabulary.
+SCORED: dict[str, dict[str, Any]] = {
+    "JSD near 0": {"ce_weight": 0.0, "kd_weight": 1.5, "divergence": "jsd", "beta": 1e-6},
+    "JSD near 1": {"ce_weight": 0.0, "kd_weight": 1.5, "divergence": "jsd", "beta": 1 - 1e-6},
+    "capped KD": {
+        "ce_weight": 0.7,
+        "kd_weight": 1.5,
+        "student_soft_cap": 4.0,
+        "teacher_soft_cap": 6.0,
+        "teacher_logit_scale": 1.5,
+    },
+    "scaled, fewer compared": {
+        "ce_weight": 0.7,
+        "kd_weight": 1.5,
+        "label_smoothing": 0.1,
+        "student_logit_scale": 0.5,
+        "vocabulary": 32,
+        "return_prediction": True,
+    },
+    EVERYTHING: {
+        "ce_weight": 0.7,
+        "kd_weight": 1.5,
+        "rank_weight": 0.4,
+        "top_k": 3,
+        "entropy_weight": -0.2,
+        "label_smoothing": 0.1,
+        "student_temperature": 2.0,
+        "student_soft_cap": 4.0,
+        "teacher_soft_cap": 6.0,
+        "vocabulary": 35,
+        "divergence": "jsd",
     },
 }
 VOCABULARIES = (37, 1040, 2500)
@@ -272,7 +276,7 @@ def shaped(dtype: torch.dtype, shape: Shape, options: dict[str, Any]) -> Prepare
 QUICK = {
     "dense V 2500, all tempered predict bf16",
     "dense V 37, all fp32",
-    "dense V 1040, everything capped, fewer compared bf16",
+    f"dense V 1040, {EVERYTHING} bf16",
     "listed V 1040, spread rank fp16",
     "linear mean, KD bf16",
 }
@@ -283,6 +287,9 @@ def cases() -> Iterator[Case]:
         for vocabulary in VOCABULARIES:
             for label, options in COMPONENTS.items():
                 yield _case(f"dense V {vocabulary}, {label}", name, dense, vocabulary, options)
+        for label, options in SCORED.items():
+            yield _case(f"dense V 1040, {label}", name, dense, 1040, options)
+        yield _case(f"linear mean, {EVERYTHING}", name, linear, "mean", SCORED[EVERYTHING])
         for vocabulary in VOCABULARIES[:2]:
             for rest in RESTS:
                 options = {"kd_weight": 1.5}
