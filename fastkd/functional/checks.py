@@ -65,7 +65,18 @@ def readable(tensor: Tensor) -> bool:
         tensor.device.type == "cpu"
         and not torch.compiler.is_compiling()
         and not watching.pretended().fused
+        and not is_mapped(tensor)
     )
+
+
+def is_mapped(tensor: Tensor) -> bool:
+    """Whether `torch.func.vmap` runs over it, at any level."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            return True
+        tensor = functorch.get_unwrapped(tensor)
+    return False
 
 
 def _kind(value: object) -> str:

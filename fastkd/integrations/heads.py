@@ -74,6 +74,11 @@ class Head:
             )
         if self.frozen and not is_plain(module) and hasattr(module, "out_features"):
             return
+        if module is None:
+            raise InputError(
+                f"{self.name}: it tells no output embeddings; expected get_output_embeddings() to "
+                "give the nn.Linear that makes its logits"
+            )
         if weights_of(module) is None:
             raise InputError(
                 f"{self.name}: expected a model whose output embeddings are nn.Linear, which "
@@ -125,12 +130,14 @@ class Head:
     def taking(self, logits: int = 0) -> Iterator[None]:
         """Within, passes leave their last states in `hidden`, and logits of so many positions."""
         self.hidden = None
+        module = self.module
+        # Kernels of quantised layers may divide by the number of rows.
+        least = 1 if self.frozen and not is_plain(module) else 0
 
         def take(module: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
             self.hidden = arguments[0]
-            return (arguments[0][..., :logits, :],)
+            return (arguments[0][..., : max(logits, least), :],)
 
-        module = self.module
         with contextlib.ExitStack() as stack:
             if logits == 0 and (embeddings := beside(module)) is not None:
                 # FSDP2 would gather it for logits that nobody wants, and for a few rows.

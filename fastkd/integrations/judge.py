@@ -29,11 +29,11 @@ Kind = frozenset[tuple[str, int]]
 def judge(model: LanguageModel, inputs: Inputs, verify: bool) -> None:
     """Learns from the model's own loss of a batch which labels are shifted and what is added.
 
-    Two passes in evaluation mode, without gradient: the model's own with `labels`, and one that
-    withholds them, as training does. Its loss is compared with the cross-entropy of its logits, in
-    float32, with labels shifted or not, with router losses or not; what is nearest holds from then
-    on. The logits are compared with those of the states that entered the head in the second pass,
-    and so is the cross-entropy.
+    Two passes in evaluation mode, without gradient or cache: the model's own with `labels`, and one
+    that withholds them, as training does. Its loss is compared with the cross-entropy of its
+    logits, in float32, with labels shifted or not, with router losses or not; what is nearest holds
+    from then on. The logits are compared with those of the states that entered the head in the
+    second pass, and so is the cross-entropy.
 
     Raises InputError where one of them is farther away than the precision of the head's product
     explains, if `verify`. Refusals that depend on the batch come after both passes.
@@ -44,7 +44,7 @@ def judge(model: LanguageModel, inputs: Inputs, verify: bool) -> None:
         given = {k: v for k, v in inputs.items() if k not in (*COLUMNS, "num_items_in_batch")}
         state = torch.get_rng_state()
         with computed_in(model.head.module) as computed:
-            output = model.model(**given)
+            output = model.model(**model.without_cache(given))
         torch.set_rng_state(state)
         read = model.read(inputs)
         model.head.learn(read)
@@ -59,9 +59,12 @@ def judge(model: LanguageModel, inputs: Inputs, verify: bool) -> None:
             precision = precision_of(output.logits, computed)
             wrong = _compared(model, output, hidden, projection, labels, routers, precision)
     if verify and wrong is not None:
+        names = ("decoder_input_ids", "decoder_attention_mask")
+        given = not model.is_encoder_decoder or any(name in inputs for name in names)
+        other = "" if given else f", or {' and '.join(names)} beside the labels"
         raise InputError(
             f"{model.name}: its own loss of a batch of {', '.join(inputs)} is {float(own):.6g}, "
-            f"{wrong}; expected a model that is trained by cross-entropy "
+            f"{wrong}; expected a model that is trained by cross-entropy{other} "
             "(verify=False trains by the latter all the same)"
         )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import EncoderDecoderModel
 
 from fastkd.errors import InputError
 from fastkd.integrations.heads import Head
@@ -58,14 +59,17 @@ class LanguageModel:
         read = {name: value for name, value in inputs.items() if name not in _WITHHELD}
         given = {"decoder_input_ids", "decoder_inputs_embeds"} & read.keys()
         if self.is_encoder_decoder and not given:
-            read["decoder_input_ids"] = self.decoder_input(inputs["labels"])
-        if self._caches and "past_key_values" not in read:
-            read["use_cache"] = False
-        return read
+            made = self.decoder_input(inputs["labels"])
+            read["decoder_input_ids"] = made
+            if isinstance(self.model, EncoderDecoderModel):  # whose decoder may be any model
+                read.setdefault("decoder_attention_mask", (made != self.pad_id).to(made.dtype))
+        return self.without_cache(read)
 
-    @property
-    def _caches(self) -> bool:
-        return "use_cache" in inspect.signature(self.model.forward).parameters
+    def without_cache(self, inputs: Inputs) -> dict[str, Any]:
+        """As training calls it: with a new cache Transformers lets packed rows see each other."""
+        caches = "use_cache" in inspect.signature(self.model.forward).parameters
+        more = {"use_cache": False} if caches and "past_key_values" not in inputs else {}
+        return {**inputs, **more}
 
     def decoder_input(self, labels: Tensor) -> Tensor:
         """The labels (B, T) as the model itself shifts them."""
@@ -126,7 +130,7 @@ class LanguageModel:
         if hidden.shape[:-1] != labels.shape:
             raise InputError(
                 f"{self.name}: {tuple(hidden.shape[:-1])} states for labels "
-                f"{tuple(labels.shape)}; expected one state a label, as LoRA and prefix tuning "
-                "leave them, and not prompt tuning"
+                f"{tuple(labels.shape)}; expected one state a label: LoRA or prefix tuning in "
+                "place of prompt tuning, and no model that predicts several labels at once"
             )
         return hidden

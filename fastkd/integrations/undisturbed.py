@@ -22,6 +22,10 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     ]
     devices = {parameter.device for parameter in model.parameters()}
     model.eval()
+    for module in model.modules():
+        if hasattr(getattr(module, "weight", None), "quant_state"):
+            # On a CPU bitsandbytes packs 4-bit weights for good in evaluation, without gradient.
+            module.training = True
     try:
         with torch.no_grad(), torch.random.fork_rng([d for d in devices if d.type == "cuda"]):
             yield

@@ -193,3 +193,69 @@ def test_tangents_and_torch_func_are_right_or_refused(kind):
         torch.func.grad(lambda tensor: loss(tensor, "torch"))(first)
     with forward_ad.dual_level(), pytest.raises(BackendUnavailable, match="forward-mode"):
         loss(forward_ad.make_dual(first, direction), "torch")
+
+
+@pytest.mark.parametrize("form", ["map", "row", "mixture"])
+def test_alignment_of_each_sample(form):
+    query, key, other, keys = torch.randn(4, 3, 2, 5, 4)  # three samples
+    lengths = torch.tensor([5, 3, 4])
+
+    def loss(*inputs):
+        *sides, length = (tensor[None] for tensor in inputs)
+        return attention_alignment_loss(
+            *sides, query_lengths=length, key_lengths=length, normalization=form
+        )
+
+    samples = query, key, other, keys, lengths
+    together = torch.func.vmap(torch.func.grad(loss))(*samples)
+    apart = [torch.func.grad(loss)(*sample) for sample in zip(*samples, strict=True)]
+    torch.testing.assert_close(together, torch.stack(apart))
+
+
+@pytest.mark.parametrize("kind", ["dense", "linear", "listed"])
+def test_gradients_of_each_sample(kind):
+    """A sample that counts nothing among them."""
+    inputs = tokens(6, kind)
+    mapped = [None if len(tensor) == 30 else 0 for tensor in inputs]
+
+    def loss(*inputs):
+        pairs = zip(inputs, mapped, strict=True)
+        given = (tensor if axis is None else tensor[None] for tensor, axis in pairs)
+        return token_loss(kind, "auto", "mean", *given)
+
+    together = torch.func.vmap(torch.func.grad(loss), in_dims=tuple(mapped))(*inputs)
+    for sample, found in enumerate(together):
+        alone = [t if axis is None else t[sample] for t, axis in zip(inputs, mapped, strict=True)]
+        torch.testing.assert_close(found, torch.func.grad(loss)(*alone))
+    assert not together[0].any() and together[1].any()
+
+
+def test_gradients_of_each_student_and_sample():
+    hidden, weight, teacher, other, target = tokens(6, "linear")
+    students = torch.stack([weight, 2 * weight])
+
+    def loss(weight, hidden, teacher, target):
+        return token_loss("linear", "auto", "sum", hidden, weight, teacher, other, target)
+
+    of_students = torch.func.vmap(torch.func.grad(loss), in_dims=(0, None, None, None))
+    samples = (hidden[:, None], teacher[:, None], target[:, None])
+    both = torch.func.vmap(of_students, in_dims=(None, 0, 0, 0))(students, *samples)
+    for student, gradient in enumerate(both.sum(0)):
+        whole = torch.func.grad(loss)(students[student], hidden, teacher, target)
+        torch.testing.assert_close(gradient, whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+def test_samples_of_a_backward_of_our_own(backend):
+    """`auto` leaves them to the definition; values without gradient, too."""
+    inputs = tokens(6, "dense")
+
+    def loss(*inputs):
+        return token_loss("dense", backend, "sum", *(tensor[None] for tensor in inputs))
+
+    if backend == "torch":
+        with pytest.raises(BackendUnavailable, match=r"torch.func"):
+            torch.func.vmap(loss)(*inputs)
+        return
+    expected = token_loss("dense", "torch", "none", *inputs)
+    torch.testing.assert_close(torch.func.vmap(loss)(*inputs), expected)

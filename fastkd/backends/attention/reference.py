@@ -12,6 +12,7 @@ from fastkd.backends.attention.precision import (
     operand_dtype,
 )
 from fastkd.functional.calls import AlignmentCall, Maps, QueryKey
+from fastkd.functional.checks import is_mapped
 
 LARGEST_EXPONENT = 60.0  # exp of it, summed over any map, is finite in float32
 
@@ -191,7 +192,7 @@ def _softmax_divergence(teacher: Tensor, mixed: Tensor, counted: Tensor | None) 
 
 
 def _may_exceed(tensor: Tensor, bound: float) -> bool:
-    """Asked on a CPU alone: elsewhere the answer would wait for the device."""
-    if tensor.device.type != "cpu" or torch.compiler.is_compiling():
+    """Asked on a CPU alone: elsewhere the answer would wait for the device, or be one a sample."""
+    if tensor.device.type != "cpu" or torch.compiler.is_compiling() or is_mapped(tensor):
         return True
     return bool((tensor.detach().amax() > bound).item())
