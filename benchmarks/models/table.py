@@ -8,6 +8,7 @@ from packaging.version import Version
 
 from benchmarks.models.tiny import TASKS
 
+TEXT = "of text alone"
 OUTCOMES = {
     "equal": "the loss is the model's own",
     "different": "it is another",
@@ -21,7 +22,8 @@ _HEAD = """# Which classes of Transformers are served
 Each causal, masked and sequence-to-sequence class, speech and images to text too, built small
 from the defaults of its configuration: the loss of `Distillation` (cross-entropy, without a
 teacher) beside the model's own. Made by `python -m benchmarks.models --table` of the files in this
-folder, one for each version of Transformers; classes of images that a file lacks were not tried.
+folder, one for each version of Transformers. Classes of images read one a row, where a form of it
+was found that changes the model's loss.
 """
 
 
@@ -42,6 +44,9 @@ def _of_version(version: str, rows: list[dict[str, str]]) -> str:
     for outcome, meaning in OUTCOMES.items():
         cells = (str(counts[outcome, task]) for task in TASKS)
         lines.append(f"| {outcome} | {' | '.join(cells)} | {meaning} |")
+    alone = sorted(row["class"] for row in rows if row["line"] == TEXT)
+    if alone:
+        lines += ["", f"Of text alone: {', '.join(alone)}."]
     lines += ["", "| class | | |", "|---|---|---|"]
     others = [row for row in rows if row["outcome"] != "equal"]
     for row in sorted(others, key=lambda row: (list(OUTCOMES).index(row["outcome"]), row["class"])):

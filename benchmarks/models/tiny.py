@@ -1,5 +1,6 @@
 """Models of any class of Transformers, built small and random from the defaults of their config."""
 
+import contextlib
 from typing import Any
 
 import torch
@@ -7,8 +8,10 @@ import transformers
 from transformers import PretrainedConfig
 from transformers.models.auto import modeling_auto
 
+from benchmarks.models.pictures import with_pictures
+
 VOCABULARY = 64
-LARGEST = 20_000_000  # parameters of what counts as small
+LARGEST = 100_000_000  # parameters of what counts as small
 
 TASKS = {
     "causal": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
@@ -72,6 +75,10 @@ _SMALL: dict[int | float, tuple[str, ...]] = {
         "mlp_dim",
         "expert_ffn_hidden_size",
         "image_size",
+        "text_hidden_size",
+        "base_channels",
+        "resolution",
+        "audio_hidden_size",
     ),
     16: (
         "kv_lora_rank",
@@ -117,6 +124,7 @@ _SMALL: dict[int | float, tuple[str, ...]] = {
         "moe_num_experts",
         "num_encoder_attention_heads",
         "num_decoder_attention_heads",
+        "mm_tokens_per_image",
     ),
     2: (
         "num_hidden_layers",
@@ -150,6 +158,13 @@ _SMALL: dict[int | float, tuple[str, ...]] = {
     ),
     0: ("pad_token_id", "num_kv_shared_layers", "num_nextn_predict_layers"),
 }
+# Of models that any encoder and decoder make.
+_PAIRS = {
+    "EncoderDecoderModel": ("BertConfig", "BertConfig"),
+    "SpeechEncoderDecoderModel": ("Wav2Vec2Config", "BertConfig"),
+    "VisionEncoderDecoderModel": ("ViTConfig", "BertConfig"),
+}
+_ROPE = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 1, 1]}
 # What some classes need besides, tried in turn, where their configuration has it.
 NEEDS: tuple[dict[str, Any], ...] = (
     {},
@@ -164,9 +179,34 @@ NEEDS: tuple[dict[str, Any], ...] = (
     {"num_experts_per_tok": 1},
     {"default_language": "en_XX"},
     {"is_decoder": True, "axial_pos_embds": False},
+    {"sliding_window": 8},
+    {"video_temporal_patch_size": 2},
+    {"top_k_experts": 2, "num_experts": 4, "moe_intermediate_size": 32},
+    {"mrope_section": [2, 1, 1], "num_key_value_heads": 4},
+    {"mrope_section": [1, 1, 0], "num_key_value_heads": 4},
+    {"mrope_section": [4, 2, 2], "head_dim": 16},
+    {"mlp_layer_types": ["dense", "sparse"]},
+    {"indexer_budget": 8, "indexer_compress_ratio": 4, "indexer_n_heads": 2}
+    | {"indexer_kv_heads": 1, "indexer_head_dim": 8},
+    {"rope_parameters": dict.fromkeys(("full_attention", "sliding_attention"), _ROPE)},
     {"attn_layer_period": 2, "attn_layer_offset": 1, "layer_types": ["mamba", "attention"]},
 )
-_SETTINGS = {name: value for value, names in _SMALL.items() for name in names}
+# Ids of a picture and what stands around it, which text does not have.
+_SPECIAL = {
+    "image_token_id": VOCABULARY - 1,
+    "image_token_index": VOCABULARY - 1,
+    "video_token_id": VOCABULARY - 2,
+    "video_token_index": VOCABULARY - 2,
+    "vision_start_token_id": VOCABULARY - 3,
+    "vision_end_token_id": VOCABULARY - 4,
+}
+_IMAGE_WORDS = {
+    "<image>": VOCABULARY - 1,
+    "<|extra_200|>": VOCABULARY - 5,
+    **{f"IMGIMG{letter}Z": 40 + n for n, letter in enumerate("ABCD")},
+    **{f"<|visual token {n:06d}|>": 40 + n for n in range(4)},
+}
+_SETTINGS = _SPECIAL | {name: value for value, names in _SMALL.items() for name in names}
 
 
 def classes() -> list[tuple[str, str]]:
@@ -193,6 +233,17 @@ def config_of(config_class: Any, defaults: Any = None, **more: Any) -> Any:
             changes[name] = _SETTINGS[name]
     if "eos_token_id" in known:
         changes["eos_token_id"] = 2
+    if isinstance(known.get("vision_feature_layer"), list):
+        changes["vision_feature_layer"] = [1, 0][: len(known["vision_feature_layer"])]
+    rope = known.get("rope_parameters")
+    if isinstance(rope, dict) and ("mrope_section" in rope or "mrope_section" in more):
+        section = more.get("mrope_section", [2, 1, 1])  # of half a head
+        changes["rope_parameters"] = {**rope, "mrope_section": section}
+    for name, size in {"embed_dim": 32, "num_heads": 4, "num_groups": 4}.items():
+        if isinstance(known.get(name), list):  # one a stage
+            changes[name] = [size] * len(known[name])
+    if "vocabulary_map" in known:
+        changes["vocabulary_map"] = _IMAGE_WORDS
     changes |= {name: value for name, value in more.items() if name in known}
     for name in getattr(config_class, "sub_configs", {}):
         part = getattr(defaults, name, None)
@@ -206,7 +257,12 @@ def config_of(config_class: Any, defaults: Any = None, **more: Any) -> Any:
         if layers and isinstance(kinds, list) and not computed and name not in changes:
             # One of each kind, where there are as many as layers.
             changes[name] = (list(dict.fromkeys(kinds)) * layers)[:layers]
-    return config_class(**changes)
+    parts = {k: v.to_dict() for k, v in changes.items() if isinstance(v, PretrainedConfig)}
+    with contextlib.suppress(AttributeError, TypeError):
+        config = config_class(**changes)
+        if all(isinstance(getattr(config, part, None), PretrainedConfig) for part in parts):
+            return config
+    return config_class(**changes | parts)  # older ones take their parts as mappings
 
 
 def build(name: str, **more: Any) -> Any:
@@ -215,9 +271,17 @@ def build(name: str, **more: Any) -> Any:
     Raises TooLarge where its defaults do not become small.
     """
     model_class = getattr(transformers, name)
-    config = config_of(model_class.config_class, **more)
+    if name in _PAIRS:
+        parts = [config_of(getattr(transformers, part), **more) for part in _PAIRS[name]]
+        config = model_class.config_class.from_encoder_decoder_configs(*parts)
+    else:
+        config = config_of(model_class.config_class, **more)
     if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
         config.decoder_start_token_id = 1
+    if config.is_encoder_decoder and getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = 0
+    if hasattr(config, "vision_config") and not hasattr(config, "vision_start_token_id"):
+        config.vision_start_token_id = _SPECIAL["vision_start_token_id"]
     with torch.device("meta"):
         size = sum(p.numel() for p in model_class(config).parameters())
     if size > LARGEST:
@@ -234,19 +298,24 @@ def build(name: str, **more: Any) -> Any:
 def inputs_of(task: str, model: Any) -> dict[str, torch.Tensor]:
     """A batch of two rows, the second padded, with labels: of text where a model reads text."""
     generator = torch.Generator().manual_seed(2)
-    ids = torch.randint(3, VOCABULARY, (2, 12), generator=generator)
+    words = VOCABULARY - (8 if task == "vision" else 0)
+    ids = torch.randint(3, words, (2, 12), generator=generator)
     mask = torch.ones_like(ids)
     mask[1, 9:] = 0
     if not model.config.is_encoder_decoder:
         labels = ids.masked_fill(mask == 0, -100)
-        return {"input_ids": ids * mask, "attention_mask": mask, "labels": labels}
+        text = {"input_ids": ids * mask, "attention_mask": mask, "labels": labels}
+        return (with_pictures(model, text) if task == "vision" else None) or text
     labels = torch.randint(3, VOCABULARY, (2, 8), generator=generator)
     labels[1, 6:] = -100
     reads = model.main_input_name
     if reads == "input_features":
         return {reads: _sound(model, generator), "labels": labels}
-    if reads == "input_values":
-        return {reads: torch.randn(2, 16_000, generator=generator), "labels": labels}
+    if reads == "flattened_patches":
+        width = 2 + 3 * model.config.vision_config.patch_size**2
+        return {reads: torch.rand(2, 16, width, generator=generator), "labels": labels}
+    if reads in ("input_values", "inputs"):
+        return {"input_values": torch.randn(2, 16_000, generator=generator), "labels": labels}
     if reads == "pixel_values":
         size = getattr(getattr(model.config, "encoder", model.config), "image_size", 32)
         return {reads: torch.randn(2, 3, size, size, generator=generator), "labels": labels}

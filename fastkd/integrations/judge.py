@@ -60,8 +60,8 @@ def judge(model: LanguageModel, inputs: Inputs, verify: bool) -> None:
             wrong = _compared(model, output, hidden, projection, labels, routers, precision)
     if verify and wrong is not None:
         names = ("decoder_input_ids", "decoder_attention_mask")
-        given = not model.is_encoder_decoder or any(name in inputs for name in names)
-        other = "" if given else f", or {' and '.join(names)} beside the labels"
+        told = not model.is_encoder_decoder or any(name in inputs for name in names)
+        other = "" if told else f", or {' and '.join(names)} beside the labels"
         raise InputError(
             f"{model.name}: its own loss of a batch of {', '.join(inputs)} is {float(own):.6g}, "
             f"{wrong}; expected a model that is trained by cross-entropy{other} "

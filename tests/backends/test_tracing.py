@@ -1,5 +1,7 @@
 """The CPU backends as compilers and torch.func see them."""
 
+import shutil
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
@@ -134,6 +136,29 @@ def test_alignment_of_many_lengths(backend, maps, form, reduction, step):
         learned = (0, 2) if maps else (0, 1, 4)
         same_as_eager(function, compiled, attention(length, maps), learned)
     assert counter.frame_count <= MOST
+
+
+@pytest.mark.slow  # a C++ compiler at work
+@pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
+@pytest.mark.parametrize("kind", ["dense", "linear", "listed", "alignment"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_code_that_inductor_writes(backend, kind):
+    """Two lengths, the second of which it takes for any."""
+
+    def function(*inputs):
+        if kind != "alignment":
+            return token_loss(kind, backend, "mean", *inputs)
+        *tensors, lengths = inputs
+        return attention_alignment_loss(
+            *tensors, query_lengths=lengths, key_lengths=lengths, normalization="row",
+            backend=backend,
+        )  # fmt: skip
+
+    compiled = torch.compile(function, fullgraph=True)
+    for length in (12, 17):
+        inputs = attention(length, False) if kind == "alignment" else tokens(length, kind)
+        learned = {"alignment": (0, 1, 4), "linear": (0, 1)}.get(kind, (0,))
+        same_as_eager(function, compiled, inputs, learned)
 
 
 def test_autocast_is_that_of_the_trace():

@@ -41,6 +41,7 @@ MASKED = [
 ]
 SEQ2SEQ = [
     "BartForConditionalGeneration",
+    "EncoderDecoderModel",  # a mask of what the decoder reads
     "LEDForConditionalGeneration",
     "M2M100ForConditionalGeneration",
     "MBartForConditionalGeneration",  # starts with the label at the end
@@ -48,11 +49,17 @@ SEQ2SEQ = [
     "T5ForConditionalGeneration",  # scaled states
 ]
 SPEECH = ["Speech2TextForConditionalGeneration", "WhisperForConditionalGeneration"]
+VISION = [
+    "LlavaForConditionalGeneration",  # an image among the words
+    "Qwen2VLForConditionalGeneration",  # patches of all images in one tensor
+    "VisionEncoderDecoderModel",
+]
 CLASSES = [
     *(("causal", name) for name in CAUSAL),
     *(("masked", name) for name in MASKED),
     *(("seq2seq", name) for name in SEQ2SEQ),
     *(("speech", name) for name in SPEECH),
+    *(("vision", name) for name in VISION),
 ]
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "models"
 
@@ -63,6 +70,7 @@ def test_the_models_own_loss(task, name):
         pytest.skip(f"Transformers {transformers.__version__} has no {name}")
     row = judged(task, name)
     assert row["outcome"] == "equal", row
+    assert row["line"] == ""  # no image was left out
 
 
 def test_another_loss_is_told(monkeypatch):
