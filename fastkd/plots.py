@@ -93,7 +93,9 @@ def mixes_over_training(
         for axis, update in zip(line, shown, strict=True):
             title = f"{kind}, update {update:,}"
             _heat_map(axis, title, mixes[update][kind], student_heads, teacher_heads, highest)
-            axis.label_outer()
+            axis.tick_params(labelbottom=True)
+            if axis is not line[0]:
+                axis.set_ylabel("")
         figure.colorbar(line[-1].images[0], ax=list(line), shrink=0.8)
     return figure
 
