@@ -129,7 +129,8 @@ def _share(plan: Plan, results: Results, decision: Decision) -> Verdict | None:
     for ours, theirs in _pairs(plan, results, decision, str(one)):
         if results.of(theirs, str(most)):
             low, high = (_bleu(results, theirs, str(on)) for on in (one, most))
-            shares[ours.seed] = (_bleu(results, ours, str(one)) - low) / (high - low)
+            if high > low:  # else there is no gap to close
+                shares[ours.seed] = (_bleu(results, ours, str(one)) - low) / (high - low)
     return Verdict(decision, shares, float(np.mean(list(shares.values())))) if shares else None
 
 

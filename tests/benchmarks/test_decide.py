@@ -133,6 +133,8 @@ def test_share_of_the_gap_between_one_pass_and_the_most(plan, tmp_path):
     assert verdict.holds
     shown = table(plan, [verdict])
     assert shown.lines[0][3:5] == ["80%", ""]
+    results.add(line(Trial(plan, "old", 1), "test, 8 passes", 20.0))
+    assert decided(dataclasses.replace(plan, decides=(asked,)), results) == []  # no gap
 
 
 def test_the_command_writes_a_table(plan, tmp_path, capsys):
