@@ -85,7 +85,8 @@ def summary(plan: Plan, results: Results, splits: Sequence[str]) -> list[list[st
             line.append(mean(found, "bleu", ".2f") or ABSENT)
             line += [by_seed.get(seed, "") for seed in plan.seeds if len(plan.seeds) > 1]
             line.append(mean(found, "chrf", ".2f") or ABSENT)
-        found = [each for trial in trials if (each := results.of(trial, splits[0]))]
+        every = ([results.of(trial, split) for trial in trials] for split in splits)
+        found = next((own for lines in every if (own := [each for each in lines if each])), [])
         line += [mean(found, "agreement", ".1f")] if agreed else []
         for key in ("parameters", "training_seconds", "sentences_per_second"):
             line.append(mean(found, key, ",.0f"))
