@@ -45,7 +45,7 @@ def bench(arguments: Sequence[str]) -> int:
         shapes=options.shapes,
         against=options.against.split(",") if options.against else providers.NAMES,
         dtype=options.dtype,
-        effort=Effort(seconds=options.seconds, memory=options.memory),
+        effort=_effort(options),
         out=options.out,
     )
     check(question)
@@ -65,6 +65,11 @@ def bench(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _effort(options: argparse.Namespace) -> Effort:
+    given = {"seconds": options.seconds, "memory": options.memory}
+    return Effort(**{name: value for name, value in given.items() if value is not None})
+
+
 def _check_prediction(options: argparse.Namespace, question: Question) -> None:
     """InputError for what a prediction would not heed."""
     if TRAINING in options.operations:
@@ -74,7 +79,7 @@ def _check_prediction(options: argparse.Namespace, question: Question) -> None:
             f"--predict is of bfloat16: expected no other --dtype, not {options.dtype!r}"
         )
     if question.device.type == "cpu":
-        for name in ("against", "out"):
+        for name in ("against", "out", "seconds", "memory"):
             if getattr(options, name) is not None:
                 raise InputError(f"--{name}: with --predict and without a GPU nothing is measured")
 
@@ -96,10 +101,10 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add("--against", metavar="NAMES", help="who takes part, with commas (default: everyone)")
     add("--dtype", choices=tuple(DTYPES))
-    add("--seconds", type=_seconds, default=3.0, help="time for each shape (default: 3)")
+    add("--seconds", type=_seconds, help="time for each shape (default: 3)")
     add(
-        "--memory", action=argparse.BooleanOptionalAction, default=True,
-        help="whether to measure peak memory",
+        "--memory", action=argparse.BooleanOptionalAction,
+        help="whether to measure peak memory (default: yes)",
     )  # fmt: skip
     add(
         "--predict", metavar="CHIP", choices=tuple(CHIPS),

@@ -48,6 +48,8 @@ def test_training_steps_of_every_method(tmp_path, capsys):
         ("--predict h200 --op linear-ce --dtype float32", "--dtype, not 'float32'"),
         ("--predict h200 --op linear-ce --out nowhere", "--out"),
         ("--predict h200 --op linear-ce --against torch", "--against"),
+        ("--predict h200 --op linear-ce --seconds 1", "--seconds"),
+        ("--predict h200 --op linear-ce --no-memory", "--memory"),
     ],
 )
 def test_wrong_input_is_one_line(arguments, complaint, capsys):

@@ -154,22 +154,27 @@ def mixing() -> Iterator:
             # Whether the weight and its gradient are held.
             holds = (True, False) if one or not chosen.exact else (False,)
             lengths = (False, True) if keys == config.EDGES[-1] else (False,)
-            yield from _mixing(label, (scratch, f"*{name}"), chosen, holds, lengths, constants)
+            # Of the scratch, and the caller's.
+            for to_maps, pointer in ((False, scratch), (True, f"*{name}")):
+                constants["SCRATCH"] = not to_maps
+                yield from _mixing(label, pointer, chosen, holds, lengths, constants)
 
 
-def _mixing(label, pointers_of, precision, holds, lengths, constants) -> Iterator:
-    """pointers_of: the scratch and the caller's maps; lengths: whether rows are of more blocks."""
-    for to_maps, kind_of_maps in zip((False, True), pointers_of, strict=True):
-        maps = {"student": kind_of_maps, "teacher": kind_of_maps, "weight": "*fp32"}
-        constants = constants | {"SCRATCH": not to_maps}
+def _mixing(label, kind_of_maps, precision, holds, lengths, constants) -> Iterator:
+    """kind_of_maps: their pointer; lengths: whether rows are of more blocks."""
+    maps = {"student": kind_of_maps, "teacher": kind_of_maps, "weight": "*fp32"}
+    to_maps = not constants["SCRATCH"]
+    units = config.head_units(precision, not to_maps)
+    for unit in units:
+        short = constants["representative"] and unit == units[-1]
+        given = constants | {"HEAD_UNIT": unit, "representative": short}
         for long, kind in itertools.product(lengths, ("statistics", "map", "row", "mixture")):
-            keys = constants["BLOCK_K"] + long
-            name = f"{label}{' maps' * to_maps} {kind}{' long' * long}"
+            keys = given["BLOCK_K"] + long
+            name = f"{label}{' odd' * (unit != units[-1])}"
+            name += f"{' maps' * to_maps} {kind}{' long' * long}"
             if kind == "statistics":
                 launch = config.mix_tile(keys, precision, not to_maps).launch
-                yield _case(
-                    mix_statistics_fwd, name, maps | {"partials": "*fp32"}, launch, **constants
-                )
+                yield _case(mix_statistics_fwd, name, maps | {"partials": "*fp32"}, launch, **given)
             elif not (to_maps and long):
                 known = kind == "map" or (kind == "row" and (long or to_maps))
                 pointers = maps | {
@@ -180,7 +185,7 @@ def _mixing(label, pointers_of, precision, holds, lengths, constants) -> Iterato
                     "weight_slots": "*fp32",
                 }
                 for one in holds:
-                    crowded = kind != "map" and not one
+                    crowded = kind == "mixture" and not one
                     launch = config.mix_tile(keys, precision, not to_maps, crowded).launch
                     yield _case(
                         mix_gradient_bwd,
@@ -188,10 +193,11 @@ def _mixing(label, pointers_of, precision, holds, lengths, constants) -> Iterato
                         pointers,
                         launch,
                         MIXTURE=kind == "mixture",
+                        NVIDIA=True,
                         TO_MAPS=to_maps,
                         LONG=long,
                         ONE_J=one,
-                        **constants,
+                        **given,
                     )
 
 

@@ -115,15 +115,24 @@ def mix_tile(
 ) -> MixTile:
     """scratch: whether the maps are of `probabilities_fwd`, else the caller's.
 
-    crowded: whether rows are measured against more teacher maps than a block holds. Of rounded
-    maps a single warp holds a block of keys by 16 teacher maps, and its sums meet without shared
-    memory; what such rows, longer ones or the caller's strides need beside it takes two.
+    crowded: whether rows of `mixture` are measured against more teacher maps than a block holds.
+    Of rounded maps a single warp holds a block of keys by 16 teacher maps, and its sums meet
+    without shared memory; what such rows, longer ones or the caller's strides need beside it
+    takes two.
     """
     block_k = _edge(keys)
     if precision.scratch == torch.float32:
         return MixTile(HEADS, HEADS, block_k, Launch(block_k // 8, fp_fusion=False))
     alone = keys <= block_k and scratch and not crowded
     return MixTile(HEADS, HEADS, block_k, Launch(1 if alone else 2))
+
+
+def head_units(precision: Precision, scratch: bool) -> tuple[int, ...]:
+    """Numbers of a row of the weight that may be read at once, where the student's maps divide.
+
+    What multiplies rounded maps of the scratch has no register left for an address each.
+    """
+    return (1, 4) if scratch and not precision.exact and precision.dot == "ieee" else (1,)
 
 
 @dataclass(frozen=True)

@@ -63,19 +63,8 @@ def log1p_excess(x):
 
 
 @triton.jit
-def grown_excess(d, SHORT: tl.constexpr = False):
-    """expm1(d) − d for |d| <= LEVEL, finite above.
-
-    SHORT: for |d| <= STEEP, to 1e-5 of itself, for rounded maps.
-    """
-    if SHORT:
-        series = 2.5420370133231224e-05 * d + 0.00021800534315776564
-        series = series * d + 0.0013929668413416503
-        series = series * d + 0.008295354943706701
-        series = series * d + 0.041656943678055246
-        series = series * d + 0.166684356418866
-        series = series * d + 0.5000024290637408
-        return series * (d * d)
+def grown_excess(d):
+    """expm1(d) − d for |d| <= LEVEL, finite above."""
     small = tl.minimum(tl.maximum(d, -1.0), 1.0)
     far = tl.exp(tl.minimum(d, LEVEL)) - 1 - d
     return tl.where(tl.abs(d) <= 1, expm1_excess(small), far)
@@ -89,7 +78,6 @@ def gather(
     shift,  # (J,)
     base,  # (J,) what is subtracted from `a` in exponents
     AXIS: tl.constexpr = 1,  # of the cells
-    SHORT: tl.constexpr = False,
 ):
     """(Σw, Σw·d, Σw·(expm1(d) − d), max |d|) of one block of cells."""
     difference = tl.where(counted, m - a - tl.expand_dims(shift, AXIS), 0.0)
@@ -97,7 +85,7 @@ def gather(
     return (
         tl.sum(weight, AXIS),
         tl.sum(weight * difference, AXIS),
-        tl.sum(weight * grown_excess(difference, SHORT), AXIS),
+        tl.sum(weight * grown_excess(difference), AXIS),
         tl.max(tl.abs(difference), AXIS),
     )
 

@@ -24,7 +24,7 @@ PROPERTIES: dict[str, dict[str, tuple[object, ...]]] = {
         "queries": (9, 40, 70),
         "keys": (9, 40, 70, 150),
         "size": (16, 64, 72, 136),
-        "students": (2, 18),
+        "students": (2, 18, 4, 20),
         "teachers": (3, 17, 33),
         "order": ("heads", "model"),
         "reduction": ("none", "sum"),

@@ -16,6 +16,11 @@ from fastkd_kernels.attention.mixing.read import (
     mixed_maps,
     row_extent,
 )
+from fastkd_kernels.attention.mixing.rounded import (
+    rounded_difference,
+    rounded_mixture,
+    rounded_row,
+)
 from fastkd_kernels.attention.mixing.statistics import gather_rows
 from fastkd_kernels.attention.numerics import (
     STATISTICS,
@@ -84,11 +89,13 @@ def mix_gradient_bwd(
     INCLUDE: tl.constexpr,
     STUDENT_UNIT: tl.constexpr,
     TEACHER_UNIT: tl.constexpr,
+    HEAD_UNIT: tl.constexpr,  # divides the student's maps
     CONTIGUOUS: tl.constexpr,
     WIDE: tl.constexpr,
     SCRATCH: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
+    NVIDIA: tl.constexpr,  # whether its own logarithm may be used
     LONG: tl.constexpr,  # rows of more than a block: their δ is known after a walk of its own
     ONE_H: tl.constexpr,  # one block of student maps holds them all
     ONE_J: tl.constexpr,  # one block of teacher maps holds them all, the weight and its gradient
@@ -96,6 +103,16 @@ def mix_gradient_bwd(
     BLOCK_J: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    EXACT: tl.constexpr = OPERAND == tl.float32
+    student_maps = student_maps // HEAD_UNIT * HEAD_UNIT
+    if SCRATCH:  # all maps lie there alike
+        tl.static_assert(STUDENT_UNIT == TEACHER_UNIT)
+        out_sentence, out_row, out_head, out_key = (
+            student_sentence, student_row, student_head, student_key,
+        )  # fmt: skip
+        teacher_row, teacher_head, teacher_key, teacher_width = (
+            student_row, student_head, student_key, student_width,
+        )  # fmt: skip
     program = tl.program_id(0) // head_parts
     head_part = tl.program_id(0) % head_parts
     row_group = program % row_groups
@@ -123,18 +140,13 @@ def mix_gradient_bwd(
     loss_sum = tl.zeros((BLOCK_J,), tl.float32)
     if loss is not None:
         loss += (sentence.to(tl.int64) * parts + part + row_group) * teacher_maps
-        if statistics is not None or not ONE_J:
+        if statistics is not None:
             for start in range(0, told, BLOCK_J):
                 add_to_memory(loss + start + every, loss_sum, start + every < told, False)
     mixing = tl.zeros((BLOCK_J, BLOCK_H), tl.float32).to(OPERAND)
     weight_sum = tl.zeros((BLOCK_J, BLOCK_H), tl.float32)
     if weight_slots is not None:
         weight_slots += program.to(tl.int64) * teacher_maps * student_maps
-        if not ONE_J and accumulate == 0:
-            for start in range(0, teacher_maps, BLOCK_J):
-                place, mask = weight_places(start + every, head, teacher_maps, student_maps)
-                zero = tl.zeros((BLOCK_J, BLOCK_H), tl.float32)
-                add_to_memory(weight_slots + place, zero, mask, False)
     if ONE_J and weight is not None:
         mixing = load_weight(weight, every, head, teacher_maps, student_maps)
         mixing = as_operand(mixing, OPERAND, PRECISION)
@@ -169,6 +181,14 @@ def mix_gradient_bwd(
         high = counted if statistics is None and not MIXTURE else seen
         if loss is not None and statistics is not None and out is None and weight_slots is None:
             high = 0
+        if not ONE_J and (index == 0) & (high == 0):
+            # No block of this row writes what those of the next ones add to.
+            for start in range(0, teacher_maps, BLOCK_J):
+                if loss is not None and statistics is None:
+                    add_to_memory(loss + start + every, loss_sum, start + every < told, False)
+                if weight_slots is not None and accumulate == 0:
+                    place, mask = weight_places(start + every, head, teacher_maps, student_maps)
+                    add_to_memory(weight_slots + place, weight_sum, mask, False)
         for phase in tl.static_range(2 if LONG else 1):
             for first in range(0, high, BLOCK_K):
                 key = first + tl.arange(0, BLOCK_K)
@@ -200,31 +220,44 @@ def mix_gradient_bwd(
                         if TO_MAPS:
                             factor *= upstream_factor
                     divergence = tl.zeros((BLOCK_J,), tl.float32)
-                    if MIXTURE:
-                        difference, divergence = mixture_divergence(
-                            goal, mixed, factor, OPERAND != tl.float32
-                        )
-                    elif statistics is None:
-                        difference, divergence = whole_row(
-                            goal, mixed, (key < counted)[:, None], counted.to(tl.float32), factor,
-                            inverse_temperature, sharp, OPERAND != tl.float32,
-                        )  # fmt: skip
-                    else:
+                    if MIXTURE and EXACT:
+                        difference, divergence = mixture_divergence(goal, mixed, factor)
+                    elif MIXTURE:
+                        difference, divergence = rounded_mixture(goal, mixed, factor, NVIDIA)
+                    elif statistics is not None:
                         known = load_statistics(
                             statistics + rival * statistic_rows
                             + tl.where(statistic_rows > 1, local, 0),
                             teacher_maps * statistic_rows,
                             rival < teacher_maps,
                         )  # fmt: skip
-                        difference = known_difference(
-                            goal, mixed, (key < seen)[:, None], known, factor, inverse_temperature,
-                            OPERAND != tl.float32,
-                        )  # fmt: skip
+                        present = (key < seen)[:, None]
+                        if EXACT:
+                            difference = known_difference(
+                                goal, mixed, present, known, factor, inverse_temperature
+                            )
+                        else:
+                            difference = rounded_difference(
+                                goal, mixed, present, known, factor, inverse_temperature
+                            )
+                    else:
+                        inside = (key < counted)[:, None]
+                        cells = counted.to(tl.float32)
+                        if EXACT:
+                            difference, divergence = whole_row(
+                                goal, mixed, inside, cells, factor, inverse_temperature, sharp
+                            )
+                        else:
+                            difference, divergence = rounded_row(
+                                goal, mixed, inside, cells, factor, inverse_temperature, sharp,
+                                NVIDIA,
+                            )  # fmt: skip
                     if loss is not None and statistics is None and phase == 0:
                         if ONE_J:
                             loss_sum += divergence
                         else:
-                            add_to_memory(loss + rival, divergence, rival < told, True)
+                            again = (index > 0) | (first > 0)
+                            add_to_memory(loss + rival, divergence, rival < told, again)
                     rounded = as_operand(difference, OPERAND, PRECISION)
                     if weight is None:
                         if out is not None:
@@ -245,9 +278,14 @@ def mix_gradient_bwd(
                             weight_sum += change
                         elif weight_slots is not None:
                             place, mask = weight_places(rival, head, teacher_maps, student_maps)
-                            add_to_memory(weight_slots + place, change, mask, True)
+                            again = (index > 0) | (first > 0) | (accumulate != 0)
+                            add_to_memory(weight_slots + place, change, mask, again)
                 if weight is not None and out is not None and phase == (1 if LONG else 0):
                     if not TO_MAPS:
+                        if not ONE_J:  # held through the loop it would be spilled
+                            tile = load_maps(
+                                own, head, key, seen, STUDENT_UNIT, CONTIGUOUS, WIDE, SCRATCH
+                            )
                         tile = as_sums(tile, OPERAND, BLOCK_H)
                         if LONG:
                             map_gradient = tile * (map_gradient - delta[None, :])

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 
-from fastkd_kernels.attention.config import MixTile, Precision
+import torch
+
+from fastkd_kernels.attention.config import MixTile, Precision, head_units
 from fastkd_kernels.attention.mixing.gradient import mix_gradient_bwd
 from fastkd_kernels.attention.mixing.statistics import mix_statistics_fwd
 from fastkd_kernels.attention.plan import Chunk
-from fastkd_kernels.common import ceil_div, stride_unit
+from fastkd_kernels.common import INTERPRETED, ceil_div, stride_unit
 from fastkd_kernels.launching import Step, step
 
 LEAST_TEMPERATURE = 1 / 8  # down to it exp(a), a <= 1 / temperature, is summed as it stands
@@ -70,6 +72,12 @@ class Mixing:
     def head_parts(self) -> int:
         """Programs that share the student maps of the same rows."""
         return ceil_div(self.student_maps, self.tile.students) if self.weighted else 1
+
+    @property
+    def head_unit(self) -> int:
+        """How many numbers of a row of the weight are read at once."""
+        units = head_units(self.precision, self.scratch)
+        return 1 if self.student_maps % units[-1] else units[-1]
 
     @property
     def held(self) -> bool:
@@ -170,6 +178,7 @@ class Mixing:
             {
                 **self._constants(units, views),
                 "MIXTURE": mixture,
+                "NVIDIA": not INTERPRETED and torch.version.hip is None,
                 "TO_MAPS": to_maps,
                 "LONG": out is not None and not to_maps and not self.whole,
                 "ONE_J": self.held,
@@ -183,6 +192,7 @@ class Mixing:
             "INCLUDE": self.settings.include,
             "STUDENT_UNIT": units[0],
             "TEACHER_UNIT": units[1],
+            "HEAD_UNIT": self.head_unit,
             "CONTIGUOUS": all(view.strides[3] == 1 for view in views),
             "WIDE": self.wide,
             "SCRATCH": self.scratch,

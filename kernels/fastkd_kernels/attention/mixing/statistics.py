@@ -3,7 +3,6 @@
 import triton
 import triton.language as tl
 
-from fastkd_kernels.attention.mixing.divergence import LOG2E
 from fastkd_kernels.attention.mixing.read import (
     as_operand,
     as_sums,
@@ -12,12 +11,12 @@ from fastkd_kernels.attention.mixing.read import (
     mixed_maps,
     row_extent,
 )
+from fastkd_kernels.attention.mixing.rounded import LOG2E, folded, folded_most, rounded_terms
 from fastkd_kernels.attention.numerics import (
     FIELDS,
     STEEP,
     add_exponentials,
     gather,
-    grown_excess,
     moved_sum,
 )
 
@@ -26,19 +25,6 @@ RUNTIME = (
     "teacher_row teacher_key student_width teacher_width student_maps teacher_maps queries keys "
     "first_sentence first_row rows row_groups rows_each inverse_temperature sharp parts part"
 ).split()
-
-
-@triton.jit
-def gather_short(goal, mixed, counted, shift, base, inverse_temperature):
-    """`gather` of one block of rounded maps (K, J)."""
-    d = (mixed - goal) * inverse_temperature - shift[None, :]
-    weight = tl.exp2(goal * (inverse_temperature * LOG2E) - (base * LOG2E)[None, :])
-    weight = tl.where(counted, weight, 0.0)
-    most = tl.max(tl.abs(d), 0)
-    excess = tl.sum(weight * grown_excess(d, True), 0)
-    # Infinite where the series does not hold.
-    excess = tl.where(most <= STEEP, excess, float("inf"))
-    return tl.sum(weight, 0), tl.sum(weight * d, 0), excess, most
 
 
 @triton.jit
@@ -73,11 +59,15 @@ def gather_rows(
     queries, keys = extents
     student_maps, student_row, student_head, student_key, student_width, students = student
     teacher_maps, teacher_row, teacher_head, teacher_key, teacher_width, teachers = teacher
+    EXACT: tl.constexpr = OPERAND == tl.float32
     head = tl.arange(0, BLOCK_H)
-    a_sum = tl.zeros((BLOCK_J,), tl.float32)
-    d_sum = tl.zeros((BLOCK_J,), tl.float32)
-    e_sum = tl.zeros((BLOCK_J,), tl.float32)
-    d_most = tl.zeros((BLOCK_J,), tl.float32)
+    # Of rounded maps each thread adds up what it holds: they are put together once, at the end.
+    apart: tl.constexpr = 1 if EXACT else 8
+    a_sum = tl.zeros((apart, BLOCK_J), tl.float32)
+    d_sum = tl.zeros((apart, BLOCK_J), tl.float32)
+    e_sum = tl.zeros((apart, BLOCK_J), tl.float32)
+    d_most = tl.zeros((apart, BLOCK_J), tl.float32)
+    left = 0  # cells of blocks that do not count
     shift = tl.zeros((BLOCK_J,), tl.float32)
     base = tl.zeros((BLOCK_J,), tl.float32)
     highest = tl.full((BLOCK_J,), float("-inf"), tl.float32)
@@ -90,7 +80,7 @@ def gather_rows(
         if walk == 2:
             highest = tl.full((BLOCK_J,), float("-inf"), tl.float32)
             total = tl.zeros((BLOCK_J,), tl.float32)
-            walked = tl.where(tl.max(d_most, 0) > STEEP, count, 0)
+            walked = tl.where(tl.max(tl.max(d_most, 0), 0) > STEEP, count, 0)
         for index in range(walked):
             local = first_local + index
             seen, counted = row_extent(
@@ -121,26 +111,36 @@ def gather_rows(
                 m = mixed * inverse_temperature
                 inside = (key < counted)[:, None]
                 if walk == 1:
-                    if started == 0:
-                        cells = tl.minimum(counted - start, BLOCK_K).to(tl.float32)
-                        shift = tl.sum(m - a, 0) / cells
-                        started = 1
-                    if OPERAND == tl.float32:
+                    if EXACT:
+                        if started == 0:
+                            cells = tl.minimum(counted - start, BLOCK_K).to(tl.float32)
+                            shift = tl.sum(m - a, 0) / cells
+                            started = 1
                         more, more_d, more_e, most = gather(a, m, inside, shift, base, 0)
+                        a_sum += more[None, :]
+                        d_sum += more_d[None, :]
+                        e_sum += more_e[None, :]
+                        d_most = tl.maximum(d_most, most[None, :])
                     else:
-                        more, more_d, more_e, most = gather_short(
-                            goal, mixed, inside, shift, base, inverse_temperature
+                        more, more_d, more_e, most = rounded_terms(
+                            goal, mixed, base, inverse_temperature
                         )
-                    a_sum += more
-                    d_sum += more_d
-                    e_sum += more_e
-                    d_most = tl.maximum(d_most, most)
+                        a_sum += folded(more)
+                        d_sum += folded(more_d)
+                        e_sum += folded(more_e)
+                        d_most = tl.maximum(d_most, folded_most(most))
+                        left += tl.maximum(start + BLOCK_K - counted, 0)
                 elif walk == 0:
                     here = tl.where(inside, a, float("-inf"))
                     highest = tl.maximum(highest, tl.max(here, 0))
                     base = tl.where(highest == float("-inf"), 0.0, highest)
                 else:
                     highest, total = add_exponentials(highest, total, m, inside, 0)
+    a_sum, d_sum, e_sum = tl.sum(a_sum, 0), tl.sum(d_sum, 0), tl.sum(e_sum, 0)
+    d_most = tl.max(d_most, 0)
+    if not EXACT:
+        a_sum -= left * tl.exp2(base * -LOG2E)  # they hold zeros, exp(0 − base) each
+        e_sum = tl.where(d_most <= STEEP, e_sum, float("inf"))  # where the series does not hold
     if tl.max(d_most, 0) <= STEEP:
         highest, total, _ = moved_sum(base, shift, a_sum, d_sum, e_sum)
     return base, a_sum, d_sum, e_sum, highest, total, d_most, shift
@@ -181,6 +181,7 @@ def mix_statistics_fwd(
     INCLUDE: tl.constexpr,
     STUDENT_UNIT: tl.constexpr,
     TEACHER_UNIT: tl.constexpr,
+    HEAD_UNIT: tl.constexpr,  # divides the student's maps
     CONTIGUOUS: tl.constexpr,
     WIDE: tl.constexpr,
     SCRATCH: tl.constexpr,
@@ -191,6 +192,12 @@ def mix_statistics_fwd(
     BLOCK_J: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    student_maps = student_maps // HEAD_UNIT * HEAD_UNIT
+    if SCRATCH:  # all maps lie there alike
+        tl.static_assert(STUDENT_UNIT == TEACHER_UNIT)
+        teacher_row, teacher_head, teacher_key, teacher_width = (
+            student_row, student_head, student_key, student_width,
+        )  # fmt: skip
     row_group = tl.program_id(0) % row_groups
     slot = tl.program_id(0) // row_groups
     student += slot.to(tl.int64) * student_sentence * STUDENT_UNIT

@@ -87,6 +87,35 @@ def query_block(
 
 
 @triton.jit
+def key_block(
+    query_lengths,
+    key_lengths,
+    key_heads,
+    queries,
+    keys,
+    CAUSAL: tl.constexpr,
+    INCLUDE: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """(sentence, head, keys, their end, queries to walk: from, to, their end) of a program of
+    keys."""
+    key_blocks = tl.cdiv(keys, BLOCK_K)
+    first_key = (tl.program_id(0) % key_blocks) * BLOCK_K
+    key_head = (tl.program_id(0) // key_blocks) % key_heads
+    sentence = tl.program_id(0) // (key_blocks * key_heads)
+    last_key = clamped_length(key_lengths, sentence, keys)
+    row_end = queries
+    if not INCLUDE:
+        row_end = clamped_length(query_lengths, sentence, queries)
+    walked = tl.where(first_key < last_key, row_end, 0)
+    low = 0
+    if CAUSAL:
+        low = first_key // BLOCK_Q * BLOCK_Q
+    return sentence, key_head, first_key + tl.arange(0, BLOCK_K), last_key, low, walked, row_end
+
+
+@triton.jit
 def attended_cells(row, row_end, key, last_key, CAUSAL: tl.constexpr):
     cells = (row < row_end)[:, None] & (key < last_key)[None, :]
     if CAUSAL:
@@ -144,6 +173,12 @@ def load_forward(logs, statistics, sentence, head, heads, row, row_end, queries,
 
 
 @triton.jit
+def load_delta(delta, sentence, head, heads, row, row_end, queries):
+    place = (sentence.to(tl.int64) * heads + head) * queries + row
+    return tl.load(delta + place, mask=row < row_end, other=0.0)
+
+
+@triton.jit
 def probability_and_gradient(
     m,  # (R, C) student's scores, −inf where not attended
     a,  # (R, C) teacher's
@@ -171,6 +206,34 @@ def probability_and_gradient(
         difference = softmax_difference(a, m, a_base, a_scale, m_base, m_scale, ratio)
         gradient = probability * difference * inverse_temperature
     return probability, tl.where(attended, gradient * factor, 0.0)
+
+
+@triton.jit
+def factor_of(upstream, sentence, head, heads, step, factor):
+    """What comes from above, by a map or for all, times `factor`."""
+    return tl.load(upstream + (sentence.to(tl.int64) * heads + head) * step) * factor
+
+
+@triton.jit
+def add_product(
+    total,
+    change,  # (R, C)
+    rows,  # (C, SIZE) as `whole_rows` gave them
+    side,
+    sentence,
+    row,
+    end,
+    UNIT: tl.constexpr,
+    CONTIGUOUS: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    SIZE: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """total + change · rows"""
+    if SIZE > BLOCK_D:
+        rows = load_rows(side, sentence, row, end, 0, UNIT, CONTIGUOUS, SIZE)
+    return tl.dot(change.to(OPERAND), rows.to(OPERAND), total, input_precision=PRECISION)
 
 
 @triton.jit

@@ -5,9 +5,10 @@ import triton.language as tl
 
 from fastkd_kernels.attention.pairs.blocks import (
     BACKWARD_RUNTIME,
+    add_product,
     attended_cells,
+    factor_of,
     load_forward,
-    load_rows,
     masked_scores,
     probability_and_gradient,
     query_block,
@@ -72,43 +73,36 @@ def pair_query_bwd(
     SIZE: tl.constexpr,  # of a head; longer than BLOCK_D, it is read in parts
     BLOCK_D: tl.constexpr,
 ):
-    student_size = student_units * UNIT
-    teacher_size = teacher_units * UNIT
+    student_size, teacher_size = student_units * UNIT, teacher_units * UNIT
     sentence, head, row, row_end, last_key, seen = query_block(
         query_lengths, key_lengths, heads, queries, keys, CAUSAL, INCLUDE, BLOCK_Q
     )
     own_student_query = (
         student_query,
         (student_query_batch, student_query_head, student_query_row, student_query_size),
-        head,
-        student_size,
-    )
+        head, student_size,
+    )  # fmt: skip
     own_student_key = (
         student_key,
         (student_key_batch, student_key_head, student_key_row, student_key_size),
-        head // student_group,
-        student_size,
-    )
+        head // student_group, student_size,
+    )  # fmt: skip
     own_teacher_query = (
         teacher_query,
         (teacher_query_batch, teacher_query_head, teacher_query_row, teacher_query_size),
-        head,
-        teacher_size,
-    )
+        head, teacher_size,
+    )  # fmt: skip
     own_teacher_key = (
         teacher_key,
         (teacher_key_batch, teacher_key_head, teacher_key_row, teacher_key_size),
-        head // teacher_group,
-        teacher_size,
-    )
+        head // teacher_group, teacher_size,
+    )  # fmt: skip
     mine = whole_rows(own_student_query, sentence, row, row_end, UNIT, CONTIGUOUS, SIZE, BLOCK_D)
     theirs = whole_rows(own_teacher_query, sentence, row, row_end, UNIT, CONTIGUOUS, SIZE, BLOCK_D)
     forward = load_forward(
         logs, statistics, sentence, head, heads, row, row_end, queries, statistic_rows
     )
-    from_above = (sentence.to(tl.int64) * heads + head) * upstream_step
-    factor = tl.load(upstream + from_above) * upstream_factor
-
+    factor = factor_of(upstream, sentence, head, heads, upstream_step, upstream_factor)
     delta_sum = tl.zeros((BLOCK_Q,), tl.float32)
     total = tl.zeros((BLOCK_Q, SIZE), tl.float32)
     # Two walks where the gradient of the scores needs the sum over a row: delta, then dQ.
@@ -136,16 +130,10 @@ def pair_query_bwd(
             delta_sum += tl.sum(change, 1)
         else:
             change = change - delta_sum[:, None] * probability
-            if SIZE > BLOCK_D:
-                tile = load_rows(
-                    own_student_key, sentence, key, last_key, 0, UNIT, CONTIGUOUS, SIZE
-                )
-            total = tl.dot(
-                change.to(PRODUCT_OPERAND),
-                tile.to(PRODUCT_OPERAND),
-                total,
-                input_precision=PRECISION,
-            )
+            total = add_product(
+                total, change, tile, own_student_key, sentence, key, last_key, UNIT, CONTIGUOUS,
+                PRODUCT_OPERAND, PRECISION, SIZE, BLOCK_D,
+            )  # fmt: skip
     place = (sentence.to(tl.int64) * heads + head) * queries + row
     if delta is not None:
         tl.store(delta + place, delta_sum, mask=row < queries)

@@ -40,7 +40,7 @@ class QueryKeyAlignment:
         self.batch, _, self.queries, _ = request.student[0].shape
         self.keys = request.student[1].shape[2]
         self.precision = precision(request.student[0].dtype)
-        crowded = settings.normalization != "map" and self.teacher.heads > HEADS
+        crowded = settings.normalization == "mixture" and self.teacher.heads > HEADS
         tile = mix_tile(self.keys, self.precision, crowded=crowded)
         # Programs that share student maps must not write over what the others read.
         self.in_place = tile.students >= self.student.heads
