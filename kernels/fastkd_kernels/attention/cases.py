@@ -185,7 +185,8 @@ def _mixing(label, kind_of_maps, precision, holds, lengths, constants) -> Iterat
                     "weight_slots": "*fp32",
                 }
                 for one in holds:
-                    crowded = kind == "mixture" and not one
+                    roomy = kind == "row" and given["ONE_H"] and unit == config.HEAD_UNIT
+                    crowded = kind != "map" and not one and not roomy
                     launch = config.mix_tile(keys, precision, not to_maps, crowded).launch
                     yield _case(
                         mix_gradient_bwd,

@@ -11,6 +11,7 @@ EDGES = (32, 64)  # query rows, or keys, of a block
 SIZES = (32, 64)  # of the head size, of a block; larger heads take several
 EXACT_SIZE = 16  # the same for float32
 PAIR_SIZES = (64, 128, 256)  # head sizes of the flash-style kernels
+HEAD_UNIT = 4  # numbers of the weight that are read at once, where the student's maps divide
 HEADS = 16  # maps of each side that a program holds; more are mixed one part after another
 
 
@@ -115,10 +116,11 @@ def mix_tile(
 ) -> MixTile:
     """scratch: whether the maps are of `probabilities_fwd`, else the caller's.
 
-    crowded: whether rows of `mixture` are measured against more teacher maps than a block holds.
-    Of rounded maps a single warp holds a block of keys by 16 teacher maps, and its sums meet
-    without shared memory; what such rows, longer ones or the caller's strides need beside it
-    takes two.
+    crowded: whether rows are measured against more teacher maps than a block holds, by what
+    leaves no register for it: `mixture`, more student maps than a block holds, or a weight that
+    is read number by number. Of rounded maps a single warp holds a block of keys by 16 teacher
+    maps, and its sums meet without shared memory; what such rows, longer ones or the caller's
+    strides need beside it takes two.
     """
     block_k = _edge(keys)
     if precision.scratch == torch.float32:
@@ -132,7 +134,7 @@ def head_units(precision: Precision, scratch: bool) -> tuple[int, ...]:
 
     What multiplies rounded maps of the scratch has no register left for an address each.
     """
-    return (1, 4) if scratch and not precision.exact and precision.dot == "ieee" else (1,)
+    return (1, HEAD_UNIT) if scratch and not precision.exact and precision.dot == "ieee" else (1,)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastkd_kernels import common
 from fastkd_kernels.attention.config import (
+    HEAD_UNIT,
     HEADS,
     mix_tile,
     precision,
@@ -40,8 +41,7 @@ class QueryKeyAlignment:
         self.batch, _, self.queries, _ = request.student[0].shape
         self.keys = request.student[1].shape[2]
         self.precision = precision(request.student[0].dtype)
-        crowded = settings.normalization == "mixture" and self.teacher.heads > HEADS
-        tile = mix_tile(self.keys, self.precision, crowded=crowded)
+        tile = mix_tile(self.keys, self.precision, crowded=self._crowded())
         # Programs that share student maps must not write over what the others read.
         self.in_place = tile.students >= self.student.heads
         copies = 1 if self.in_place or not settings.gradient else 2
@@ -74,6 +74,11 @@ class QueryKeyAlignment:
         )
         self.started = False
         self.steps: tuple[Step, ...] = tuple(self._steps())
+
+    def _crowded(self) -> bool:
+        form, heads = self.settings.normalization, self.student.heads
+        roomy = form == "row" and heads <= HEADS and heads % HEAD_UNIT == 0
+        return form != "map" and self.teacher.heads > HEADS and not roomy
 
     def run(self, tensors: dict[str, Tensor | None]) -> tuple[Tensor | None, ...]:
         """(loss, or losses (B, Nt); query, key and weight gradient) of a call's tensors."""
