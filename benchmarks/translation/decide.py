@@ -3,13 +3,18 @@
     python -m benchmarks.translation.decide PLAN.yaml [--out FOLDER] [--rehearse N]
 
 Reads what `python -m benchmarks.translation` has scored, and writes decided/NAME.csv beside it.
-Translations must still lie beside the runs; where they do not, differences are those of the CSV and
-nothing is said of chance.
+Translations must still lie beside the runs, with the BLEU of the CSV; where they do not,
+differences are those of the CSV and nothing is said of chance. Nor is it told what holds before all
+seeds of a row are scored.
 
-The bootstrap draws sentences, and in each draw the seeds, both with replacement: a difference is
-the mean over the drawn seeds of BLEU(row) − BLEU(other) on the drawn sentences. Then the interval
-is that of its middle 95 %, and p the share of draws that lie farther from their mean than that mean
-from 0, as sacrebleu has it.
+The bootstrap draws sentences, and in each draw the seeds, both with replacement: a drawn difference
+is the mean over the drawn seeds of BLEU(row) − BLEU(other) on the drawn sentences. The interval is
+the middle 95 % of the draws. p is (n + 1) / (draws + 1), as sacrebleu has it, with n the draws that
+lie at least as far from the draws' mean as the observed difference lies from 0; where a row is not
+to be below another one, those that lie at least so far below the mean.
+
+With two or three seeds p is optimistic: few that are drawn with replacement vary less than new ones
+would. A row with one run alone has it in every pair, so that its own chance is not drawn at all.
 """
 
 import argparse
@@ -31,6 +36,7 @@ from fastkd import tables
 
 DRAWS = 1000
 LEVEL = 0.05
+ROUNDED = 0.01  # BLEU that translations may differ from the results by
 _ORDER = 4  # of BLEU
 Counts = np.ndarray  # (sentences, 2 · 4 + 2): matches and n-grams by order, lengths of both
 
@@ -41,13 +47,16 @@ class Verdict:
 
     decision: Decision
     differences: dict[int, float]  # by seed
+    seeds: tuple[int, int]  # how many both rows were scored with, of how many
     value: float
     interval: tuple[float, float] | None = None
-    p: float | None = None
+    p: float | None = None  # of the lower tail alone where the decision is `not_below`
 
     @property
     def holds(self) -> bool | None:
-        """None where chance cannot be told."""
+        """None where seeds are missing, or chance cannot be told."""
+        if self.seeds[0] < self.seeds[1]:
+            return None
         if self.decision.share is not None:
             return self.value >= self.decision.share
         if self.p is None:
@@ -67,9 +76,15 @@ def decided(plan: Plan, results: Results) -> list[Verdict]:
 
 
 def bootstrap(
-    pairs: Sequence[tuple[Counts, Counts]], draws: int = DRAWS, seed: int = 12345
+    pairs: Sequence[tuple[Counts, Counts]],
+    below: bool = False,
+    draws: int = DRAWS,
+    seed: int = 12345,
 ) -> tuple[float, tuple[float, float], float]:
-    """Mean difference over pairs, a seed each, of the same sentences; its interval, and p."""
+    """Mean difference over pairs, a seed each, of the same sentences; its interval, and p.
+
+    below: p of a difference as far below 0, not on either side of it
+    """
     random = np.random.default_rng(seed)
     sentences = len(pairs[0][0])
     value = float(np.mean([bleu(ours) - bleu(theirs) for ours, theirs in pairs]))
@@ -79,8 +94,9 @@ def bootstrap(
         by_seed = [bleu(ours, times) - bleu(theirs, times) for ours, theirs in pairs]
         drawn[draw] = np.mean([by_seed[n] for n in random.integers(len(pairs), size=len(pairs))])
     low, high = np.percentile(drawn, (2.5, 97.5))
+    by_chance = drawn - drawn.mean()
     # As sacrebleu: one more draw, the observed one, is as far.
-    farther = int(np.sum(np.abs(drawn - drawn.mean()) >= abs(value)))
+    farther = int(np.sum(by_chance <= value if below else np.abs(by_chance) >= abs(value)))
     return value, (float(low), float(high)), (farther + 1) / (draws + 1)
 
 
@@ -103,43 +119,61 @@ def bleu(counts: Counts, times: np.ndarray | None = None) -> float:
 
 def _difference(plan: Plan, results: Results, decision: Decision) -> Verdict | None:
     on = str(Scored.read(decision.split))
-    pairs = _pairs(plan, results, decision, on)
+    planned = _planned(plan, decision)
+    pairs = [pair for pair in planned if all(results.of(trial, on) for trial in pair)]
     if not pairs:
         return None
+    seeds = len(pairs), len(planned)
     differences = {
         ours.seed: _bleu(results, ours, on) - _bleu(results, theirs, on) for ours, theirs in pairs
     }
     value = float(np.mean(list(differences.values())))
     if not all(has_translations(trial, on) for pair in pairs for trial in pair):
-        return Verdict(decision, differences, value)
+        return Verdict(decision, differences, seeds, value)
     found = []
     for pair in pairs:
         lines = [read_translations(trial, on) for trial in pair]
         if lines[0][1] != lines[1][1]:
             raise SystemExit(f"{pair[0].folder} and {pair[1].folder}: other references of {on}")
-        found.append((counts_of(*lines[0]), counts_of(*lines[1])))
-    value, interval, p = bootstrap(found)
-    return Verdict(decision, differences, value, interval, p)
+        counts = counts_of(*lines[0]), counts_of(*lines[1])
+        for trial, own in zip(pair, counts, strict=True):
+            if abs(bleu(own) - _bleu(results, trial, on)) > ROUNDED:
+                raise SystemExit(
+                    f"{trial.folder}: its translations of {on} have BLEU {bleu(own):.3f}, in the "
+                    f"results it is {_bleu(results, trial, on):.3f}; score the run again"
+                )
+        found.append(counts)
+    value, interval, p = bootstrap(found, below=decision.not_below)
+    return Verdict(decision, differences, seeds, value, interval, p)
 
 
 def _share(plan: Plan, results: Results, decision: Decision) -> Verdict | None:
-    """(row in one pass − other in one pass) / (other in the most passes − other in one pass)."""
-    one, most = (Scored(decision.split, count) for count in (1, max(plan.passes)))
-    shares = {}
-    for ours, theirs in _pairs(plan, results, decision, str(one)):
-        if results.of(theirs, str(most)):
-            low, high = (_bleu(results, theirs, str(on)) for on in (one, most))
-            if high > low:  # else there is no gap to close
-                shares[ours.seed] = (_bleu(results, ours, str(one)) - low) / (high - low)
-    return Verdict(decision, shares, float(np.mean(list(shares.values())))) if shares else None
+    """(row in one pass − other in one pass) / (other in the most passes − other in one pass).
+
+    Over seeds the ratio of both means, so that no seed is left out; a seed's own share is empty
+    where it has no gap. None where there is none in the mean.
+    """
+    one, most = (str(Scored(decision.split, count)) for count in (1, max(plan.passes)))
+    planned = _planned(plan, decision)
+    closed, gaps = {}, {}
+    for ours, theirs in planned:
+        if all(results.of(*each) for each in ((ours, one), (theirs, one), (theirs, most))):
+            low = _bleu(results, theirs, one)
+            closed[ours.seed] = _bleu(results, ours, one) - low
+            gaps[ours.seed] = _bleu(results, theirs, most) - low
+    if sum(gaps.values()) <= 0:
+        return None
+    shares = {seed: closed[seed] / gap for seed, gap in gaps.items() if gap > 0}
+    value = sum(closed.values()) / sum(gaps.values())
+    return Verdict(decision, shares, (len(gaps), len(planned)), value)
 
 
-def _pairs(plan: Plan, results: Results, decision: Decision, on: str) -> list[tuple[Trial, Trial]]:
-    """The runs of both rows, by the seeds that both were scored with."""
+def _planned(plan: Plan, decision: Decision) -> list[tuple[Trial, Trial]]:
+    """The runs of both rows, a pair for each seed that the row is to be run with."""
     row = plan.rows[decision.better]
-    ours = [Trial(plan, decision.better, seed) for seed in row.seeds or plan.seeds]
-    pairs = [(trial, trial.of(decision.than)) for trial in ours]
-    return [pair for pair in pairs if all(results.of(trial, on) for trial in pair)]
+    seeds = plan.seeds[:1] if row.teacher else row.seeds or plan.seeds
+    ours = [Trial(plan, decision.better, seed) for seed in seeds]
+    return [(trial, trial.of(decision.than)) for trial in ours]
 
 
 def _bleu(results: Results, trial: Trial, on: str) -> float:
@@ -149,9 +183,9 @@ def _bleu(results: Results, trial: Trial, on: str) -> float:
 
 
 def table(plan: Plan, verdicts: Sequence[Verdict]) -> tables.Table:
-    header = ["better", "than", "on", *(f"seed {seed}" for seed in plan.seeds), "mean"]
-    header += ["95 % interval", "p", "asked", "holds"]
-    remark = "paired bootstrap over sentences, seeds drawn within, 1,000 draws"
+    header = ["better", "than", "on", *(f"seed {seed}" for seed in plan.seeds), "seeds"]
+    header += ["mean", "95 % interval", "p", "asked", "holds"]
+    remark = f"paired bootstrap over sentences, seeds drawn within, {DRAWS:,} draws"
     return tables.Table(plan.corpus, header, [_line(plan, each) for each in verdicts], [remark])
 
 
@@ -165,6 +199,7 @@ def _line(plan: Plan, verdict: Verdict) -> list[str]:
         decision.than,
         decision.split,
         *seeds,
+        "{} of {}".format(*verdict.seeds),
         format(verdict.value, form),
         "" if interval is None else f"{interval[0]:+.2f} to {interval[1]:+.2f}",
         "" if verdict.p is None else f"{verdict.p:.3f}",

@@ -45,8 +45,9 @@ class Pieces:
 class Decision:
     """What a trial is decided by: a row that is to be better than another one, in BLEU.
 
-    by: the least mean difference over the seeds, which must also be told from chance (p < 0.05)
-    not_below: holds unless the row is worse, told from chance
+    by: the least mean difference over the seeds, which must also be above 0 and told from chance
+        (p < 0.05)
+    not_below: instead, holds unless the row is worse, told from chance (p < 0.05, one tail)
     share: instead, the least share of the other row's gap between one pass and the most that the
         row closes in one pass
     """
@@ -57,6 +58,19 @@ class Decision:
     by: NonNegative = 0.0
     not_below: bool = False
     share: AboveZero | None = None
+
+    def refuse(self, plan: "Plan") -> None:
+        """Raises ValueError where it cannot be decided of this plan."""
+        for other in {self.better, self.than} - set(plan.rows):
+            raise ValueError(f"expected names of rows, not {other!r}")
+        on = Scored.read(self.split)
+        if self.not_below and self.by:
+            raise ValueError("expected one of by and not_below")
+        if self.share is not None:
+            if self.by or self.not_below:
+                raise ValueError("expected share without by and not_below")
+            if on.passes is not None or not plan.passes:
+                raise ValueError("expected share of a split as it is, in a plan with passes")
 
 
 @checked(frozen=True, kw_only=True, config=STRICT)
@@ -225,6 +239,8 @@ def read_plan(path: Path) -> Plan:
         if row.learned and row.begin is None:
             raise ValueError(f"rows.{name}.learned: expected begin beside it")
     for place, decision in enumerate(plan.decides):
-        for other in {decision.better, decision.than} - set(plan.rows):
-            raise ValueError(f"decides.{place}: expected names of rows, not {other!r}")
+        try:
+            decision.refuse(plan)
+        except ValueError as error:
+            raise ValueError(f"decides.{place}: {error}") from None
     return plan

@@ -12,7 +12,7 @@ def rehearsed(plan: Plan, updates: int) -> tuple[Plan, Path]:
     """The plan in a new folder beside its runs, and the folder of its results.
 
     What would translate the whole training text is left out: rows on the teacher's translations
-    and from a cache.
+    and from a cache, and what is decided of them.
     """
     folder = Path(f"{plan.runs}-rehearsal")
     fewer = (
@@ -25,5 +25,8 @@ def rehearsed(plan: Plan, updates: int) -> tuple[Plan, Path]:
         for name, row in plan.rows.items()
         if not row.distilled and not row.cached
     }
-    runs = str(folder / "runs")
-    return dataclasses.replace(plan, runs=runs, rows=rows, reused=()), folder / "results"
+    decides = tuple(each for each in plan.decides if {each.better, each.than} <= rows.keys())
+    short = dataclasses.replace(
+        plan, runs=str(folder / "runs"), rows=rows, reused=(), decides=decides
+    )
+    return short, folder / "results"

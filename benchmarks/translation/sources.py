@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+# Other commits than those that the committed tables' text was taken from: DATA.md.
 _WMT22 = (
     "https://raw.githubusercontent.com/mariondimarco/WMT22_UnsupVeryLowResMT_Data/"
     "2edd1d2a295c9c409239c3a67ae6cd29c84811fa"

@@ -1,11 +1,12 @@
 """What a trial decides, on invented translations."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
 
-from benchmarks.translation.decide import bleu, bootstrap, counts_of, decided, main, table
+from benchmarks.translation.decide import LEVEL, bleu, bootstrap, counts_of, decided, main, table
 from benchmarks.translation.plan import Decision, Plan, Row, Trial
 from benchmarks.translation.results import Results
 from benchmarks.translation.trial import write_lines
@@ -101,6 +102,63 @@ def test_holds_by_difference_and_chance(plan, tmp_path):
     assert verdict.holds is False
 
 
+def test_not_below_is_decided_by_one_tail(plan, tmp_path):
+    """A row that is below the other by little: told from chance in that direction, not in both."""
+    old, wrong = spoiled(3), " some other words"
+    new = [
+        " ".join(each.split()[:-3]) + wrong if (n % 3 == 0 and n > 8) or (n % 3 == 1 and n < 27)
+        else each for n, each in enumerate(SENTENCES)
+    ]  # fmt: skip
+    pairs = [(counts_of(new, SENTENCES), counts_of(old, SENTENCES))] * 2
+    value, interval, p = bootstrap(pairs)
+    assert value < 0 and p >= LEVEL
+    assert bootstrap(pairs, below=True)[:2] == (value, interval)
+    results = Results(tmp_path / "table.csv")
+    for seed in plan.seeds:
+        scored(plan, results, "old", seed, "test-sealed", old)
+        scored(plan, results, "new", seed, "test-sealed", new)
+    verdict = of(plan, results, not_below=True)
+    assert verdict.p == pytest.approx(0.03, abs=0.01)
+    assert verdict.holds is False
+    assert of(plan, results).p == p
+    turned = Decision(better="old", than="new", split="test-sealed", not_below=True)
+    (verdict,) = decided(dataclasses.replace(plan, decides=(turned,)), results)
+    assert verdict.p > 0.5 and verdict.holds
+
+
+@pytest.mark.parametrize("asked", [{"by": 0.5}, {"not_below": True}])
+def test_nothing_holds_before_all_seeds_are_scored(plan, tmp_path, asked):
+    results = Results(tmp_path / "table.csv")
+    scored(plan, results, "old", 1, "test-sealed", spoiled(2))
+    scored(plan, results, "old", 2, "test-sealed", spoiled(2))
+    scored(plan, results, "new", 1, "test-sealed", spoiled(6))
+    verdict = of(plan, results, **asked)
+    assert (verdict.seeds, verdict.holds) == ((1, 2), None)
+    shown = table(plan, [verdict])
+    cells = dict(zip(shown.header, shown.lines[0], strict=True))
+    assert (cells["seeds"], cells["seed 2"], cells["holds"]) == ("1 of 2", "", "not told")
+    of_one = plan.rows | {"new": Row(recipe="word_kd", seeds=(1,))}
+    verdict = of(dataclasses.replace(plan, rows=of_one), results, **asked)
+    assert (verdict.seeds, verdict.holds) == ((1, 1), True)
+    scored(plan, results, "new", 2, "test-sealed", spoiled(6))
+    verdict = of(plan, results, **asked)
+    assert (verdict.seeds, verdict.holds) == ((2, 2), True)
+
+
+def test_translations_of_another_score_are_refused(plan, tmp_path):
+    results = Results(tmp_path / "table.csv")
+    for name, every in (("old", 2), ("new", 6)):
+        for seed in plan.seeds:
+            scored(plan, results, name, seed, "test-sealed", spoiled(every))
+    trial = Trial(plan, "new", 2)
+    told = score(spoiled(6), SENTENCES).bleu
+    results.add(line(trial, "test-sealed", told + 0.009))
+    assert of(plan, results).holds
+    results.add(line(trial, "test-sealed", told - 0.02))
+    with pytest.raises(SystemExit, match=f"^{re.escape(str(trial.folder))}: .*test-sealed"):
+        of(plan, results)
+
+
 def test_without_translations_nothing_is_said_of_chance(plan, tmp_path):
     results = Results(tmp_path / "table.csv")
     scored(plan, results, "new", 1, "test-sealed", SENTENCES)
@@ -124,17 +182,30 @@ def test_share_of_the_gap_between_one_pass_and_the_most(plan, tmp_path):
     for name, passes, value in (
         ("old", "1 pass", 20),
         ("old", "8 passes", 30),
-        ("new", "1 pass", 28),
+        ("new", "1 pass", 28.5),
     ):
         results.add(line(Trial(plan, name, 1), f"test, {passes}", value))
     asked = Decision(better="new", than="old", split="test", share=0.8)
-    (verdict,) = decided(dataclasses.replace(plan, decides=(asked,)), results)
-    assert verdict.value == pytest.approx(0.8)
-    assert verdict.holds
+    plan = dataclasses.replace(plan, decides=(asked,))
+    (verdict,) = decided(plan, results)
+    assert verdict.value == pytest.approx(0.85)
+    assert (verdict.seeds, verdict.holds) == ((1, 2), None)
     shown = table(plan, [verdict])
-    assert shown.lines[0][3:5] == ["80%", ""]
+    assert shown.lines[0][3:6] == ["85%", "", "1 of 2"]
+    for name, passes, value in (
+        ("old", "1 pass", 22),
+        ("old", "8 passes", 22),  # no gap, and yet it counts
+        ("new", "1 pass", 22),
+    ):
+        results.add(line(Trial(plan, name, 2), f"test, {passes}", value))
+    (verdict,) = decided(plan, results)
+    assert verdict.differences == {1: pytest.approx(0.85)}
+    assert verdict.value == pytest.approx(0.85) and verdict.holds
+    results.add(line(Trial(plan, "new", 2), "test, 1 pass", 21.0))
+    (verdict,) = decided(plan, results)
+    assert verdict.value == pytest.approx(0.75) and verdict.holds is False
     results.add(line(Trial(plan, "old", 1), "test, 8 passes", 20.0))
-    assert decided(dataclasses.replace(plan, decides=(asked,)), results) == []  # no gap
+    assert decided(plan, results) == []  # no gap
 
 
 def test_the_command_writes_a_table(plan, tmp_path, capsys):
@@ -161,5 +232,5 @@ decides: [{{better: new, than: old, split: test-sealed, by: 0.5}}]
     main([str(file), "--out", str(tmp_path)])
     assert "yes" in capsys.readouterr().out
     header, written = (tmp_path / "decided" / "small.csv").read_text().splitlines()
-    assert header == "better,than,on,seed 1,seed 2,mean,95 % interval,p,asked,holds"
+    assert header == "better,than,on,seed 1,seed 2,seeds,mean,95 % interval,p,asked,holds"
     assert written.startswith("new,old,test-sealed,+") and written.endswith(",+0.5,yes")

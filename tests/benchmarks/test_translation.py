@@ -6,12 +6,14 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from benchmarks.translation import __main__ as command
 from benchmarks.translation import pace, picture
 from benchmarks.translation.__main__ import ended, refuse_unless_ended
+from benchmarks.translation.decide import decided
 from benchmarks.translation.picture import draw
-from benchmarks.translation.plan import Pieces, Plan, Row, Trial, read_plan
+from benchmarks.translation.plan import Decision, Pieces, Plan, Row, Trial, read_plan
 from benchmarks.translation.rehearsal import rehearsed
 from benchmarks.translation.results import Results, markdown
 from benchmarks.translation.splits import Scored
@@ -191,6 +193,33 @@ def test_rows_that_need_what_is_not_there(tmp_path):
             read_plan(file)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ("than: c", "decides.0: .* not 'c'"),
+        ("split: tset", "decides.0: expected one of dev, .* not 'tset'"),
+        ("by: 0.5, not_below: true", "decides.0: expected one of by and not_below"),
+        ("share: 0.8, by: 0.5", "decides.0: expected share without"),
+        ("share: 0.8, not_below: true", "decides.0: expected share without"),
+        ('share: 0.8, split: "test, 8 passes"', "decides.0: expected share of a split"),
+        ("share: 0.8, passes: []", "decides.0: expected share of a split"),
+    ],
+)
+def test_decisions_that_cannot_be_taken(tmp_path, wrong, told):
+    given = yaml.safe_load(f"{{{wrong}}}")
+    plan = {
+        "corpus": "c", "recipes": "r", "runs": "x", "seeds": [1], "baseline": "a",
+        "passes": given.pop("passes", [1, 8]), "rows": {"a": {"recipe": "a"}, "b": {"recipe": "b"}},
+    }  # fmt: skip
+    decision = {"better": "a", "than": "b", "split": "test"}
+    file = tmp_path / "plan.yaml"
+    file.write_text(yaml.safe_dump({**plan, "decides": [decision]}))
+    read_plan(file)
+    file.write_text(yaml.safe_dump({**plan, "decides": [decision | given]}))
+    with pytest.raises(ValueError, match=told):
+        read_plan(file)
+
+
 def test_halves_by_the_parity_of_lines():
     lines = ["1", "2", "3"]
     assert Scored("test-open").of(lines) == ["1", "3"]
@@ -283,6 +312,18 @@ def test_a_rehearsal_is_the_plan_with_fewer_updates(file):
     assert {row for row in plan.rows if row not in short.rows} == {
         name for name, row in plan.rows.items() if row.distilled or row.cached
     }
+
+
+def test_a_rehearsal_decides_of_the_rows_that_it_has(plan, tmp_path):
+    rows = plan.rows | {"distilled": Row(recipe="alone", distilled=True)}
+    decides = [
+        Decision(better=better, than=than, split="dev")
+        for better, than in (("distilled", "alone"), ("taught", "distilled"), ("taught", "alone"))
+    ]
+    plan = dataclasses.replace(plan, rows=rows, decides=tuple(decides))
+    short, _ = rehearsed(plan, 2)
+    assert short.decides == tuple(decides[2:])
+    assert decided(short, Results(tmp_path / "table.csv")) == []
 
 
 def test_hours_of_rows_are_updates_times_their_pace(plan):
