@@ -5,7 +5,6 @@ compared with the model's own. Goes on where it was ended.
 """
 
 import argparse
-import contextlib
 import csv
 import io
 import multiprocessing
@@ -13,6 +12,7 @@ import resource
 import warnings
 from collections import Counter
 from pathlib import Path
+from signal import SIGKILL, SIGXCPU
 from typing import Any
 
 import transformers
@@ -95,9 +95,13 @@ def apart(task: str, name: str) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(FIELDS, "")
     row |= {"transformers": transformers.__version__, "task": task, "class": name}
     row |= {"outcome": "not built", "line": f"no answer within {SECONDS} s"}
-    with contextlib.suppress(EOFError):  # it crashed, or its time is over
+    try:
         if ours.poll(15 * SECONDS):
             row = ours.recv()
+    except EOFError:
+        process.join()
+        if process.exitcode not in (-SIGKILL, -SIGXCPU):  # by which its seconds end
+            row["line"] = f"its process ended ({process.exitcode})"
     process.kill()
     process.join()
     return row

@@ -1,12 +1,15 @@
 """Thirty classes of Transformers of differing kind: each one's own loss is what is computed."""
 
 import csv
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
 transformers = pytest.importorskip("transformers", minversion="5.1")
 
+import benchmarks.models.__main__ as sweep  # noqa: E402
 from benchmarks.models.__main__ import CLOSE, judged  # noqa: E402
 from benchmarks.models.table import table  # noqa: E402
 from benchmarks.models.tiny import TASKS, build, config_of, inputs_of  # noqa: E402
@@ -89,6 +92,21 @@ def test_another_loss_is_told(monkeypatch):
     monkeypatch.setattr(transformers, "LlamaForCausalLM", Doubled)
     row = judged("causal", "LlamaForCausalLM")
     assert row["outcome"] == "refused" and "its own loss" in row["line"]
+
+
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        (lambda: os._exit(3), "its process ended (3)"),
+        (lambda: os.kill(os.getpid(), signal.SIGTERM), "its process ended (-15)"),
+        (lambda: os.kill(os.getpid(), signal.SIGXCPU), "no answer within 40 s"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "no answer within 40 s"),
+    ],
+)
+def test_a_crash_is_told_from_a_limit(monkeypatch, end, told):
+    monkeypatch.setattr(sweep, "judged", lambda task, name: end())
+    row = sweep.apart("causal", "LlamaForCausalLM")
+    assert (row["outcome"], row["line"]) == ("not built", told)
 
 
 def test_small_configurations_keep_their_parts():

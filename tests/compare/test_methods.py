@@ -7,7 +7,7 @@ import pytest
 
 from fastkd.compare.facts import Facts, find_runs
 from fastkd.compare.kinds import kind_of
-from fastkd.compare.methods import Mean, by_tokenizer, differing, methods_of
+from fastkd.compare.methods import Mean, by_tokenizer, differing, methods_of, student_t
 from fastkd.compare.page import page
 from fastkd.compare.pictures import looks_of
 from fastkd.compare.table import of_methods, of_runs
@@ -50,6 +50,15 @@ def test_mean_over_seeds():
     mean = Mean.of([1.0, 2.0, 3.0])  # t of two degrees of freedom · 1 / √3
     assert mean.value == 2
     assert mean.half == pytest.approx(4.303 / 3**0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("freedom", "expected"),
+    [(1, 12.706), (10, 2.228), (11, 2.201), (12, 2.179), (15, 2.131), (20, 2.086), (30, 2.042),
+     (60, 2.000), (120, 1.980), (10**6, 1.960)],
+)  # fmt: skip
+def test_students_t_is_that_of_the_tables(freedom, expected):
+    assert student_t(freedom) == pytest.approx(expected, abs=0.005)
 
 
 def test_what_a_method_is_decides_its_colour(methods, runs):
