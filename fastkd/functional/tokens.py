@@ -56,11 +56,13 @@ def token_distillation_loss(
 
     Before everything else logits are multiplied by `*_logit_scale` and, with a `*_soft_cap` c,
     become c·tanh(z/c). `vocabulary` n: kd, rank and entropy are of the ids below n, each side
-    normalised over them, of vocabularies that may differ beyond; ce stays over the student's whole.
+    normalised over them, of vocabularies that may differ beyond; ce stays over the student's whole,
+    but its targets are ids below n too.
 
     student_logits: (..., V), any floating type
     teacher_logits: (..., V), or a SparseTeacher; needed where kd_weight or rank_weight is not 0
-    target: (...) integers; needed where ce_weight is not 0
+    target: (...) integers; needed where ce_weight is not 0, and then at counted positions in
+        0..V − 1, or 0..n − 1 with `vocabulary`
     mask: (...) bool; counted = mask and target != ignore_index, whichever of the two is given
     reduction: "sum" | "mean" (over counted positions, at least 1) | "none" -> (...)
     return_prediction: also the argmax of the student's logits at counted positions, 0 elsewhere

@@ -31,7 +31,7 @@ def run(
     leaves = [x.detach().clone().requires_grad_() for x in trained]
     losses = loss(*leaves, *constants, backend=backend, **options)
     rows = torch.arange(1, losses.loss.numel() + 1).reshape(losses.loss.shape)
-    upstream = UPSTREAM * rows.to(losses.loss.dtype)
+    upstream = UPSTREAM * rows.to(losses.loss)
     return losses, list(torch.autograd.grad(losses.loss, leaves, upstream))
 
 

@@ -89,7 +89,8 @@ def test_nothing_where_both_are_equal(form):
 @pytest.mark.parametrize("compared", [1000, 1024, 1040, 2500])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_blocks_of_both_parts(compared, reduction):
-    """Targets, predictions and smoothing mass in either part; the larger one in either."""
+    """Predictions and smoothing mass in either part, targets in the compared one; the larger one in
+    either."""
     student, teacher = drawn(4, 2600, seed=5), drawn(4, compared + 7, seed=6)
     student[0, :compared] -= 50.0
     student[1, compared:] -= 200.0

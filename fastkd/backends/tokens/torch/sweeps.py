@@ -9,13 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastkd.backends.tokens.divergences import EDGE
 from fastkd.backends.tokens.torch.dense_teacher import DenseRows
 from fastkd.backends.tokens.torch.numerics import log_z, readable
 from fastkd.backends.tokens.torch.scratch import Scratch
 from fastkd.functional.calls import TokenOptions
-
-# β for which weights of a mixture keep their digits when they are computed as ½ ± (β − ½).
-LEAST_BETA = 1 / 16
 
 
 class Swept(NamedTuple):
@@ -34,7 +32,8 @@ def serves(logits: Tensor, teacher: object, options: TokenOptions) -> bool:
         if not isinstance(teacher, DenseRows) or options.form == "kl":
             return False
         mixed = options.form in ("jsd", "skew_kl", "skew_reverse_kl")
-        if mixed and not LEAST_BETA <= options.skew <= 1 - LEAST_BETA:
+        # Weights of a mixture keep their digits in ½ ± (β − ½).
+        if mixed and not EDGE <= options.skew <= 1 - EDGE:
             return False
         if not bool(teacher.logits.sum().isfinite()):
             return False

@@ -70,7 +70,7 @@ def _ratios(d, beta, FORM: tl.constexpr, NVIDIA: tl.constexpr):
 
 
 @triton.jit
-def share_at(p_bits, q_bits, d, beta, FORM: tl.constexpr, NVIDIA: tl.constexpr):
+def share_at(q_bits, d, beta, FORM: tl.constexpr, NVIDIA: tl.constexpr):
     """What p is multiplied with in the slope of an id where there is p."""
     if FORM == KL:
         share = tl.exp2(-d)

@@ -49,7 +49,7 @@ def gradient_at(
     elif HAS_KD and (TAIL or FORM != KL):
         teacher_log = (y - n) * teacher_bits
         d = student_log - teacher_log - log_sums
-        share = by_share * share_at(student_log, teacher_log, d, beta, FORM, NVIDIA)
+        share = by_share * share_at(teacher_log, d, beta, FORM, NVIDIA)
         if TAIL:
             share = tl.where(y == -INF, by_tail, share)
         by += share

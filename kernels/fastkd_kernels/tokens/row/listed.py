@@ -149,7 +149,7 @@ def compare_with_tail(
         sum_a += tl.sum(a, 0)
         sum_b += tl.sum(b, 0)
     value, slopes = from_sums(sum_a, sum_b, beta, FORM)
-    share = share_at(p_rest_bits, q_rest_bits, p_rest_bits - q_rest_bits, beta, FORM, NVIDIA)
+    share = share_at(q_rest_bits, p_rest_bits - q_rest_bits, beta, FORM, NVIDIA)
     return value, slopes, tl.where(p_rest_bits > -INF, share, 0.0)
 
 
