@@ -12,6 +12,7 @@ from torch import Tensor
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from fastkd.compare.heads import moments
 from fastkd.compare.kinds import kind_of
 from fastkd.config.losses import A2D
 from fastkd.modules.attention import KINDS
@@ -20,8 +21,6 @@ from fastkd.pictures import write_picture
 from fastkd.runs.folder import OBJECTIVE, RunFolder
 from fastkd.terms.alignment import mix_of
 from fastkd.train.log import read_log
-
-MOMENTS = 5  # of a training that a picture shows
 
 
 def plot_learning_curves(runs: Mapping[str, RunFolder], file: Path) -> None:
@@ -76,9 +75,7 @@ def mixes_over_training(
 
     mixes: by update; the first, the last and some between them are shown, all by one scale a kind
     """
-    updates = sorted(mixes)
-    places = {round(n * (len(updates) - 1) / (MOMENTS - 1)) for n in range(MOMENTS)}
-    shown = [updates[place] for place in sorted(places)]
+    shown = moments(mixes)
     kinds = [kind for kind in KINDS if kind in mixes[shown[-1]]]
     figure, axes = plt.subplots(
         *(len(kinds), len(shown)),

@@ -14,6 +14,7 @@ from fastkd.errors import InputError, RunFailed
 from fastkd.reading import open_file
 
 _BIAS = "output_bias"
+_MODELESS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)  # of file systems that keep no modes
 
 
 def read_tensors(file: Path, device: str = "cpu") -> dict[str, Tensor]:
@@ -68,9 +69,20 @@ def write_tensors(
     mode = file.stat().st_mode  # as the umask has it; of a file of its own it is 0600
     try:
         save_file(tensors, file, metadata)
-        file.chmod(mode)
+        _set_mode(file, mode)
     except SafetensorError as error:  # a full disk, of which it keeps only the words
         raise OSError(errno.EIO, f"cannot be written: {error}", str(file)) from None
+
+
+def _set_mode(file: Path, mode: int) -> None:
+    """As far as the file system has modes of single files: FAT, CIFS and FUSE may refuse."""
+    if file.stat().st_mode == mode:
+        return
+    try:
+        file.chmod(mode)
+    except OSError as error:
+        if error.errno not in _MODELESS:
+            raise
 
 
 def check_values(tensors: dict[str, Tensor], source: Path) -> None:

@@ -36,6 +36,12 @@ def test_import_loads_nothing_that_is_not_asked_for():
     }  # fmt: skip
 
 
+def test_a_verb_loads_nothing_before_it_runs():
+    assert not loaded("import fastkd.cli.recipes, fastkd.cli.heads") & {
+        "fastkd.config.load", "pydantic", "torch", "yaml"
+    }  # fmt: skip
+
+
 def test_every_name_exists():
     assert [name for name in fastkd.__all__ if not hasattr(fastkd, name)] == []
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

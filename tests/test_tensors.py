@@ -1,6 +1,8 @@
 """Files of tensors hold what they should, or say in one line why they cannot be read."""
 
+import errno
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,6 +48,29 @@ def test_who_may_read_it_is_for_the_umask_to_say(file, mask):
     finally:
         os.umask(before)
     assert file.with_name("new").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EIO])
+def test_a_file_system_need_not_let_modes_change(file, monkeypatch, number):
+    """As FAT, CIFS or FUSE, whose files have the mode of the mount; other errors are told."""
+
+    def refuse(path, mode):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    before = os.umask(0o022)
+    try:
+        if number == errno.EIO:
+            with pytest.raises(OSError, match="Input/output"):
+                write_tensors({"a": torch.ones(2)}, file.with_name("new"))
+        else:
+            write_tensors({"a": torch.ones(2)}, file.with_name("new"))
+            assert torch.equal(read_tensors(file.with_name("new"))["a"], torch.ones(2))
+        os.umask(0o077)  # nothing to change
+        write_tensors({"a": torch.ones(3)}, file.with_name("own"))
+    finally:
+        os.umask(before)
+    assert count_numbers(file.with_name("own")) == 3
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])

@@ -13,8 +13,8 @@ import click
 def command(run: str, output: str | None) -> None:
     """Show which student layers A2D compares each teacher layer of RUN with, over training.
 
-    A share is what a layer's heads have of the learned mix, at the validations that the log tells
-    of. The picture has the single heads, from the first validation to the last.
+    A share is what a layer's heads have of the learned mix, at validations from the first to the
+    last, five at most. The picture has the single heads at the same ones.
     """
     from fastkd.compare.heads import table_of
     from fastkd.errors import InputError
@@ -34,8 +34,15 @@ def command(run: str, output: str | None) -> None:
             f"{folder.log_file}: tells of no mix of heads; expected a run with a2d among its "
             "losses, trained since version 0.2"
         )
-    teacher = folder.config.teacher
-    theirs = RunFolder.open(teacher.run).config.model.heads if teacher and teacher.run else 1
+    teacher, theirs = folder.config.teacher, 1
+    if teacher and teacher.run:
+        try:
+            theirs = RunFolder.open(teacher.run).config.model.heads
+        except InputError as error:
+            raise InputError(
+                f"{folder.config_file}: teacher.run: expected the teacher's run, whose config.yaml"
+                f" tells how many heads a layer has; {error}"
+            ) from None
     heads = folder.config.model.heads, theirs
     show([table_of(mixes, *heads)])
     if output:

@@ -2,10 +2,6 @@
 
 import click
 
-from fastkd.config.load import dump_config, load_config
-from fastkd.config.recipes import nearest, recipes
-from fastkd.errors import InputError
-
 
 @click.command("recipes", short_help="List the configurations to begin with.")
 @click.argument("prefix", default="")
@@ -15,7 +11,14 @@ def command(prefix: str, show: bool) -> None:
 
     A recipe's name stands for its file wherever a CONFIG is expected.
     """
+    from fastkd.config.recipes import nearest, recipes
+    from fastkd.errors import InputError
+
     if show:
+        from fastkd.config.load import dump_config, load_config
+
+        if not prefix:
+            raise InputError("--show: expected a recipe's name; `fastkd recipes` lists all")
         click.echo(dump_config(load_config(prefix)), nl=False)
         return
     found = list(recipes(prefix))

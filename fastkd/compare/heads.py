@@ -1,10 +1,19 @@
 """The learned mix of heads by layers, over training."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
 from fastkd.tables import Table
+
+_MOMENTS = 5  # of a training that a table or a picture shows
+
+
+def moments(updates: Iterable[int]) -> list[int]:
+    """The first, the last and some between them, in order."""
+    ordered = sorted(updates)
+    places = {round(n * (len(ordered) - 1) / (_MOMENTS - 1)) for n in range(_MOMENTS)}
+    return [ordered[place] for place in sorted(places)]
 
 
 def by_layers(mix: Tensor, student_heads: int, teacher_heads: int) -> Tensor:
@@ -20,8 +29,8 @@ def by_layers(mix: Tensor, student_heads: int, teacher_heads: int) -> Tensor:
 def table_of(
     mixes: Mapping[int, Mapping[str, Tensor]], student_heads: int, teacher_heads: int
 ) -> Table:
-    """A line a teacher layer, a column an update; its shares of the student's layers in a cell."""
-    updates = sorted(mixes)
+    """A line a teacher layer, a column a moment; its shares of the student's layers in a cell."""
+    updates = moments(mixes)
     lines = []
     for kind in mixes[updates[-1]]:
         at = {

@@ -61,15 +61,37 @@ class LanguageModel:
         if self.is_encoder_decoder and not given:
             made = self.decoder_input(inputs["labels"])
             read["decoder_input_ids"] = made
-            if isinstance(self.model, EncoderDecoderModel):  # whose decoder may be any model
+            if isinstance(self._adapted, EncoderDecoderModel):  # whose decoder may be any model
                 read.setdefault("decoder_attention_mask", (made != self.pad_id).to(made.dtype))
         return self.without_cache(read)
 
     def without_cache(self, inputs: Inputs) -> dict[str, Any]:
         """As training calls it: with a new cache Transformers lets packed rows see each other."""
-        caches = "use_cache" in inspect.signature(self.model.forward).parameters
-        more = {"use_cache": False} if caches and "past_key_values" not in inputs else {}
+        more = {"use_cache": False} if self._caches and "past_key_values" not in inputs else {}
         return {**inputs, **more}
+
+    @property
+    def _adapted(self) -> nn.Module:
+        """The model itself, without the one that PEFT puts around it."""
+        within = getattr(self.model, "get_base_model", None)
+        adapted: nn.Module = self.model if within is None else within()
+        return adapted
+
+    @property
+    def _caches(self) -> bool:
+        """Whether it makes a cache of its own where it is not told otherwise."""
+        tuned = getattr(self.model, "active_peft_config", None)
+        if getattr(tuned, "is_prompt_learning", False):  # PEFT gives it a cache
+            return False
+        read = inspect.signature(self._adapted.forward).parameters
+        if "use_cache" in read:
+            return True
+        # Models of images and text hand it on unnamed.
+        config: Any = self.model.config
+        text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else None
+        return any(each.kind is each.VAR_KEYWORD for each in read.values()) and any(
+            getattr(holder, "use_cache", False) for holder in (config, text)
+        )
 
     def decoder_input(self, labels: Tensor) -> Tensor:
         """The labels (B, T) as the model itself shifts them."""
@@ -77,8 +99,8 @@ class LanguageModel:
             if shift := getattr(self.model, name, None):
                 try:
                     shifted: Tensor = shift(labels.clone())
-                except (TypeError, ValueError):
-                    raise InputError(self._untold()) from None
+                except (AttributeError, TypeError, ValueError) as error:
+                    raise InputError(self._untold(f" ({_in_one_line(error)})")) from None
                 return shifted
         # Others do it within their pass: with the usual start, or the judge tells.
         if (first := self._special("decoder_start_token_id")) is None:
@@ -87,10 +109,10 @@ class LanguageModel:
         shifted = torch.cat([start, labels[:, :-1]], dim=1)
         return shifted.masked_fill(shifted == IGNORED, self.pad_id)
 
-    def _untold(self) -> str:
+    def _untold(self, reason: str = "") -> str:
         return (
-            f"{self.name}: does not tell its decoder's input; expected decoder_input_ids in "
-            "every batch, or config.decoder_start_token_id"
+            f"{self.name}: does not tell its decoder's input{reason}; expected decoder_input_ids "
+            "in every batch, or config.decoder_start_token_id"
         )
 
     @property
@@ -134,3 +156,7 @@ class LanguageModel:
                 "place of prompt tuning, and no model that predicts several labels at once"
             )
         return hidden
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")

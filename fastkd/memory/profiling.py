@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import inspect
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fastkd.errors import InputError
 from fastkd.memory.scopes import loss_of
 from fastkd.memory.tracker import Block, Tracker, running_total
 from fastkd.tables import size, text_table
@@ -69,7 +71,7 @@ def profile(
     modules: "Mapping[str, nn.Module] | Pair | None" = None,
     show: Callable[[MemoryProfile], None] | None = None,
     *,
-    device: str = "cpu",
+    device: str | None = None,
 ) -> "Profiling | PairMemory":
     """Watches the tensors made inside, as a context manager or a decorator.
 
@@ -87,14 +89,27 @@ def profile(
     before do not count, nor does what an operator takes and gives back inside, nor code compiled
     by `torch.compile`; on CUDA `allocator_peak` counts those too.
 
-    Of a `Pair` it is its training step, predicted for `device`, "cpu" or "cuda", and measured:
+    Of a `Pair` it is its training step, predicted for `device`, "cpu" (the default) or "cuda", and
+    measured:
 
         found = fastkd.memory.profile(fastkd.memory.Pair(student, losses, teacher, batch=16))
         print(found)  # a table; found.predicted.peak, found.measured.peak, found.apart
+
+    Raises InputError for anything else, and for `show` with a Pair or `device` without one.
     """
     if modules is None or isinstance(modules, Mapping):
+        if device is not None:
+            raise InputError("device: expected with a Pair; what runs inside chooses its own")
         return Profiling(modules, show)
-    return modules.profiled(device)
+    if isinstance(modules, nn.Module) or not hasattr(modules, "profiled"):
+        called = "; as a decorator, @profile()" if inspect.isroutine(modules) else ""
+        raise InputError(
+            'modules: expected a mapping from names to modules, such as {"model": model}, or a '
+            f"Pair, not {type(modules).__name__}{called}"
+        )
+    if show is not None:
+        raise InputError("show: expected without a Pair, whose memory is what profile returns")
+    return modules.profiled("cpu" if device is None else device)
 
 
 class Profiling(contextlib.ContextDecorator):

@@ -113,6 +113,13 @@ def test_the_mix_of_heads_is_logged_and_drawn(taught, tmp_path, capsys):
         torch.testing.assert_close(last[kind], mix, rtol=0, atol=5.01e-5)
     assert taught.run("heads", str(taught.folder / "teacher")) == 2
     assert "tells of no mix of heads" in capsys.readouterr().err
+    config = folder / "config.yaml"
+    teacher = str(taught.folder / "teacher")
+    config.write_text(config.read_text().replace(f"run: {teacher}\n", "run: gone\n"))
+    assert taught.run("heads", str(folder)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{config}: teacher.run: expected the teacher's run, whose config.yaml tells" in line
+    assert "; gone: no such run" in line
 
 
 def test_a_run_begins_with_the_mix_of_heads_of_another(taught, tmp_path, capsys):

@@ -22,6 +22,14 @@ def test_a_line_a_layer_and_a_column_an_update():
     assert shown.lines == [["cross 1", "50 50", "50 50"], ["cross 2", "50 50", "75 25"]]
 
 
+def test_the_table_of_many_validations_has_the_moments_of_the_picture():
+    mixes = {10 * n: {"cross": MIX * n} for n in range(1, 101)}
+    header = table_of(mixes, 2, 2).header
+    titles = [axis.get_title() for axis in mixes_over_training(mixes, 2, 2).axes]
+    assert header[1:] == [title.partition("update ")[2] for title in titles if title]
+    assert header[1:] == ["10", "260", "510", "750", "1,000"]
+
+
 @pytest.mark.parametrize("updates", [1, 3, 40])
 def test_the_picture_has_the_first_moment_and_the_last(updates):
     mixes = {100 * n: {"encoder": MIX * n, "cross": MIX * n} for n in range(1, updates + 1)}

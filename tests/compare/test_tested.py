@@ -30,6 +30,7 @@ def entry(run, bleu, decoding=None, **changes):
         "engine": "pytorch",
         "compute_type": "float32",
         "bleu_signature": TOKENIZED,
+        "text_sha256": "of a text",
         "decoding": {"beam": 5, **(decoding or {})},
         **changes,
     }
@@ -93,6 +94,27 @@ def test_scores_made_otherwise_are_not_shown_beside_each_other(copies, changes):
     assert shown([one, other])[0] == ["10.00", "15.00"]
     keep(one, entry(one, 10.0), entry(one, 11.0, **changes))  # two in common: the last one
     assert shown([one, other])[0] == ["11.00", "20.00"]
+
+
+def test_scores_of_before_texts_were_noted_are_told_as_such(copies):
+    """Neither compared with new ones nor said to be of other texts."""
+    one, seed, other = copies
+
+    def old(**changes):
+        return {k: v for k, v in entry(one, 10.0, **changes).items() if k != "text_sha256"}
+
+    keep(one, old())
+    keep(seed, entry(seed, 15.0))
+    keep(other, entry(other, 20.0))
+    bleu, remark = shown(copies)
+    assert bleu == ["-", "-"]
+    assert remark == (
+        f"test: {one}: scored before texts were noted; score again: fastkd score RUN test"
+    )
+    keep(one, entry(one, 10.0))
+    assert shown(copies)[0][1] == "20.00"
+    keep(one, old(decoding={"beam": 1}))  # nor would texts help
+    assert "different searches" in shown(copies)[1]
 
 
 def test_what_changes_no_translation_does_not_matter(copies):

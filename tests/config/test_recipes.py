@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from fastkd.__main__ import main
 from fastkd.cli.app import group
 from fastkd.config.load import load_config
 from fastkd.config.recipes import FOLDER, recipes
@@ -167,3 +168,8 @@ def test_a_recipe_is_shown_with_every_key(tmp_path):
     file.write_text(shown.output, encoding="utf-8")
     assert load_config(str(file)) == load_config("multi30k/a2d")
     assert "attention_dropout:" in shown.output  # which the recipe leaves at its default
+
+
+def test_no_recipe_to_show(capsys):
+    assert main(["recipes", "--show"]) == 2
+    assert capsys.readouterr().err.startswith("fastkd: --show: expected a recipe's name")

@@ -374,7 +374,8 @@ def test_counts_lie_where_labels_do(monkeypatch):
     assert told == ["labels: expected in every batch"] * 3
 
 
-def test_a_decoder_of_any_model_masks_what_it_reads():
+@pytest.mark.parametrize("adapted", [False, True])
+def test_a_decoder_of_any_model_masks_what_it_reads(adapted):
     """EncoderDecoderModel gives its decoder a mask beside the labels' input."""
     config = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(
         transformers.BertConfig(**ONE_STACK), transformers.BertConfig(**ONE_STACK)
@@ -383,6 +384,12 @@ def test_a_decoder_of_any_model_masks_what_it_reads():
     student, teacher = (transformers.EncoderDecoderModel(config).eval() for _ in "st")
     for parameter in (*student.parameters(), *teacher.parameters()):
         parameter.data.mul_(3)
+    if adapted:
+        peft = pytest.importorskip("peft")
+        lora = {"r": 2, "target_modules": ["query"], "init_lora_weights": False}
+        student = peft.get_peft_model(
+            student, peft.LoraConfig(task_type="SEQ_2_SEQ_LM", **lora)
+        ).eval()
     inputs = labelled("marian")
     inputs["labels"] = inputs["labels"].masked_fill(inputs["labels"] == 5, 0)  # a label that is pad
     for more in ({}, {"decoder_attention_mask": torch.ones(3, 5).long()}):
@@ -391,6 +398,15 @@ def test_a_decoder_of_any_model_masks_what_it_reads():
     p, q = (model(**inputs).logits.log_softmax(-1) for model in (student, teacher))
     expected = (q.exp() * (q - p)).sum(-1)[inputs["labels"] != -100].mean()
     torch.testing.assert_close(components["word_kd"], expected.detach())
+
+
+@pytest.mark.parametrize("start", [{}, {"decoder_start_token_id": None}])
+def test_why_a_model_does_not_tell_its_decoders_input_is_told(start):
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    model = of("T5ForConditionalGeneration", {"vocab_size": VOCABULARY, **sizes, **start})
+    own = r"its decoder's input \(.*decoder_start_token_id.*[^.]\); expected decoder_input_ids"
+    with pytest.raises(fastkd.InputError, match=own):
+        Distillation(model, [PLAIN], verify=False)(model, labelled("marian"))
 
 
 def test_what_an_encoder_decoder_reads_otherwise_is_refused_with_what_to_pass():
@@ -405,29 +421,3 @@ def test_what_an_encoder_decoder_reads_otherwise_is_refused_with_what_to_pass():
         Distillation(model, [PLAIN])(model, inputs)
     inputs["decoder_input_ids"] = inputs["labels"].roll(1, 1).clamp(min=0)
     torch.testing.assert_close(*own_and_ours(model, inputs)[:2])
-
-
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_a_flattened_batch_is_its_rows_apart(family, implementation):
-    """With a new cache Transformers lets packed rows see each other; without one it does not."""
-    teacher, student = build(family, implementation), build(family, implementation)
-    torch.manual_seed(5)
-    for parameter in student.parameters():
-        parameter.data.add_(0.2 * torch.randn_like(parameter))
-    rows = [list(range(3, 3 + n)) for n in (5, 7, 3)]
-    flat = transformers.DataCollatorWithFlattening()([{"input_ids": row} for row in rows])
-    assert flat["input_ids"].shape == (1, 15) and "attention_mask" not in flat
-    ids, labels = torch.zeros(3, 7).long(), torch.full((3, 7), -100)
-    for number, row in enumerate(rows):
-        ids[number, : len(row)] = labels[number, : len(row)] = torch.tensor(row)
-    apart = {"input_ids": ids, "attention_mask": (labels != -100).long(), "labels": labels}
-    losses = [PLAIN, WordKD()]
-    found, expected = (
-        Distillation(student, losses, teacher)(student, inputs) for inputs in (flat, apart)
-    )
-    torch.testing.assert_close(found.components, expected.components)
-    own = student(**flat, use_cache=False).loss
-    torch.testing.assert_close(own.detach(), found.components["cross_entropy"])
-    if implementation == "sdpa":  # or there would be nothing to mend
-        assert not torch.allclose(student(**flat).loss, own, rtol=1e-4)

@@ -1,9 +1,11 @@
 """`fastkd.memory.profile` in one's own code."""
 
+import pytest
 import torch
 from torch import nn
 
 from fastkd import memory
+from fastkd.errors import InputError
 
 
 def test_what_rose_where_and_what_is_held():
@@ -50,3 +52,20 @@ def test_nothing_happened():
         pass
     assert (watched.result.peak, watched.result.held) == (0, 0)
     assert "0 B" in str(watched.result)
+
+
+def test_what_is_neither_names_nor_a_pair():
+    with pytest.raises(InputError, match=r'modules: .* \{"model": model\}, or a Pair, not Linear$'):
+        memory.profile(nn.Linear(2, 2))
+    with pytest.raises(InputError, match=r"not function; as a decorator, @profile\(\)"):
+
+        @memory.profile
+        def step():
+            pass
+
+
+def test_what_would_not_be_heeded_is_refused():
+    with pytest.raises(InputError, match="show: expected without a Pair"):
+        memory.profile(memory.Pair(None), show=print)
+    with pytest.raises(InputError, match="device: expected with a Pair"):
+        memory.profile({"model": nn.Linear(2, 2)}, device="cpu")

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastkd.errors import InputError
+
 _BINS = ("num_mel_bins", "input_feat_per_channel", "feature_projection_input_dim", "d_model")
 
 
@@ -43,7 +45,12 @@ def _sound(model: nn.Module, batch: int, length: int, device: torch.device) -> T
     """(B, frames, bins), transposed for Whisper."""
     config: Any = model.config
     encoder = getattr(config, "encoder_config", config)
-    bins = next(found for name in _BINS if (found := getattr(encoder, name, None)))
+    bins = next((found for name in _BINS if (found := getattr(encoder, name, None))), None)
+    if bins is None:
+        raise InputError(
+            f"{type(model).__name__}: its configuration does not tell the width of a frame of "
+            f"sound; expected {', '.join(_BINS[:-1])} or {_BINS[-1]} in it"
+        )
     if type(model).__name__.startswith("Whisper"):
         return torch.randn(batch, bins, 2 * config.max_source_positions, device=device)
     return torch.randn(batch, length, bins, device=device)

@@ -1,0 +1,79 @@
+"""Batches without padding, whose rows lie one after the other."""
+
+import pytest
+import torch
+
+from fastkd.losses import CrossEntropy, WordKD
+
+transformers = pytest.importorskip("transformers", minversion="5.1")
+
+from fastkd.integrations.distillation import Distillation  # noqa: E402
+from tests.integrations.families import ONE_STACK, build  # noqa: E402
+
+LORA = {"r": 4, "target_modules": ["q_proj"], "init_lora_weights": False}
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 8,
+    "patch_size": 4,
+}
+
+
+def adapted(implementation, **more):
+    peft = pytest.importorskip("peft")
+    model = build("llama", implementation)
+    return peft.get_peft_model(model, peft.LoraConfig(**LORA, **more)).eval()
+
+
+def with_images(implementation):
+    """A model that hands `use_cache` on without naming it."""
+    torch.manual_seed(0)
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(**VISION),
+        text_config=transformers.LlamaConfig(**ONE_STACK),
+        image_token_index=2,
+    )
+    model = transformers.LlavaForConditionalGeneration._from_config(
+        config, attn_implementation=implementation
+    )
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.4)
+    return model.eval()
+
+
+MODELS = {
+    "llama": lambda implementation: build("llama", implementation),
+    "qwen2": lambda implementation: build("qwen2", implementation),
+    "LoRA": lambda implementation: adapted(implementation, task_type="CAUSAL_LM"),
+    "LoRA of no task": adapted,
+    "images and text": with_images,
+}
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_flattened_batch_is_its_rows_apart(name, implementation):
+    """With a new cache Transformers lets packed rows see each other; without one it does not."""
+    teacher, student = MODELS[name](implementation), MODELS[name](implementation)
+    torch.manual_seed(5)
+    for parameter in student.parameters():
+        parameter.data.add_(0.2 * torch.randn_like(parameter))
+    rows = [list(range(3, 3 + n)) for n in (5, 7, 3)]
+    flat = transformers.DataCollatorWithFlattening()([{"input_ids": row} for row in rows])
+    assert flat["input_ids"].shape == (1, 15) and "attention_mask" not in flat
+    ids, labels = torch.zeros(3, 7).long(), torch.full((3, 7), -100)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = labels[number, : len(row)] = torch.tensor(row)
+    apart = {"input_ids": ids, "attention_mask": (labels != -100).long(), "labels": labels}
+    losses = [CrossEntropy(weight=1.0, label_smoothing=0.0), WordKD()]
+    found, expected = (
+        Distillation(student, losses, teacher)(student, inputs) for inputs in (flat, apart)
+    )
+    torch.testing.assert_close(found.components, expected.components)
+    own = student(**flat, use_cache=False).loss
+    torch.testing.assert_close(own.detach(), found.components["cross_entropy"])
+    if implementation == "sdpa":  # or there would be nothing to mend
+        assert not torch.allclose(student(**flat).loss, own, rtol=1e-4)
