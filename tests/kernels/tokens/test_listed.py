@@ -62,6 +62,19 @@ def test_types_and_more_ids_than_a_block(rest, dtype):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("kd_only", [True, False])
+def test_a_tail_that_the_student_all_but_bans(kd_only):
+    """Where p is so small that q/p is no float32: at listed ids, and at those of the tail."""
+    student = torch.tensor(
+        [[120.0, 0.0, -20.0, -60.0, -61.0, -INF], [90.0, 91.0, 0.0, 1.0, 2.0, 3.0]]
+    )
+    log_q = torch.tensor([[0.1, 0.4, 0.3], [0.5, 0.3, 0.1]]).log()
+    teacher = SparseTeacher(torch.tensor([[0, 1, 2], [1, 0, 4]]), log_q, "tail")
+    target = torch.tensor([0, 4])
+    options = {"ce_weight": 0.0, "kd_weight": 1.0} if kd_only else OPTIONS
+    assert_as_exact_as_reference(token_distillation_loss, [student], teacher, target, **options)
+
+
 @pytest.mark.parametrize("rest", RESTS)
 def test_hidden_states(rest):
     generator = torch.Generator(DEVICE).manual_seed(3)

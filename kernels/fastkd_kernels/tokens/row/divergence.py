@@ -71,10 +71,8 @@ def _ratios(d, beta, FORM: tl.constexpr, NVIDIA: tl.constexpr):
 
 @triton.jit
 def share_at(q_bits, d, beta, FORM: tl.constexpr, NVIDIA: tl.constexpr):
-    """What p is multiplied with in the slope of an id where there is p."""
-    if FORM == KL:
-        share = tl.exp2(-d)
-    elif FORM == REVERSE_KL:
+    """What p is multiplied with in the slope of an id where there is p; not of KL."""
+    if FORM == REVERSE_KL:
         share = tl.where(q_bits == -INF, -LOG2E, d)
     elif FORM == TVD:
         share = tl.where(d > 0, 1.0, tl.where(d < 0, -1.0, 0.0))

@@ -35,7 +35,8 @@ def gradient_at(
     τ_s = 1), exp((z − m)/τ_s) and exp((y − n)/τ_t), then the smoothing's part, the target's
     part and the target. Then of the entropy what multiplies (z − m)/τ_s in exp((z − m)/τ_s)'s
     factor, and of another divergence than KL(q ‖ p) what multiplies its share there, the difference
-    of log₂ of both sums, β, and the share's product at ids of a tail.
+    of log₂ of both sums, β, and the share's product at ids of a tail. Of KL with a tail log₂ of the
+    student's sum over the tail's ids, and the teacher's mass there.
     """
     m, n, student_bits, teacher_bits, by_one, by_p, by_q, smooth, hot, label = factors[:10]
     by_log, by_share, log_sums, beta, by_tail = factors[10:]
@@ -44,9 +45,9 @@ def gradient_at(
     by = by_p + u
     if HAS_ENTROPY:
         by = tl.fma(student_log, by_log, by)
-    if HAS_KD and TAIL and not SINGLE:
+    if HAS_KD and FORM != KL and TAIL and not SINGLE:
         by += by_tail
-    elif HAS_KD and (TAIL or FORM != KL):
+    elif HAS_KD and FORM != KL:
         teacher_log = (y - n) * teacher_bits
         d = student_log - teacher_log - log_sums
         share = by_share * share_at(teacher_log, d, beta, FORM, NVIDIA)
@@ -54,8 +55,12 @@ def gradient_at(
             share = tl.where(y == -INF, by_tail, share)
         by += share
     grad = tl.exp2(student_log) * by
-    if HAS_KD and FORM == KL and not TAIL:
-        grad -= tl.exp2((y - n) * teacher_bits) * by_q
+    if HAS_KD and FORM == KL:
+        of_teacher = tl.exp2((y - n) * teacher_bits) * by_q
+        if TAIL:  # of it an id has its part of the student's: q/p is no float where p is small
+            of_tail = tl.exp2(student_log - log_sums) * by_tail
+            of_teacher = tl.where(y == -INF, of_tail, of_teacher) if SINGLE else of_tail
+        grad -= of_teacher
     if HAS_CE and TEMPERED:
         grad += tl.exp2(centred * LOG2E) * by_one
     if SMOOTH:

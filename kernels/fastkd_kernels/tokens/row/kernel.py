@@ -322,6 +322,8 @@ def token_losses_fwd(
         by_q = 0.0
         by_log = 0.0
         by_share = 0.0
+        by_tail = 0.0
+        log_sums = log_p_sum - log_q_sum
         smooth = 0.0
         if HAS_CE:
             by_beyond = ce_factor / ce_sum
@@ -329,9 +331,14 @@ def token_losses_fwd(
         if HAS_KD and (FORM != KL or TAILED):
             by_share = tl.where(taught, kd_factor, 0.0) * share_factor(beta, FORM) / sum_p
             by_p -= by_share * slopes
+            by_tail = by_share * share_of_rest
         elif HAS_KD:
             by_p += kd_factor * mass / sum_p
+        if HAS_KD and FORM == KL:
             by_q = kd_factor * mass / sum_q
+            if TAILED:
+                log_sums = rest_bits
+                by_tail = tl.where(taught, kd_factor, 0.0) * share_of_rest
         if HAS_ENTROPY:
             by_log = -factor * entropy_weight * LN2 / sum_p
             by_p -= by_log * spread / sum_p
@@ -366,9 +373,9 @@ def token_losses_fwd(
             label,
             by_log,
             by_share,
-            log_p_sum - log_q_sum,
+            log_sums,
             beta,
-            by_share * share_of_rest,
+            by_tail,
         )
         write_gradient(
             gradient, by_student, by_teacher, vocabulary, compared, given, kept, rest_score,

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from fastkd_kernels.tokens.row.divergence import from_sums, share_at, terms
+from fastkd_kernels.tokens.row.divergence import KL, from_sums, share_at, terms
 from fastkd_kernels.tokens.row.numbers import INF, LOG2E
 from fastkd_kernels.tokens.row.read import decay, finite_or_zero, log_ratio_terms
 from fastkd_kernels.tokens.row.scores import load_scores
@@ -132,7 +132,10 @@ def compare_with_tail(
     BLOCK_K: tl.constexpr,
     STUDENT: tl.constexpr,  # how its scores are read
 ):
-    """The divergence over the listed ids with mass and one more outcome, S, and its share."""
+    """The divergence over the listed ids with mass and one more outcome, S, and its share.
+
+    Of KL the outcome's q in place of its share q/p.
+    """
     listed = given[2]
     m, n, student_bits, teacher_bits, log_p_sum, log_q_sum, beta = shifts
     sum_a, sum_b = terms(p_rest_bits, q_rest_bits, beta, FORM, NVIDIA)
@@ -149,8 +152,12 @@ def compare_with_tail(
         sum_a += tl.sum(a, 0)
         sum_b += tl.sum(b, 0)
     value, slopes = from_sums(sum_a, sum_b, beta, FORM)
-    share = share_at(q_rest_bits, p_rest_bits - q_rest_bits, beta, FORM, NVIDIA)
-    return value, slopes, tl.where(p_rest_bits > -INF, share, 0.0)
+    if FORM == KL:
+        share = tl.exp2(q_rest_bits)
+    else:
+        share = share_at(q_rest_bits, p_rest_bits - q_rest_bits, beta, FORM, NVIDIA)
+        share = tl.where(p_rest_bits > -INF, share, 0.0)
+    return value, slopes, share
 
 
 @triton.jit
