@@ -1,6 +1,7 @@
 """Cross-entropy and a divergence from hidden states on this machine, beside peers.
 
-    python -m benchmarks.losses.divergences [--divergence jsd …] [--rows 256 3072] [--write CSV]
+    python -m benchmarks.losses.divergences [--divergence jsd …] [--rows 256 3072]
+        [--ways fastkd …] [--write CSV]
 
 Each of a size's ways takes its turn on the same tensors: the median time of a forward and a
 backward pass, and the memory that a process of its own holds at most beyond inputs and gradients.
@@ -126,10 +127,15 @@ def trl(form: str) -> Loss:
     return loss
 
 
+def compiled(form: str) -> Loss:
+    torch.compiler.reset()  # it gives up on what it has compiled eight times
+    return torch.compile(plain(form))
+
+
 WAYS: dict[str, Callable[[str], Loss]] = {
     PLAIN: plain,
     "fastkd": fastkd,
-    "torch.compile": lambda form: torch.compile(plain(form)),
+    "torch.compile": compiled,
     "Liger": liger,
     "TRL": trl,
 }
@@ -165,13 +171,15 @@ def measure_held(way: str, form: str, sizes: list[int]) -> float:
     return (resident()[1] - before - gradients) / 1e6
 
 
-def measured(form: str, sizes: list[int], rounds: int, absent: set[str]) -> Iterator[Result]:
+def measured(
+    ways: list[str], form: str, sizes: list[int], rounds: int, absent: set[str]
+) -> Iterator[Result]:
     losses: dict[str, Loss] = {}
-    for name, make in WAYS.items():
+    for name in ways:
         if name in ("Liger", "TRL") and form not in PEERS:
             continue
         try:
-            losses[name] = make(form)
+            losses[name] = WAYS[name](form)
         except ImportError as error:
             absent.add(f"{name}: absent ({error})")
     given = inputs_of(*sizes)
@@ -206,6 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--divergence", nargs="+", choices=DIVERGENCES, default=["jsd"])
     parser.add_argument("--rows", type=int, nargs="+", default=[256, 3072])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="beside plain")
     parser.add_argument("--vocabulary", type=int, default=16000)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=7)
@@ -216,15 +225,20 @@ def main() -> None:
     for form in options.divergence:
         for rows in options.rows:
             shape: list[int] = [rows, options.vocabulary, options.width]
-            found += measured(form, shape, options.rounds, absent)
+            ways = [name for name in WAYS if name == PLAIN or name in options.ways]
+            for each in measured(ways, form, shape, options.rounds, absent):
+                print(
+                    f"{form}, {rows} rows, {each.way}: {each.milliseconds:.0f} ms", file=sys.stderr
+                )
+                found.append(each)
+            if options.write:
+                write(found, options.write)
     lines: list[Line] = [
         [x.divergence, str(x.rows), x.way, f"{x.milliseconds:.0f}", f"{x.speed:.2f}",
          f"{x.held:.0f}", f"{x.loss:.6f}"] for x in found
     ]  # fmt: skip
     head = ["CE and", "rows", "", "ms", "times plain's speed", "MB beyond gradients", "loss"]
     print("\n".join([*text_table(head, lines).splitlines(), *sorted(absent)]))
-    if options.write:
-        write(found, options.write)
 
 
 if __name__ == "__main__":

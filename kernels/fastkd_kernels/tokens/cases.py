@@ -42,10 +42,10 @@ def row_case(
 ):
     from fastkd_kernels.offline import Case
 
-    light = fuses(form, *scores) and cut is None
+    has_list = teacher == LISTED.value
+    light = fuses(form, *scores) and cut is None and not (rank and has_list)
     block_v, warps, registers = row_shape(vocabulary, rank, 1 if step == 1 else 2, unit, light)
     top_k = top_k if rank else 1
-    has_list = teacher == LISTED.value
     written = has_list and kd and (form != "kl" or rest == "tail")
     theirs = dtype if teacher == DENSE.value else "fp32" if written else None
     strides = ("student_outer", "student_inner", "teacher_outer", "teacher_inner")

@@ -223,7 +223,7 @@ def _planned(request: _Request) -> Step:
     scores = by_student.kind, by_teacher.kind
     cut = compared < request.vocabulary
     compared_unit = stride_unit(compared) if cut else 1
-    light = fuses(form, *scores) and not cut
+    light = fuses(form, *scores) and not cut and not (has_rank and kind is LISTED)
     rest = settings.rest if settings.kd_weight or settings.rest != "tail" else "drop"
     block_v, warps, registers = row_shape(
         request.vocabulary, has_rank, max(student.step, teacher.step), unit, light

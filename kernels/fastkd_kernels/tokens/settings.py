@@ -106,7 +106,7 @@ def row_shape(
     address for each logit where 16 bytes cannot be loaded at once, take registers: such rows are
     walked in half as many logits. Without a bound the compiler spills a few bytes to fit one
     program more on a multiprocessor; what is not light needs more than that bound: divergences
-    other than KL, scores that are not the logits, and ids that are not compared.
+    other than KL, scores that are not the logits, ids that are not compared, ranks by a list.
     """
     whole = step == 1 and unit >= 8
     block = 2048 if whole and not ranked and vocabulary > 1024 else 1024
