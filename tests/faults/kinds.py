@@ -15,6 +15,7 @@ from tests.faults.hindrances import (
 from tests.faults.place import Place
 
 DAMAGES = ("flip", "cut", "zero", "empty", "append", "gone", "FIFO", "device", "folder", "swap")
+CONFIGURED = ("prepare", "train", "memory")  # verbs that take a config's keys
 HOSTILE = (
     "training.updates=1:59:59", "training.seed=-1", "training.batch_tokens=1", "model.heads=3",
     "training.optimizer.lr=.inf", "training.optimizer.betas=[1,2]", "losses=[]", "losses=7",
@@ -126,9 +127,8 @@ class Kinds:
         )
 
     def hostile(self, verb: str, draw: random.Random) -> str:
-        """A config that means harm; of the verbs that read one."""
-        verb, override = draw.choice(("prepare", "train", "memory")), draw.choice(HOSTILE)
-        self.place.begin(verb)
+        """A config that means harm."""
+        override = draw.choice(HOSTILE)
         status, said = self.processes.status([*self.place.verbs[verb], override])
         trouble = self._judged(verb, status, said, same=False)
         return trouble and f"{override}: {trouble}"

@@ -21,7 +21,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.faults.kinds import Kinds
+from tests.faults.kinds import CONFIGURED, Kinds
 from tests.faults.place import Place
 
 
@@ -72,7 +72,9 @@ class Suite:
 
     def case(self, number: int) -> None:
         draw = random.Random(f"{self.tried.seed} {number}")
-        verb, fault = draw.choice(list(self.place.verbs)), draw.choice(self.faults)
+        fault = draw.choice(self.faults)
+        hostile = fault.__name__ == Kinds.hostile.__name__
+        verb = draw.choice(CONFIGURED if hostile else list(self.place.verbs))
         self.place.begin(verb)
         self.tried.add(number, verb, fault.__name__, fault(verb, draw))
 
