@@ -23,11 +23,11 @@ def listed_of(logits: torch.Tensor, amount: int, rest: str) -> SparseTeacher:
 
 
 @st.composite
-def calls(draw):
-    """Every option of a call that the backends share, crossed."""
+def calls(draw, smallest=6, largest=20):
+    """Every option of a call that the backends share, crossed; of so many words."""
     rest = draw(st.sampled_from([None, None, "drop", "spread", "renormalize", "tail"]))
     form = draw(st.sampled_from(SERVED.get(rest, DIVERGENCES)))
-    vocabulary = draw(st.integers(6, 20))
+    vocabulary = draw(st.integers(smallest, largest))
     compared = draw(st.sampled_from([None, vocabulary - 1, vocabulary // 2 + 2]))
     return {
         "seed": draw(st.integers(0, 2**16)),

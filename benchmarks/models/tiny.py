@@ -22,7 +22,7 @@ TASKS = {
 }
 
 
-class TooLarge(ValueError):  # noqa: N818
+class TooLarge(ValueError):
     """A model whose configuration does not become small."""
 
 

@@ -64,7 +64,7 @@ def distil_corpus(trial: Trial, overrides: list[str]) -> None:
     fastkd("prepare", trial.recipe, *overrides)
 
 
-class Unfinished(Exception):  # noqa: N818
+class Unfinished(Exception):
     """The time given is spent; what was trained is saved."""
 
 

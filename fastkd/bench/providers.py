@@ -14,7 +14,7 @@ from fastkd import watching
 from fastkd.bench.operation import Inputs, Loss, Operation
 
 
-class Absent(Exception):  # noqa: N818 - nothing went wrong
+class Absent(Exception):
     """Not to be had here, or not for this operation; the message says which."""
 
 

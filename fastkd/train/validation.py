@@ -23,7 +23,7 @@ from fastkd.train.ranks import Ranks
 LOGGER = logging.getLogger(__name__)
 
 
-class _Stopped(Exception):  # noqa: N818
+class _Stopped(Exception):
     """Leaves a translation in its midst."""
 
 

@@ -9,10 +9,10 @@ import pytest
 
 transformers = pytest.importorskip("transformers", minversion="5.1")
 
-import benchmarks.models.__main__ as sweep  # noqa: E402
-from benchmarks.models.__main__ import CLOSE, judged  # noqa: E402
-from benchmarks.models.table import table  # noqa: E402
-from benchmarks.models.tiny import TASKS, build, config_of, inputs_of  # noqa: E402
+import benchmarks.models.__main__ as sweep
+from benchmarks.models.__main__ import CLOSE, judged
+from benchmarks.models.table import table
+from benchmarks.models.tiny import TASKS, build, config_of, inputs_of
 
 # Decoders, with what each is here for.
 CAUSAL = [

@@ -20,7 +20,7 @@ from fastkd.runs.weights import weights_of
 
 transformers = pytest.importorskip("transformers", minversion="5.1")
 
-from tests.export.versions import two_vocabularies  # noqa: E402
+from tests.export.versions import two_vocabularies
 
 LINES = ["ein hund sieht den mann", "kein mann", "der hund", "ja ja ja nein", "x"]
 LINES += ["mann der hund ja", "den den", "nein", "sieht ein hund den hund", "hund ja mann", "der"]

@@ -85,22 +85,14 @@ class Kinds:
     def full_disk(self, verb: str, draw: random.Random) -> str:
         """From some size of a file on; then there is room again."""
         largest = int(2 ** draw.uniform(0, 17))
-        status, said = self._run(verb, small_files(largest))
-        trouble = self._judged(verb, status, said, silent=largest < 1000)
-        if not trouble:
-            trouble = self._judged(verb, *self._run(verb))
-            trouble = trouble and f"again: {trouble}"
+        trouble = self._hindered_once(verb, small_files(largest), silent=largest < 1000)
         return trouble and f"files of up to {largest} bytes: {trouble}"
 
     def few_files(self, verb: str, draw: random.Random) -> str:
         """May be open at once; then as many as ever."""
         count = draw.randint(4, 24)
-        status, said = self._run(verb, few_open_files(count))
         # What the suite's own log is opened by is among them.
-        trouble = self._judged(verb, status, said, silent=count < 5)
-        if not trouble:
-            trouble = self._judged(verb, *self._run(verb))
-            trouble = trouble and f"again: {trouble}"
+        trouble = self._hindered_once(verb, few_open_files(count), silent=count < 5)
         return trouble and f"{count} open files: {trouble}"
 
     def surrounded(self, verb: str, draw: random.Random) -> str:
@@ -144,6 +136,14 @@ class Kinds:
         if all(status for status, _ in ended):
             return f"neither does it: {' '.join(ended[0][1].split())[-200:]}"
         return self._judged(verb, 0, "")
+
+    def _hindered_once(self, verb: str, hinder, *, silent: bool) -> str:
+        """And run again without what hindered it."""
+        trouble = self._judged(verb, *self._run(verb, hinder), silent=silent)
+        if not trouble:
+            trouble = self._judged(verb, *self._run(verb))
+            trouble = trouble and f"again: {trouble}"
+        return trouble
 
     def _run(self, verb: str, hinder=None) -> tuple[int | None, str]:
         return self.processes.status(self.place.verbs[verb], hinder)

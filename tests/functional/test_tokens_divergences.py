@@ -14,6 +14,7 @@ from fastkd import (
     token_distillation_loss,
 )
 from fastkd.backends.tokens.torch import chunk, positions
+from tests.tokens_drawn import calls
 
 INF = math.inf
 FORMS = ("kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "tvd")
@@ -269,39 +270,7 @@ def test_rows_with_nothing_to_compare(backend):
         assert gradient.eq(0).all()
 
 
-@st.composite
-def calls(draw):
-    rest = draw(st.sampled_from([None, None, "drop", "spread", "renormalize", "tail"]))
-    forms = {"drop": FORMS[:1], "renormalize": tuple({*FORMS} - {"reverse_kl"})}
-    form = draw(st.sampled_from(sorted(forms.get(rest, FORMS))))
-    vocabulary = draw(st.integers(4, 40))
-    return {
-        "seed": draw(st.integers(0, 2**16)),
-        "rest": rest,
-        "vocabulary": vocabulary,
-        "banned": draw(st.sampled_from([0.0, 0.0, 0.2])),
-        "masked": draw(st.sampled_from([0.0, 0.4, 1.0])),
-        "linear": draw(st.booleans()),
-        "options": {
-            "divergence": form,
-            "beta": draw(st.sampled_from([None, 0.01, 0.7])) if form in BETAS else None,
-            "ce_weight": draw(st.sampled_from([0.0, 0.6])),
-            "kd_weight": draw(st.sampled_from([0.9, 0.9, 0.0])),
-            "rank_weight": draw(st.sampled_from([0.0, 0.5])),
-            "entropy_weight": draw(st.sampled_from([0.0, 0.2, -0.3])),
-            "top_k": 2,
-            "label_smoothing": draw(st.sampled_from([0.0, 0.1])),
-            "student_temperature": draw(st.sampled_from([1.0, 2.0])),
-            "teacher_temperature": draw(st.sampled_from([1.0, 0.7])),
-            "student_soft_cap": draw(st.sampled_from([None, 4.0])),
-            "vocabulary": draw(st.sampled_from([None, vocabulary - 1])),
-            "reduction": draw(st.sampled_from(["sum", "mean", "none"])),
-            "return_prediction": draw(st.booleans()),
-        },
-    }
-
-
-@given(call=calls())
+@given(call=calls(4, 40))
 @settings(max_examples=150, deadline=None)
 def test_torch_against_the_reference(call):
     torch.manual_seed(call["seed"])

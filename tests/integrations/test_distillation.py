@@ -7,11 +7,11 @@ import fastkd
 
 transformers = pytest.importorskip("transformers", minversion="5.1")
 
-from fastkd.integrations.distillation import Distillation  # noqa: E402
-from fastkd.integrations.teacher_columns import TeacherCollator, teacher_columns  # noqa: E402
-from fastkd.integrations.transformers import attention_taps  # noqa: E402
-from fastkd.losses import A2D, CrossEntropy, HiddenStates, TieKD, WordKD  # noqa: E402
-from tests.integrations.families import (  # noqa: E402
+from fastkd.integrations.distillation import Distillation
+from fastkd.integrations.teacher_columns import TeacherCollator, teacher_columns
+from fastkd.integrations.transformers import attention_taps
+from fastkd.losses import A2D, CrossEntropy, HiddenStates, TieKD, WordKD
+from tests.integrations.families import (
     FAMILIES,
     ONE_STACK,
     SEQ2SEQ,

@@ -7,8 +7,8 @@ from fastkd.losses import CrossEntropy, WordKD
 
 transformers = pytest.importorskip("transformers", minversion="5.1")
 
-from fastkd.integrations.distillation import Distillation  # noqa: E402
-from tests.integrations.families import ONE_STACK, build  # noqa: E402
+from fastkd.integrations.distillation import Distillation
+from tests.integrations.families import ONE_STACK, build
 
 LORA = {"r": 4, "target_modules": ["q_proj"], "init_lora_weights": False}
 VISION = {

@@ -11,8 +11,8 @@ pytest.importorskip("trl")
 pytest.importorskip("datasets")
 gkd = pytest.importorskip("trl.experimental.gkd")
 
-from fastkd.integrations.trl import DistillationGKDTrainer  # noqa: E402
-from tests.integrations.test_trl import SHORT, chats, model, tokenizer  # noqa: E402
+from fastkd.integrations.trl import DistillationGKDTrainer
+from tests.integrations.test_trl import SHORT, chats, model, tokenizer
 
 
 def settings(folder, **changes):

@@ -9,9 +9,9 @@ from fastkd.losses import A2D, CrossEntropy, TieKD, WordKD
 transformers = pytest.importorskip("transformers", minversion="5.1")
 pytest.importorskip("accelerate")
 
-from fastkd.integrations.distillation import Distillation  # noqa: E402
-from fastkd.integrations.trainer import DistillationSeq2SeqTrainer, DistillationTrainer  # noqa: E402
-from tests.integrations.families import (  # noqa: E402
+from fastkd.integrations.distillation import Distillation
+from fastkd.integrations.trainer import DistillationSeq2SeqTrainer, DistillationTrainer
+from tests.integrations.families import (
     VOCABULARY,
     build,
     labelled,

@@ -10,11 +10,11 @@ from fastkd.losses import CrossEntropy
 
 transformers = pytest.importorskip("transformers", minversion="5.1")
 
-from fastkd.integrations import judge as judging  # noqa: E402
-from fastkd.integrations.distillation import Distillation  # noqa: E402
-from fastkd.integrations.heads import Head  # noqa: E402
-from fastkd.integrations.models import LanguageModel  # noqa: E402
-from tests.integrations.families import ONE_STACK, SEQ2SEQ, causal, labelled, of  # noqa: E402
+from fastkd.integrations import judge as judging
+from fastkd.integrations.distillation import Distillation
+from fastkd.integrations.heads import Head
+from fastkd.integrations.models import LanguageModel
+from tests.integrations.families import ONE_STACK, SEQ2SEQ, causal, labelled, of
 
 PLAIN = CrossEntropy(weight=1.0, label_smoothing=0.0)
 ONE = {**ONE_STACK, "num_key_value_heads": 2}

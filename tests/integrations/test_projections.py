@@ -10,8 +10,8 @@ from fastkd.losses import A2D, CrossEntropy, HiddenStates, WordKD
 
 transformers = pytest.importorskip("transformers", minversion="5.1")
 
-from fastkd.integrations.distillation import Distillation  # noqa: E402
-from tests.integrations.families import build, labelled, teacher_and_student  # noqa: E402
+from fastkd.integrations.distillation import Distillation
+from tests.integrations.families import build, labelled, teacher_and_student
 
 PLAIN = CrossEntropy(weight=1.0, label_smoothing=0.0)
 LORA = {"r": 4, "lora_alpha": 12, "init_lora_weights": False, "task_type": "CAUSAL_LM"}

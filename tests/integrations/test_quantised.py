@@ -10,8 +10,8 @@ transformers = pytest.importorskip("transformers", minversion="5.1")
 peft = pytest.importorskip("peft")
 pytest.importorskip("bitsandbytes")
 
-from fastkd.integrations.distillation import Distillation  # noqa: E402
-from fastkd.integrations.trainer import DistillationTrainer  # noqa: E402
+from fastkd.integrations.distillation import Distillation
+from fastkd.integrations.trainer import DistillationTrainer
 
 PLAIN = CrossEntropy(weight=1.0, label_smoothing=0.0)
 BITS = {

@@ -10,7 +10,7 @@ from fastkd.losses import CrossEntropy, WordKD
 transformers = pytest.importorskip("transformers", minversion="5.1")
 pytest.importorskip("accelerate")
 
-from fastkd.integrations.trainer import DistillationTrainer  # noqa: E402
+from fastkd.integrations.trainer import DistillationTrainer
 
 ROOT, BLOCK = Path(__file__).parents[2], 64
 

@@ -8,8 +8,8 @@ from fastkd.losses import CrossEntropy, TieKD
 
 transformers = pytest.importorskip("transformers", minversion="5.1")
 
-from fastkd.integrations.distillation import Distillation  # noqa: E402
-from tests.integrations.families import (  # noqa: E402
+from fastkd.integrations.distillation import Distillation
+from tests.integrations.families import (
     ONE_STACK,
     SEQ2SEQ,
     VOCABULARY,

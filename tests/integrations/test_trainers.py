@@ -9,8 +9,8 @@ from fastkd.losses import A2D, CrossEntropy, WordKD
 transformers = pytest.importorskip("transformers", minversion="5.1")
 pytest.importorskip("accelerate")
 
-from fastkd.integrations.trainer import DistillationTrainer  # noqa: E402
-from tests.integrations.families import VOCABULARY, build  # noqa: E402
+from fastkd.integrations.trainer import DistillationTrainer
+from tests.integrations.families import VOCABULARY, build
 
 PLAIN = CrossEntropy(weight=1.0, label_smoothing=0.0)
 

@@ -10,8 +10,8 @@ import fastkd
 
 transformers = pytest.importorskip("transformers", minversion="5.1")
 
-from fastkd.integrations.transformers import attention_taps  # noqa: E402
-from tests.integrations.families import (  # noqa: E402
+from fastkd.integrations.transformers import attention_taps
+from tests.integrations.families import (
     FAMILIES,
     ONE_STACK,
     TS,

@@ -11,7 +11,7 @@ trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
 tokenizers = pytest.importorskip("tokenizers")
 
-from fastkd.integrations.trl import DistillationSFTTrainer  # noqa: E402
+from fastkd.integrations.trl import DistillationSFTTrainer
 
 PLAIN = CrossEntropy(weight=1.0, label_smoothing=0.0)
 WORDS = ["<pad>", "<eos>", "<unk>", "user", "assistant", ":", *"abcdef"]

@@ -17,7 +17,7 @@ transformers = pytest.importorskip("transformers", minversion="5.1")
 pytest.importorskip("accelerate")
 pytest.importorskip("lightning")
 
-from tests.integrations import updates  # noqa: E402
+from tests.integrations import updates
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,8 +10,8 @@ from fastkd.losses import CrossEntropy, TieKD, WordKD
 
 transformers = pytest.importorskip("transformers", minversion="5.1")
 
-from fastkd.integrations.distillation import Distillation  # noqa: E402
-from tests.integrations.families import VOCABULARY, build, labelled  # noqa: E402
+from fastkd.integrations.distillation import Distillation
+from tests.integrations.families import VOCABULARY, build, labelled
 
 PLAIN = CrossEntropy(weight=1.0, label_smoothing=0.0)
 SIZES = [(VOCABULARY, VOCABULARY + 5), (VOCABULARY + 5, VOCABULARY)]

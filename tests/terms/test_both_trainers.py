@@ -8,8 +8,8 @@ import torch
 
 transformers = pytest.importorskip("transformers", minversion="5.1")
 
-from fastkd.config.schedule import RepeatsSchedule, Schedule  # noqa: E402
-from fastkd.config.tree import (  # noqa: E402
+from fastkd.config.schedule import RepeatsSchedule, Schedule
+from fastkd.config.tree import (
     A2D,
     Config,
     CrossEntropy,
@@ -21,14 +21,14 @@ from fastkd.config.tree import (  # noqa: E402
     TrainingConfig,
     WordKD,
 )
-from fastkd.errors import InputError  # noqa: E402
-from fastkd.export.layout import to_transformers  # noqa: E402
-from fastkd.export.transformers import model_config  # noqa: E402
-from fastkd.integrations.distillation import Distillation  # noqa: E402
-from fastkd.methods.objective import Objective  # noqa: E402
-from fastkd.methods.passes import Counts  # noqa: E402
-from fastkd.nn.transformer import Transformer  # noqa: E402
-from tests.methods.batches import BOS, EOS, PAD, batch_of  # noqa: E402
+from fastkd.errors import InputError
+from fastkd.export.layout import to_transformers
+from fastkd.export.transformers import model_config
+from fastkd.integrations.distillation import Distillation
+from fastkd.methods.objective import Objective
+from fastkd.methods.passes import Counts
+from fastkd.nn.transformer import Transformer
+from tests.methods.batches import BOS, EOS, PAD, batch_of
 
 V = 23
 STUDENT = ModelConfig(

@@ -18,7 +18,7 @@ SMALL, SMALL_SEGMENT = MIB, 2 * MIB
 LARGE_SEGMENT, OWN_SEGMENT, ROUND_SEGMENT = 20 * MIB, 10 * MIB, 2 * MIB
 
 
-class OutOfMemory(MemoryError):  # noqa: N818 - as PyTorch calls it
+class OutOfMemory(MemoryError):  # as PyTorch calls it
     """The limit is too small, even after every unused segment was given back."""
 
 
