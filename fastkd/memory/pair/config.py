@@ -85,7 +85,10 @@ def _maker(
     def make() -> nn.Module:
         model = plain()
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+            # The former name warns in the Transformers that have the other one.
+            names = "activation_checkpointing_enable", "gradient_checkpointing_enable"
+            name = next(name for name in names if hasattr(model, name))
+            getattr(model, name)({"use_reentrant": False})
         return _adapted(model, lora) if lora else model
 
     return make
