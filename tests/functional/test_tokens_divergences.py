@@ -216,6 +216,26 @@ def test_a_tail_of_no_id_is_the_teacher_itself(form, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_tail_that_the_student_bans(form, backend):
+    """Of one id or of several it is what a dense teacher's one banned id is."""
+    found = []
+    for banned in (1, 3):
+        student = torch.full((2, 3 + banned), -INF, dtype=torch.float64)
+        student[:, :3] = torch.tensor([[1.0, 2.0, 0.5], [0.0, -1.0, 1.5]])
+        log_q = torch.tensor([[0.5, 0.1, 0.3, 0.1], [0.2, 0.2, 0.2, 0.4]]).double().log()
+        teacher = [SparseTeacher(torch.arange(3).expand(2, 3), log_q[:, :3], "tail")]
+        for each in teacher + [log_q] * (banned == 1):
+            learned = student.clone().requires_grad_()
+            result = loss_of(learned, each, form, backend, beta=BETAS.get(form))
+            (gradient,) = torch.autograd.grad(result.loss.sum(), learned)
+            assert gradient[:, 3:].eq(0).all()
+            found.append((result.kd, gradient[:, :3]))
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(found[2], found[1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("first", [True, False])
 def test_padding_that_repeats_an_id_is_not_ranked(backend, first):
     student, teacher = pair(5, 9, 1.5)

@@ -119,7 +119,9 @@ def _with_tail(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
     missing = missing.where(~listed.all(-1, keepdim=True), 0)
     others = torch.where(listed, BANNED, log_p)
     some = others.detach().amax(-1, keepdim=True) > BANNED  # a gradient of logsumexp needs one
-    rest = torch.where(some, others.where(some, 0).logsumexp(-1, keepdim=True), BANNED)
+    # Without any it is −inf with the gradient of one of them, which goes through the softmax.
+    none = others.gather(-1, (~listed).int().argmax(-1, keepdim=True))
+    rest = torch.where(some, others.where(some, 0).logsumexp(-1, keepdim=True), none)
     return (
         torch.cat([log_q, missing.clamp(min=0).log()], -1),
         torch.cat([torch.where(listed, log_p, BANNED), rest], -1),

@@ -238,6 +238,18 @@ def test_a_tail_that_holds_nearly_nothing(form):
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_a_tail_that_the_student_bans(form):
+    student = torch.tensor([[1.0, 2.0, 0.5], [0.0, -1.0, 1.5]])
+    student = torch.cat([student, torch.full((2, 3), -INF)], 1)
+    log_q = torch.tensor([[0.5, 0.1, 0.3], [0.2, 0.2, 0.2]]).log()
+    teacher = SparseTeacher(torch.arange(3).repeat(2, 1), log_q, "tail")
+    assert_as_exact_as_reference(
+        token_distillation_loss, [student], teacher, ce_weight=0.0, kd_weight=1.0,
+        divergence=form, beta=BETAS.get(form), reduction="none",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_a_tail_of_no_id(form):
     """The missing mass of a list of all is a rounding, which KL would find banned."""
     student, teacher = drawn(4, 13, seed=1), drawn(4, 13, seed=2)
