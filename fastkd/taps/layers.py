@@ -26,6 +26,7 @@ class Projections:
         and the same where it gives queries, keys and values beside each other
     heads, key_heads: of queries, and of keys where there are fewer (grouped-query)
     scale, causal: as in `AttentionTap`
+    batch_first: whether they give (B, T, *); False: (T, B, *)
 
     What is done to queries and keys after these modules, such as rotary embedding, is not seen.
     Lengths are not either: give them to the loss, `align(ours, theirs, key_lengths=…)`.
@@ -37,6 +38,7 @@ class Projections:
     key_heads: int | None = None
     scale: float | None = None
     causal: bool = False
+    batch_first: bool = True
 
 
 class Layer(Protocol):
@@ -58,7 +60,12 @@ def layer_of(model: nn.Module, name: str, given: Any) -> Layer:
         raise InputError(
             f"{name}: expected nn.MultiheadAttention or Projections, not {type(module).__name__}"
         )
-    return _Multihead(module)
+    if type(module).forward is not nn.MultiheadAttention.forward:
+        raise InputError(
+            f"{name}: {type(module).__name__} has a forward of its own; expected "
+            "nn.MultiheadAttention itself, or Projections of what gives its queries and keys"
+        )
+    return _Multihead(module, name)
 
 
 def _module(model: nn.Module, name: str, given: Any) -> nn.Module:
@@ -110,9 +117,9 @@ class _Watched(ABC):
 
 
 class _Multihead(_Watched):
-    def __init__(self, module: nn.MultiheadAttention) -> None:
+    def __init__(self, module: nn.MultiheadAttention, name: str) -> None:
         super().__init__()
-        self.module = module
+        self.module, self.name = module, name
         self.call: tuple[Tensor, Tensor, dict[str, Any]] | None = None
 
     def hooks(self) -> Iterator[RemovableHandle]:
@@ -126,7 +133,9 @@ class _Multihead(_Watched):
             return
         given = _SIGNATURE.bind(module, *arguments, **keywords).arguments
         query, key = given["query"], given["key"]
-        if query.dim() != 3 or query.is_nested or key.is_nested:
+        if query.is_nested or key.is_nested:  # which PyTorch takes on its fast path alone
+            raise InputError(f"{self.name}: expected padded tensors and a mask, not nested ones")
+        if query.dim() != 3:
             self._refused = "cannot serve queries that are not (B, T, width) or (T, B, width)"
             return
         if self.module.add_zero_attn or self.module.bias_k is not None:
@@ -215,7 +224,7 @@ class _Projected(_Watched):
 
         def take(module: nn.Module, arguments: Any, output: Tensor) -> None:
             if self.taken(getattr(self, side)) and self._fits(output, heads):
-                setattr(self, side, _by_heads(output, heads))
+                setattr(self, side, self._by_heads(output, heads))
 
         return take
 
@@ -225,14 +234,17 @@ class _Projected(_Watched):
             return
         size = output.shape[-1] // (heads + 2 * key_heads)
         query, key, _ = output.split([heads * size, key_heads * size, key_heads * size], dim=-1)
-        self.query, self.key = _by_heads(query, heads), _by_heads(key, key_heads)
+        self.query, self.key = self._by_heads(query, heads), self._by_heads(key, key_heads)
+
+    def _by_heads(self, states: Tensor, heads: int) -> Tensor:
+        return _by_heads(states if self.given.batch_first else states.transpose(0, 1), heads)
 
     def _fits(self, output: Tensor, heads: int) -> bool:
         fits = output.dim() == 3 and not output.shape[-1] % heads
         if not fits:
-            self._refused = (
-                f"its projection gives {tuple(output.shape)}; expected (B, T, {heads} · head size)"
-            )
+            axes = "B, T" if self.given.batch_first else "T, B"
+            expected = f"({axes}, {heads} · head size)"
+            self._refused = f"its projection gives {tuple(output.shape)}; expected {expected}"
         return fits
 
     def missed(self) -> str | None:

@@ -39,12 +39,14 @@ def record(
 
     The value has `encoder`, `decoder` and `cross`, each an `AttentionTap` or None, like
     `AttentionTaps`. Of `nn.MultiheadAttention` queries and keys are projected once more; scale,
-    causality and lengths are those of its call; within, PyTorch's fast path of evaluation is off.
-    The outputs of the model do not change. Gradient checkpointing must be `use_reentrant=False`.
+    causality and lengths are those of its call; within, PyTorch's fast path of evaluation is off,
+    which gives zeros at padding. Else the outputs of the model do not change. Gradient
+    checkpointing must be `use_reentrant=False`.
 
-    Raises InputError for modules of another kind; and, when the taps are read, for attention that
-    queries and keys do not determine: left padding, masks beyond padding and causality, added keys;
-    and for layers of one kind that differ in scale, causality or padding.
+    Raises InputError for modules of another kind, subclasses with a forward of their own among
+    them, and for nested tensors; and, when the taps are read, for attention that queries and keys
+    do not determine: left padding, masks beyond padding and causality, added keys; and for layers
+    of one kind that differ in scale, causality or padding.
     """
     recorded = Recorded(model, _found(model) if modules is None else modules)
     with contextlib.ExitStack() as stack:

@@ -1,65 +1,22 @@
 """Queries and keys of PyTorch's own attention, and of projections by name."""
 
-import math
-
 import pytest
 import torch
 from torch import nn
 
 import fastkd
 from fastkd.taps import Projections, record
-
-WIDTH, HEADS, TS, TT = 16, 4, 7, 5
-LENGTHS = torch.tensor([7, 4, 6])
-
-
-def transformer(layers=2, width=WIDTH, **settings):
-    torch.manual_seed(layers)
-    return nn.Transformer(
-        width, HEADS, layers, layers, 24, dropout=0.0, batch_first=True, **settings
-    )
-
-
-def sequences(width=WIDTH):
-    generator = torch.Generator().manual_seed(1)
-    return tuple(torch.randn(3, time, width, generator=generator) for time in (TS, TT))
-
-
-def masks():
-    padding = torch.arange(TS) >= LENGTHS[:, None]
-    return {
-        "src_key_padding_mask": padding,
-        "memory_key_padding_mask": padding,
-        "tgt_mask": nn.Transformer.generate_square_subsequent_mask(TT),
-        "tgt_is_causal": True,
-    }
-
-
-def maps_of(tap):
-    """(B, maps, Tq, Tk): what softmax makes of the tap."""
-    found = []
-    for query, key in zip(tap.query, tap.key, strict=True):
-        key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
-        scores = query @ key.mT * (tap.scale or 1 / math.sqrt(query.shape[-1]))
-        if tap.causal:
-            scores = scores.masked_fill(torch.ones(scores.shape[-2:]).triu(1).bool(), -torch.inf)
-        if tap.key_lengths is not None:
-            hidden = torch.arange(scores.shape[-1]) >= tap.key_lengths[:, None]
-            scores = scores.masked_fill(hidden[:, None, None], -torch.inf)
-        found.append(scores.softmax(-1))
-    return torch.cat(found, 1)
-
-
-def weights_of(module):
-    """A list of the maps that an nn.MultiheadAttention itself tells."""
-    told = []
-
-    def ask(module, arguments, keywords):
-        return arguments, {**keywords, "need_weights": True, "average_attn_weights": False}
-
-    module.register_forward_pre_hook(ask, with_kwargs=True)
-    module.register_forward_hook(lambda module, arguments, output: told.append(output[1]))
-    return told
+from tests.taps.attention import (
+    HEADS,
+    LENGTHS,
+    TS,
+    WIDTH,
+    maps_of,
+    masks,
+    sequences,
+    transformer,
+    weights_of,
+)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -85,25 +42,6 @@ def test_the_maps_of_a_transformer(training):
     assert torch.equal(taps.cross.key_lengths, LENGTHS) and taps.cross.query_lengths is None
 
 
-@pytest.mark.parametrize("batch_first", [True, False])
-@pytest.mark.parametrize(
-    "settings", [{}, {"bias": False}, {"kdim": 12, "vdim": 10}, {"dropout": 0.5}]
-)
-def test_forms_of_multihead_attention(batch_first, settings):
-    torch.manual_seed(0)
-    module = nn.MultiheadAttention(WIDTH, HEADS, batch_first=batch_first, **settings).eval()
-    if module.in_proj_bias is not None:
-        nn.init.normal_(module.in_proj_bias)
-    query = torch.randn(3, TT, WIDTH)
-    key, value = (torch.randn(3, TS, width or WIDTH) for width in (module.kdim, module.vdim))
-    if not batch_first:
-        query, key, value = (side.transpose(0, 1) for side in (query, key, value))
-    padding = torch.arange(TS) >= LENGTHS[:, None]
-    with record(module, {"cross": [module]}) as taps:
-        _, maps = module(query, key, value, padding, average_attn_weights=False)
-    torch.testing.assert_close(maps_of(taps.cross), maps)
-
-
 def test_a_student_of_another_size_learns_by_it():
     teacher, student = transformer(2).eval(), transformer(1, 8)
     both = [sequences(width) for width in (WIDTH, 8)]
@@ -122,9 +60,10 @@ def test_a_student_of_another_size_learns_by_it():
 class Own(nn.Module):
     """Attention of one's own, with projections by names of one's own, and as one product."""
 
-    def __init__(self, heads=4, key_heads=2, fused=False):
+    def __init__(self, heads=4, key_heads=2, fused=False, batch_first=True):
         super().__init__()
         self.heads, self.key_heads, self.fused = heads, key_heads, fused
+        self.batch_first = batch_first
         size = WIDTH // heads
         self.sizes = [size * n for n in (heads, key_heads, key_heads)]
         self.wq, self.wk, self.wv = (nn.Linear(WIDTH, width) for width in self.sizes)
@@ -136,25 +75,28 @@ class Own(nn.Module):
         else:
             query, key, value = self.wq(states), self.wk(states), self.wv(states)
         query, key, value = (
-            side.unflatten(-1, (heads, -1)).transpose(1, 2)
+            self.by_sentences(side).unflatten(-1, (heads, -1)).transpose(1, 2)
             for side, heads in ((query, self.heads), (key, self.key_heads), (value, self.key_heads))
         )
         key, value = (s.repeat_interleave(self.heads // self.key_heads, 1) for s in (key, value))
         self.maps = (query @ key.mT * 0.3).softmax(-1)
-        return (self.maps @ value).transpose(1, 2).flatten(2)
+        return self.by_sentences((self.maps @ value).transpose(1, 2).flatten(2))
+
+    def by_sentences(self, states):
+        return states if self.batch_first else states.transpose(0, 1)
 
 
+@pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("fused", [True, False])
-def test_projections_by_name(fused):
+def test_projections_by_name(fused, batch_first):
     torch.manual_seed(0)
-    model = nn.Sequential(*(Own(fused=fused) for _ in range(2)))
+    model = nn.Sequential(*(Own(fused=fused, batch_first=batch_first) for _ in range(2)))
     names = ("qkv", "qkv") if fused else ("wq", "wk")
-    layers = [
-        Projections(*(f"{n}.{name}" for name in names), heads=4, key_heads=2, scale=0.3)
-        for n in range(2)
-    ]
+    how = {"heads": 4, "key_heads": 2, "scale": 0.3, "batch_first": batch_first}
+    layers = [Projections(*(f"{n}.{name}" for name in names), **how) for n in range(2)]
+    states = sequences()[0]
     with record(model, {"encoder": layers}) as taps:
-        model(sequences()[0])
+        model(states if batch_first else states.transpose(0, 1))
     torch.testing.assert_close(maps_of(taps.encoder), torch.cat([m.maps for m in model], 1))
     assert taps.encoder.key[0].shape == (3, 2, TS, 4)
 
