@@ -4,7 +4,7 @@ Values are checked where they are on the CPU; elsewhere that would wait for the 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from fastkd import watching
 from fastkd.errors import InputError
 from fastkd.functional.calls import AlignmentCall, AlignmentOptions, Maps, QueryKey
+from fastkd.functional.divided import is_divided
 
 REDUCTIONS = ("sum", "mean", "none")
 ALIGNMENT_REDUCTIONS = (*REDUCTIONS, "rows")
@@ -83,6 +84,26 @@ def _kind(value: object) -> str:
     return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
 
 
+def undivided(name: str, value: Tensor) -> None:
+    if is_divided(value):
+        raise InputError(
+            f"{name} must be a plain tensor, not a DTensor: of this process's share, as to_local() "
+            "gives it, or of all, as full_tensor() does"
+        )
+
+
+def divided_alike(tensors: Mapping[str, Tensor | None]) -> None:
+    """DTensors stand beside DTensors alone."""
+    given = {name: value for name, value in tensors.items() if value is not None}
+    divided = [name for name, value in given.items() if is_divided(value)]
+    if divided and len(divided) < len(given):
+        plain = next(name for name in given if name not in divided)
+        raise InputError(
+            f"{plain} must be a DTensor as {divided[0]} is, or both plain tensors, as "
+            "full_tensor() gives them"
+        )
+
+
 def on(name: str, value: Tensor, device: torch.device) -> None:
     if value.device != device:
         raise InputError(f"{name} must be on {device}, not {value.device}")
@@ -103,6 +124,7 @@ def layers(name: str, value: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
             raise InputError(f"{name} must have 4 dimensions, not shape {tuple(tensor.shape)}")
         if not tensor.is_floating_point():
             raise InputError(f"{name} must be floating point, not {tensor.dtype}")
+        undivided(name, tensor)
         first = tensors[0]
         if _without_heads(tensor) != _without_heads(first) or tensor.device != first.device:
             raise InputError(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 
-def is_divided(weight: Tensor | None) -> bool:
+def is_divided(weight: object) -> bool:
     tensor: Any = sys.modules.get("torch.distributed.tensor")
     return tensor is not None and isinstance(weight, tensor.DTensor)
 

@@ -30,6 +30,7 @@ def projected(side: str, given: Projected) -> None:
     """`weight` (V, D) and `bias` (V,) fit `hidden` (..., D)."""
     hidden, weight, bias = given
     rows(f"{side}_hidden", hidden)
+    checks.undivided(f"{side}_hidden", hidden)
     width = hidden.shape[-1]
     checks.floating(f"{side}_weight", weight)
     if weight.dim() != 2 or weight.shape[0] == 0 or weight.shape[1] != width:

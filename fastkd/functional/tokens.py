@@ -76,11 +76,14 @@ def token_distillation_loss(
     teacher's t are taken from its listed ids, which must be at least `top_k`. Of its `rest`, "drop"
     serves kl alone, and reverse_kl needs "spread" or "tail".
 
+    `reference` takes DTensors too, all of the tensors or none.
+
     Raises InputError for shapes, types or values that do not fit, and for a teacher that
     requires grad; BackendUnavailable where a backend asked for by name cannot serve the call.
     """
     given = TokenOptions(**options)
     token_checks.rows("student_logits", student_logits)
+    _placed_alike("_logits", student_logits, teacher_logits, target, mask)
     counted = _counted(student_logits, target, mask, given.ignore_index)
     call = TokenCall(student_logits, teacher_logits, target, counted, given)
     token_checks.tokens(call)
@@ -123,11 +126,28 @@ def linear_token_distillation_loss(
     token_checks.projected("student", student)
     student = student._replace(bias=whole(student_bias))
     teacher = _teacher(teacher_hidden, teacher_weight, teacher_bias)
+    listed = teacher if isinstance(teacher, SparseTeacher) else None
+    _placed_alike("_hidden", student_hidden, listed, target, mask)
     counted = _counted(student_hidden, target, mask, given.ignore_index)
     call = TokenCall(student, teacher, target, counted, given)
     token_checks.tokens(call)
     served_by = choose("tokens", token_backend, backend, student_hidden, call)
     return watching.named(PART, served_by.linear_losses, call)
+
+
+def _placed_alike(
+    what: str,
+    student: Tensor,
+    teacher: Tensor | SparseTeacher | None,
+    target: Tensor | None,
+    mask: Tensor | None,
+) -> None:
+    given = {f"student{what}": student, "target": target, "mask": mask}
+    if isinstance(teacher, SparseTeacher):
+        given |= {"SparseTeacher: ids": teacher.ids, "SparseTeacher: log_probs": teacher.log_probs}
+    else:
+        given[f"teacher{what}"] = teacher
+    checks.divided_alike(given)
 
 
 def _counted(

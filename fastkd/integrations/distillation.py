@@ -28,6 +28,7 @@ from fastkd.integrations.models import (
     Inputs,
     LanguageModel,
     is_encoder_decoder,
+    refuse_shared,
 )
 from fastkd.integrations.passes import Call, ModelPass
 from fastkd.integrations.routers import RouterLoss, router_losses
@@ -106,8 +107,8 @@ class Distillation(nn.Module):
         # A tuple keeps the models' parameters out of this module's own.
         other = None if teacher is None else LanguageModel(teacher, frozen=True)
         self._models = (LanguageModel(student), other)
+        refuse_shared(student, teacher)
         if teacher is not None:
-            _refuse_shared(student, teacher)
             teacher.eval().requires_grad_(False)
             if is_encoder_decoder(teacher) != is_encoder_decoder(student):
                 raise InputError(
@@ -242,8 +243,11 @@ class Distillation(nn.Module):
         kinds = {kind_of(inputs): inputs for inputs in reversed(batches)}
         new = [inputs for kind, inputs in kinds.items() if kind not in self._met]
         complaint = self._unreadable(batches, new)
-        if not self.verify:
-            new = [] if self._met else new[:1]
+        if not self.verify and self._met:
+            self._met.update(kinds if complaint is None else ())
+            new = []
+        elif not self.verify:
+            new = new[:1]
         if self._divided and together:
             new += batches[:1] * (most(len(new), len(batches), complaint) - len(new))
         elif complaint is not None:
@@ -261,8 +265,9 @@ class Distillation(nn.Module):
 
     def _unreadable(self, batches: list[Inputs], new: list[Inputs]) -> str | None:
         """What is refused before any pass, of which others may be part."""
-        if any(inputs.get("labels") is None for inputs in batches):
-            return "labels: expected in every batch"
+        for inputs in batches:
+            if inputs.get("labels") is None:
+                return f"labels: expected in every batch, not only {', '.join(inputs) or 'nothing'}"
         try:
             for inputs, model in itertools.product(new, filter(None, self._models)):
                 model.read(inputs)
@@ -355,17 +360,6 @@ def _routed(loss: RouterLoss, batches: Tensor) -> Weighted:
     """A batch's share of the mean of the routers' losses, as the model itself weights them."""
     share = loss.value / batches.clamp(min=1)
     return loss.coefficient * share, {loss.name: share.detach()}
-
-
-def _refuse_shared(student: nn.Module, teacher: nn.Module) -> None:
-    """What is shared would be trained with the student, or frozen with the teacher."""
-    trained = {id(p): name for name, p in student.named_parameters() if p.requires_grad}
-    for parameter in teacher.parameters():
-        if name := trained.get(id(parameter)):
-            raise InputError(
-                f"teacher: shares {name} with the student, which trains it; expected a copy, as "
-                "copy.deepcopy makes it, or what is shared to be frozen"
-            )
 
 
 def _losses_of(losses: Sequence[Any]) -> dict[str, Any]:

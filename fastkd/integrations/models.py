@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers import EncoderDecoderModel
 
 from fastkd.errors import InputError
@@ -16,6 +17,8 @@ from fastkd.integrations.heads import Head
 IGNORED = -100
 TEACHER_IDS, TEACHER_LOG_PROBS = "teacher_ids", "teacher_log_probs"
 COLUMNS = (TEACHER_IDS, TEACHER_LOG_PROBS)
+# What models read, one of them at least.
+_READ = ("input_ids", "inputs_embeds", "encoder_outputs", "pixel_values", "input_features")
 _WITHHELD = ("labels", "num_items_in_batch", *COLUMNS)
 
 Inputs = Mapping[str, Any]
@@ -23,6 +26,22 @@ Inputs = Mapping[str, Any]
 
 def is_encoder_decoder(model: nn.Module) -> bool:
     return bool(getattr(model.config, "is_encoder_decoder", False))
+
+
+def refuse_shared(student: nn.Module, teacher: nn.Module | None) -> None:
+    """What is shared would be trained with the student, or frozen with the teacher."""
+    trained = {id(p): name for name, p in student.named_parameters() if p.requires_grad}
+    if not trained:
+        raise InputError(
+            "student: none of its parameters requires grad, as those of a model that another "
+            "Distillation has as its teacher; expected student.requires_grad_(True), or adapters"
+        )
+    for parameter in () if teacher is None else teacher.parameters():
+        if name := trained.get(id(parameter)):
+            raise InputError(
+                f"teacher: shares {name} with the student, which trains it; expected a copy, as "
+                "copy.deepcopy makes it, or what is shared to be frozen"
+            )
 
 
 @dataclass(eq=False)
@@ -57,6 +76,12 @@ class LanguageModel:
     def read(self, inputs: Inputs) -> dict[str, Any]:
         """What it is called with: the labels' decoder input in place of the labels."""
         read = {name: value for name, value in inputs.items() if name not in _WITHHELD}
+        main = getattr(self.model, "main_input_name", "input_ids")
+        if not read.keys() & {main, *_READ}:
+            raise InputError(
+                f"{main}: expected in every batch of {self.name}, not only {', '.join(inputs)}"
+            )
+        self._refuse_packed(read)
         given = {"decoder_input_ids", "decoder_inputs_embeds"} & read.keys()
         if self.is_encoder_decoder and not given:
             made = self.decoder_input(inputs["labels"])
@@ -64,6 +89,17 @@ class LanguageModel:
             if isinstance(self._adapted, EncoderDecoderModel):  # whose decoder may be any model
                 read.setdefault("decoder_attention_mask", (made != self.pad_id).to(made.dtype))
         return self.without_cache(read)
+
+    def _refuse_packed(self, inputs: Inputs) -> None:
+        """PEFT gives learned keys to all rows as one, and drops what tells the rows apart."""
+        positions, tuned = inputs.get("position_ids"), self._prompts
+        if tuned is None or positions is None or isinstance(positions, FakeTensor):
+            return
+        if bool((positions[..., 1:] <= positions[..., :-1]).any()):
+            raise InputError(
+                f"position_ids: {self.name} with {tuned.peft_type.value} cannot tell the rows of a "
+                "batch without padding apart; expected a padded batch, or LoRA"
+            )
 
     def without_cache(self, inputs: Inputs) -> dict[str, Any]:
         """As training calls it: with a new cache Transformers lets packed rows see each other."""
@@ -78,10 +114,15 @@ class LanguageModel:
         return adapted
 
     @property
+    def _prompts(self) -> Any:
+        """Of PEFT's, what puts keys or a prompt before what is read, by a cache of its own."""
+        tuned = getattr(self.model, "active_peft_config", None)
+        return tuned if getattr(tuned, "is_prompt_learning", False) else None
+
+    @property
     def _caches(self) -> bool:
         """Whether it makes a cache of its own where it is not told otherwise."""
-        tuned = getattr(self.model, "active_peft_config", None)
-        if getattr(tuned, "is_prompt_learning", False):  # PEFT gives it a cache
+        if self._prompts is not None:
             return False
         read = inspect.signature(self._adapted.forward).parameters
         if "use_cache" in read:

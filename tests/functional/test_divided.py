@@ -6,7 +6,15 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-from fastkd import InputError, linear_token_distillation_loss
+from fastkd import (
+    BackendUnavailable,
+    InputError,
+    SparseTeacher,
+    alignment_loss_from_maps,
+    attention_alignment_loss,
+    linear_token_distillation_loss,
+    token_distillation_loss,
+)
 from fastkd.backends.tokens.torch.divided import check_same
 
 
@@ -67,3 +75,81 @@ def test_a_loss_without_a_value_has_the_same_gradient_everywhere(mesh):
     weight = distribute_tensor(drawn(5, 4), mesh[0], [Shard(0)])
     for value in (1.0, torch.nan, torch.inf):
         check_same(torch.tensor(value), weight)
+
+
+def dense(mesh, **divided):
+    """A call of logits (3, 5) of which some are DTensors."""
+    given = {
+        "student_logits": drawn(3, 5).requires_grad_(),
+        "teacher_logits": drawn(3, 5),
+        "target": torch.arange(3),
+    }
+    for name, placement in divided.items():
+        given[name] = distribute_tensor(given[name].detach(), mesh[0], [placement])
+    given["student_logits"] = given["student_logits"].detach().requires_grad_()
+    return {**given, "ce_weight": 1.0, "kd_weight": 1.0, "reduction": "mean"}
+
+
+@pytest.mark.parametrize("placement", [Shard(0), Shard(1), Replicate()])
+def test_logits_as_dtensors(mesh, placement):
+    """As sequence and vocabulary parallel models give them."""
+    rows = placement if placement.is_shard(0) else Replicate()
+    call = dense(mesh, student_logits=placement, teacher_logits=placement, target=rows)
+    plain = dense(mesh)
+    expected = token_distillation_loss(**plain, backend="torch").loss
+    expected.backward()
+    for backend in ("auto", "reference"):
+        found = token_distillation_loss(**call, backend=backend).loss
+        (gradient,) = torch.autograd.grad(found, call["student_logits"])
+        torch.testing.assert_close(found.full_tensor(), expected)
+        torch.testing.assert_close(gradient.full_tensor(), plain["student_logits"].grad)
+    with pytest.raises(BackendUnavailable, match="not DTensors; expected full_tensor"):
+        token_distillation_loss(**call, backend="torch")
+
+
+@pytest.mark.parametrize(
+    ("divided", "line"),
+    [
+        ({"student_logits": Shard(1)}, "target must be a DTensor as student_logits is"),
+        (
+            {"student_logits": Shard(1), "target": Replicate()},
+            "teacher_logits must be a DTensor as student_logits is",
+        ),
+        ({"target": Replicate()}, "student_logits must be a DTensor as target is"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["auto", "reference", "torch"])
+def test_some_of_the_tensors_as_dtensors(mesh, backend, divided, line):
+    with pytest.raises(InputError, match=line):
+        token_distillation_loss(**dense(mesh, **divided), backend=backend)
+
+
+def test_listed_ids_beside_dtensors(mesh):
+    log_probs, ids = drawn(3, 5).log_softmax(-1).topk(3)
+    call = dense(mesh, student_logits=Shard(1), target=Replicate())
+    with pytest.raises(InputError, match="SparseTeacher: ids must be a DTensor"):
+        token_distillation_loss(**{**call, "teacher_logits": SparseTeacher(ids, log_probs)})
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference", "torch"])
+@pytest.mark.parametrize("side", ["student_hidden", "teacher_hidden"])
+def test_hidden_states_as_dtensors(mesh, backend, side):
+    hidden = {"student_hidden": drawn(3, 4), "teacher_hidden": drawn(3, 4)}
+    hidden[side] = distribute_tensor(hidden[side], mesh[0], [Replicate()])
+    with pytest.raises(InputError, match=rf"{side} must be a (plain tensor|DTensor)"):
+        linear_token_distillation_loss(
+            **hidden, student_weight=drawn(5, 4), teacher_weight=drawn(5, 4), ce_weight=0.0,
+            kd_weight=1.0, backend=backend,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference", "torch"])
+def test_attention_as_dtensors(mesh, backend):
+    query, key = drawn(2, 2, 3, 4), drawn(2, 2, 3, 4)
+    divided = distribute_tensor(query, mesh[0], [Shard(0)])
+    with pytest.raises(InputError, match=r"student_query must be a plain tensor.* to_local\(\)"):
+        attention_alignment_loss(divided, key, query, key, backend=backend)
+    maps = (query @ key.mT).softmax(-1)
+    divided = distribute_tensor(maps, mesh[0], [Shard(1)])
+    with pytest.raises(InputError, match="teacher_maps must be a plain tensor"):
+        alignment_loss_from_maps(maps, divided, backend=backend)

@@ -80,7 +80,7 @@ def bare_loop(prepare, mine, teacher=None, model=None):
 def by_bare_loops(rank):
     """Rank 1 refuses: what its model's own loss tells, later or at first; what it is not given."""
     usual, other = batch(False), batch(True)
-    unlabelled = {"input_ids": usual["input_ids"]}
+    unlabelled, unread = ({name: usual[name]} for name in ("input_ids", "labels"))
     untold, told = startless(rank == 0)
     ddp = torch.nn.parallel.DistributedDataParallel
 
@@ -93,6 +93,7 @@ def by_bare_loops(rank):
         "fsdp2_teacher": lambda: bare_loop(divided, in_update(0, [other]), divided(build("llama"))),
         "fsdp2_labels": lambda: bare_loop(divided, in_update(0, [unlabelled])),
         "fsdp2_later": lambda: bare_loop(divided, in_update(1, [usual, unlabelled])),
+        "fsdp2_unread": lambda: bare_loop(divided, in_update(1, [unread])),
         "fsdp2_none": lambda: bare_loop(divided, in_update(0, [])),
         "fsdp2_start": lambda: bare_loop(divided, lambda update: [told], model=untold),
     }

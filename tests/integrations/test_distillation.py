@@ -8,6 +8,7 @@ import fastkd
 transformers = pytest.importorskip("transformers", minversion="5.1")
 
 from fastkd.integrations.distillation import Distillation
+from fastkd.integrations.models import LanguageModel
 from fastkd.integrations.teacher_columns import TeacherCollator, teacher_columns
 from fastkd.integrations.transformers import attention_taps
 from fastkd.losses import A2D, CrossEntropy, HiddenStates, TieKD, WordKD
@@ -17,6 +18,7 @@ from tests.integrations.families import (
     SEQ2SEQ,
     VOCABULARY,
     build,
+    causal,
     labelled,
     teacher_and_student,
     without_dropout,
@@ -341,9 +343,36 @@ def test_batches_that_lack_something_are_refused():
     inputs = labelled("llama")
     with pytest.raises(fastkd.InputError, match="teacher_ids: expected in every batch"):
         Distillation(student, [WordKD()])(student, inputs)
+    unread = {"labels": inputs["labels"], "attention_mask": inputs["attention_mask"]}
+    line = "input_ids: expected in every batch of LlamaForCausalLM, not only labels, attention_mask"
+    with pytest.raises(fastkd.InputError, match=line):
+        Distillation(student, [PLAIN])(student, unread)
     del inputs["labels"]
-    with pytest.raises(fastkd.InputError, match="labels: expected in every batch"):
+    with pytest.raises(fastkd.InputError, match="labels: expected in every batch, not only input"):
         Distillation(student, [PLAIN])(student, inputs)
+
+
+def test_a_student_that_does_not_train_is_refused():
+    """As two models that are to teach each other would be."""
+    first, second = teacher_and_student("llama")
+    Distillation(first, [WordKD()], second)
+    with pytest.raises(fastkd.InputError, match="student: none of its parameters requires grad"):
+        Distillation(second, [WordKD()], first)
+
+
+def test_a_kind_of_batch_is_read_once(monkeypatch):
+    student, read = build("llama"), []
+    distillation = Distillation(student, [PLAIN], verify=False)
+    inputs = causal()
+    longer = {**inputs, "attention_mask": torch.ones_like(inputs["input_ids"])}
+    reading = LanguageModel.read
+    monkeypatch.setattr(
+        LanguageModel, "read", lambda model, batch: read.append(batch) or reading(model, batch)
+    )
+    for _ in range(3):
+        for batch in (inputs, longer):
+            distillation.counts([batch])
+    assert sum(batch is longer for batch in read) == 1
 
 
 def test_models_of_other_shapes_are_refused():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import fastkd
 from fastkd.losses import CrossEntropy, WordKD
 
 transformers = pytest.importorskip("transformers", minversion="5.1")
@@ -77,3 +78,18 @@ def test_a_flattened_batch_is_its_rows_apart(name, implementation):
     torch.testing.assert_close(own.detach(), found.components["cross_entropy"])
     if implementation == "sdpa":  # or there would be nothing to mend
         assert not torch.allclose(student(**flat).loss, own, rtol=1e-4)
+
+
+def test_prefix_tuning_is_refused_with_a_flattened_batch():
+    """PEFT drops positions, by which alone the rows are told apart; one row is served."""
+    peft = pytest.importorskip("peft")
+    tuned = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    student = peft.get_peft_model(build("llama"), tuned).eval()
+    distillation = Distillation(student, [CrossEntropy(weight=1.0, label_smoothing=0.0)])
+    collate = transformers.DataCollatorWithFlattening()
+    rows = [{"input_ids": list(range(3, 3 + n))} for n in (5, 7)]
+    for inputs in (collate(rows[:1]), {**collate(rows[:1]), "attention_mask": torch.ones(1, 5)}):
+        own = student(**inputs).loss
+        torch.testing.assert_close(distillation(student, inputs).loss, own)
+    with pytest.raises(fastkd.InputError, match=r"position_ids: .*PREFIX_TUNING.*LoRA"):
+        distillation(student, collate(rows))

@@ -264,6 +264,7 @@ def test_what_one_process_refuses_ends_all(tmp_path):
     expected = {
         **dict.fromkeys(("bare", "fsdp2", "fsdp2_teacher", "transformers"), own),
         **dict.fromkeys(("fsdp2_labels", "fsdp2_later"), "labels: expected in every batch"),
+        "fsdp2_unread": "input_ids: expected in every batch of Doubled, not only labels",
         "fsdp2_none": "batches: none in process 1",
         "fsdp2_start": "Startless: does not tell its decoder's input",
     }
@@ -288,4 +289,7 @@ def test_counts_lie_where_labels_do(monkeypatch):
     assert distillation.counts([unlabelled]).device == torch.device("cpu")
     assert distillation.counts([{"input_ids": unlabelled["input_ids"].to(meta)}]).device == meta
     assert distillation.counts([{}]).device == meta
-    assert told == ["labels: expected in every batch"] * 3
+    assert told == [
+        f"labels: expected in every batch, not only {found}"
+        for found in ("input_ids", "input_ids", "nothing")
+    ]

@@ -8,7 +8,7 @@ from fastkd_kernels.tokens.settings import LARGEST_TOP_K, TokenSettings
 from torch import Tensor
 
 from fastkd import watching
-from fastkd.backends.early import not_first_order
+from fastkd.backends.early import not_first_order, not_plain
 from fastkd.functional.calls import Projected, TokenCall, TokenLosses, TokenOptions
 from fastkd.functional.divided import is_divided
 from fastkd.functional.sparse import SparseTeacher
@@ -22,7 +22,7 @@ def unavailable(call: TokenCall[Tensor] | TokenCall[Projected]) -> str | None:
     options = call.options
     student = call.student if isinstance(call.student, Projected) else (call.student,)
     reason: str | None
-    if reason := not_first_order(*student):
+    if reason := not_plain(student[0]) or not_first_order(*student):
         return reason
     if options.rank_weight and options.top_k > LARGEST_TOP_K:
         return f"the kernels rank at most top_k = {LARGEST_TOP_K} ids, not {options.top_k}"

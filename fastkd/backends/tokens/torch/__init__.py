@@ -8,7 +8,7 @@ the gradients of hidden states, weight and bias before the next chunk begins.
 import torch
 from torch import Tensor
 
-from fastkd.backends.early import not_first_order
+from fastkd.backends.early import not_first_order, not_plain
 from fastkd.backends.tokens.torch.dense import DenseWalk
 from fastkd.backends.tokens.torch.function import token_losses
 from fastkd.backends.tokens.torch.linear import LinearWalk
@@ -19,7 +19,7 @@ from fastkd.functional.calls import Projected, TokenCall, TokenLosses
 def unavailable(call: TokenCall[Tensor] | TokenCall[Projected]) -> str | None:
     """Why the backend cannot serve the call, or None."""
     learned = call.student if isinstance(call.student, Projected) else (call.student,)
-    return not_first_order(*learned)
+    return not_plain(learned[0]) or not_first_order(*learned)
 
 
 def dense_losses(call: TokenCall[Tensor]) -> TokenLosses:
