@@ -22,7 +22,11 @@ _EXTRAS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a verb; 0 done, 1 the work failed, 2 the command line, config or data is wrong."""
+    """Runs a verb; 0 done, 1 the work failed, 2 the command line, config or data is wrong.
+
+    130, 143, 129 or 152 after an interrupt, SIGTERM, SIGHUP or SIGXCPU, where an unfinished run was
+    saved.
+    """
     given = sys.argv[1:] if arguments is None else arguments
     try:
         wait_briefly()
@@ -44,14 +48,14 @@ def _run(arguments: list[str]) -> int:
         needed = "{}.{}".format(*_TORCH)
         install = f"pip install 'torch>={needed}'"
         return told(f"needs PyTorch {needed} or newer, not {version}; expected: {install}", 1)
-    if arguments[:1] == ["bench"]:
-        from fastkd.bench.arguments import bench
+    with cleaning_up():
+        if arguments[:1] == ["bench"]:
+            from fastkd.bench.arguments import bench
 
-        with cleaning_up():
             return bench(arguments[1:])
-    from fastkd.cli.app import app
+        from fastkd.cli.app import app
 
-    return app(arguments)
+        return app(arguments)
 
 
 def _missing(module: str) -> str:

@@ -1,4 +1,4 @@
-"""The verbs of the command line and the exit statuses they end with."""
+"""The verbs of the command line."""
 
 import difflib
 import importlib
@@ -8,8 +8,7 @@ import click
 from click.exceptions import NoArgsIsHelpError
 
 import fastkd
-from fastkd.cli.signals import cleaning_up
-from fastkd.cli.status import ended, told
+from fastkd.cli.status import told
 
 VERBS = (
     "prepare",
@@ -68,23 +67,10 @@ def group() -> None:
 
 
 def app(arguments: list[str]) -> int:
-    """Runs one verb and returns the exit status: 0 done, 1 failed, 2 wrong input.
-
-    130, 143, 129 or 152 after an interrupt, SIGTERM, SIGHUP or SIGXCPU, where an unfinished run was
-    saved.
-    """
+    """Runs one verb; `fastkd.cli.status.ended` tells what it raises, and the status of that."""
     handler = logging.StreamHandler()
     handler.setFormatter(_ByPackage("%(package)s: %(levelname)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
-
-    def work() -> int:
-        with cleaning_up():
-            return _run(arguments)
-
-    return ended(work)
-
-
-def _run(arguments: list[str]) -> int:
     try:
         status = group.main(arguments, prog_name="fastkd", standalone_mode=False)
     except NoArgsIsHelpError as error:

@@ -33,10 +33,11 @@ class Enduring:
     """A text stream that drops what its reader or its terminal, which is gone, takes no more.
 
     What is written to its `buffer` fails as ever: whoever writes there has nothing else to do.
+    Errors name the stream as `name`.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO, name: str) -> None:
+        self._stream, self._name = stream, name
 
     def write(self, text: str) -> int:
         with self._dropping():
@@ -56,6 +57,7 @@ class Enduring:
             yield
         except OSError as error:
             if not self._left(error):
+                error.filename = error.filename or self._name
                 raise
             drop_unwritten(self._stream)
 
@@ -87,7 +89,9 @@ def enduring() -> Iterator[None]:
     """Inside, `print` and bars go on in silence when nobody reads them any more."""
     with contextlib.ExitStack() as stack:
         if sys.stdout is not None:
-            stack.enter_context(contextlib.redirect_stdout(cast(TextIO, Enduring(sys.stdout))))
+            out = Enduring(sys.stdout, "standard output")
+            stack.enter_context(contextlib.redirect_stdout(cast(TextIO, out)))
         if sys.stderr is not None:
-            stack.enter_context(contextlib.redirect_stderr(cast(TextIO, Enduring(sys.stderr))))
+            error = Enduring(sys.stderr, "standard error")
+            stack.enter_context(contextlib.redirect_stderr(cast(TextIO, error)))
         yield

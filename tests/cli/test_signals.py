@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from fastkd.__main__ import main
-from fastkd.cli.app import app
 from fastkd.cli.signals import cleaning_up
 from fastkd.demo import run as demo
 from fastkd.train import validation
@@ -135,7 +134,7 @@ def test_the_statuses_of_what_stops_training_are_listed():
     page = Path(__file__).parents[2] / "docs" / "environment.md"
     rows = [line.split("|")[1] for line in page.read_text("utf-8").splitlines() if "|" in line]
     assert statuses in [set(row.replace(",", " ").split()) for row in rows]
-    assert statuses <= set(re.findall(r"\d+", app.__doc__))
+    assert statuses <= set(re.findall(r"\d+", main.__doc__))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGXCPU])

@@ -13,6 +13,7 @@ import termios
 import pytest
 
 from fastkd.__main__ import main
+from fastkd.cli.app import group
 from fastkd.cli.streams import Enduring
 from fastkd.train.log import read_log
 
@@ -138,5 +139,12 @@ def test_what_a_disk_refuses_is_still_told(tmp_path, number):
             raise OSError(number, "refused")
 
     for file in (io.BytesIO(), open(tmp_path / "said", "wb")):  # noqa: SIM115
-        with Refusing(file) as stream, pytest.raises(OSError, match="refused"):
-            Enduring(stream).write("text")
+        with Refusing(file) as stream, pytest.raises(OSError, match="standard output"):
+            Enduring(stream, "standard output").write("text")
+
+
+def test_streams_are_held_once(monkeypatch):
+    held = []
+    monkeypatch.setattr(group, "main", lambda *arguments, **options: held.append(sys.stdout))
+    assert main(["runs"]) == 0
+    assert isinstance(held[0], Enduring) and not isinstance(held[0]._stream, Enduring)

@@ -230,7 +230,7 @@ def test_a_full_disk_behind_standard_output(run):
         process = spawn(run, "--beam", "1", stdout=full)
         _, error = process.communicate(b"ein hund\n", timeout=240)
     assert process.returncode == 1
-    assert error == b"fastkd: No space left on device\n"
+    assert error == b"fastkd: standard output: No space left on device\n"
 
 
 @pytest.mark.slow

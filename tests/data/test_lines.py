@@ -1,4 +1,5 @@
 import gzip
+from pathlib import Path
 
 import pytest
 
@@ -24,3 +25,14 @@ def test_a_failed_one_leaves_nothing(tmp_path):
     with pytest.raises(ValueError), opened_output(str(tmp_path / "out.gz"), None):
         raise ValueError
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize(("path", "named"), [("/dev/full", "/dev/full"), (None, "standard output")])
+@pytest.mark.parametrize("size", [1, 1 << 20])  # refused as it is closed, or as it is written
+def test_a_full_device_is_named(path, named, size):
+    with open("/dev/full", "wb", buffering=0) as standard:
+        refused = pytest.raises(OSError, match="No space left")
+        with refused as caught, opened_output(path, standard) as file:
+            file.write(bytes(size))
+    assert caught.value.filename == named

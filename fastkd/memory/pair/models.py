@@ -4,7 +4,7 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from fastkd.errors import InputError
 from fastkd.reading import read_text
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 MakesModel = Callable[[], nn.Module]
 # Or the folder of one, its config.json, a configuration of Transformers, or the model itself.
-Model = MakesModel | str | Path | Any
+Model: TypeAlias = "MakesModel | str | Path | PreTrainedConfig | nn.Module"
 
 FILE = "config.json"  # of a Transformers model's folder
 # How classes are named that predict words; others of a model's family do not.

@@ -89,7 +89,7 @@ class Pair:
 
     student: Model
     losses: Sequence[Any] | None = None
-    teacher: Model | None = None
+    teacher: "Model | None" = None
     batch: int = 8
     length: int = 128
     target_length: int | None = None

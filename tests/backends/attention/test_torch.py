@@ -33,7 +33,7 @@ def poisoned(monkeypatch):
 @pytest.fixture
 def unreadable_lengths(monkeypatch):
     """As on a device that the host must not wait for."""
-    monkeypatch.setattr(batch, "readable", lambda lengths: lengths is None)
+    monkeypatch.setattr(batch, "lengths_known", lambda lengths: lengths is None)
 
 
 def compared(tried, tolerance=1e-10, **options):

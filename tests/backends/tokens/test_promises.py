@@ -256,8 +256,8 @@ def test_positions_that_do_not_count_on_a_device(monkeypatch):
     results = []
     for masks in (False, True):
         if masks:
-            monkeypatch.setattr(positions, "readable", lambda _: False)
-            monkeypatch.setattr(numerics, "readable", lambda _: False)
+            monkeypatch.setattr(positions, "at_hand", lambda _: False)
+            monkeypatch.setattr(numerics, "at_hand", lambda _: False)
         for reduction in ("sum", "mean", "none"):
             result = linear_token_distillation_loss(
                 *inputs, student_bias=bias, mask=mask, reduction=reduction, backend="torch",

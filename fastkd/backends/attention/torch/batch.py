@@ -37,7 +37,7 @@ class Batch:
     @property
     def known(self) -> bool:
         """Whether the host may ask for lengths without waiting for a device."""
-        return readable(self.query_lengths) and readable(self.key_lengths)
+        return lengths_known(self.query_lengths) and lengths_known(self.key_lengths)
 
     def lengths(self) -> tuple[Tensor, Tensor]:
         """Counted query rows and keys of each sentence, on the CPU where known."""
@@ -81,5 +81,5 @@ class Batch:
         return tensor.to(self.device, non_blocking=True)
 
 
-def readable(lengths: Tensor | None) -> bool:
+def lengths_known(lengths: Tensor | None) -> bool:
     return lengths is None or lengths.device.type == "cpu"

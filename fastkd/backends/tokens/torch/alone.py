@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 
-from fastkd.backends.tokens.torch.numerics import BANNED, log_z, readable, softmax_
+from fastkd.backends.tokens.torch.numerics import BANNED, at_hand, log_z, softmax_
 from fastkd.backends.tokens.torch.rows import RowLosses
 from fastkd.functional.calls import TokenOptions
 
 
 def serves(logits: Tensor, teacher: object, target: Tensor | None, options: TokenOptions) -> bool:
     """Whether nothing else is asked for, and a look can tell that every row has a score."""
-    if target is None or teacher is not None or not readable(logits):
+    if target is None or teacher is not None or not at_hand(logits):
         return False
     return not (options.entropy_weight or options.label_smoothing or options.return_prediction)
 

@@ -8,7 +8,7 @@ from fastkd_kernels.once import only_first_order
 from torch import Tensor
 
 from fastkd.backends.tokens.torch.divided import check_same
-from fastkd.backends.tokens.torch.numerics import readable
+from fastkd.backends.tokens.torch.numerics import at_hand
 from fastkd.backends.tokens.torch.positions import Positions
 from fastkd.backends.tokens.torch.totals import Totals
 from fastkd.functional.calls import TokenLosses, TokenOptions
@@ -92,7 +92,7 @@ class TokenFunction(torch.autograd.Function):
                 check_same(upstream, each)
         if not isinstance(walk.later, int) or walk.later != 1:
             upstream = upstream / walk.later
-        if readable(upstream) and float(upstream) == 1:
+        if at_hand(upstream) and float(upstream) == 1:
             return gradients
         return [None if gradient is None else gradient.mul_(upstream) for gradient in gradients]
 

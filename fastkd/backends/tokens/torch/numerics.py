@@ -9,7 +9,7 @@ BANNED = -torch.inf
 ROWS = 32
 
 
-def readable(tensor: Tensor) -> bool:
+def at_hand(tensor: Tensor) -> bool:
     """Whether Python may look at values without waiting for a device."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
@@ -25,7 +25,7 @@ def rounded(rows: int, device: torch.device) -> int:
 
 def banned_ids(logits: Tensor) -> Tensor | None:
     """Where `logits` (R, V) are −inf; None where a look finds none."""
-    if readable(logits) and not (logits.numel() and logits.amin() == BANNED):
+    if at_hand(logits) and not (logits.numel() and logits.amin() == BANNED):
         return None
     return logits == BANNED
 

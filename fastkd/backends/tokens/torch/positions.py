@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fastkd import watching
-from fastkd.backends.tokens.torch.numerics import readable, rounded
+from fastkd.backends.tokens.torch.numerics import at_hand, rounded
 
 Part = slice | Tensor  # of the N positions: a range, or ids (R,)
 
@@ -36,7 +36,7 @@ class Positions:
         count, device = student.shape[:-1].numel(), student.device
         counted = None if counted is None else counted.reshape(-1)
         chosen = masked = None
-        if counted is not None and readable(counted):
+        if counted is not None and at_hand(counted):
             chosen = counted.nonzero().squeeze(-1)
         elif counted is not None:
             masked = ~counted

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastkd.backends.tokens.divergences import EDGE
 from fastkd.backends.tokens.torch.dense_teacher import DenseRows
-from fastkd.backends.tokens.torch.numerics import log_z, readable
+from fastkd.backends.tokens.torch.numerics import at_hand, log_z
 from fastkd.backends.tokens.torch.scratch import Scratch
 from fastkd.functional.calls import TokenOptions
 
@@ -26,7 +26,7 @@ class Swept(NamedTuple):
 
 def serves(logits: Tensor, teacher: object, options: TokenOptions) -> bool:
     """Whether all of these rows have finite logits on both sides, and a look can tell."""
-    if not readable(logits):
+    if not at_hand(logits):
         return False
     if options.kd_weight:
         if not isinstance(teacher, DenseRows) or options.form == "kl":

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fastkd.backends.tokens.torch.numerics import readable
+from fastkd.backends.tokens.torch.numerics import at_hand
 
 BLOCK = 64
 SMALL = 2**15  # entries that are sooner looked through than divided
@@ -34,7 +34,7 @@ def top_ids(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def _first(scores: Tensor, k: int) -> Tensor:
     """Places (R, k) of the k largest, equal ones by rising place."""
     size = scores.shape[1]
-    if k < size and readable(scores):
+    if k < size and at_hand(scores):
         values, places = scores.topk(k + 1)
         places = places[:, :k]
         tied = (values[:, 1:] == values[:, :-1]).any(1)
