@@ -12,7 +12,7 @@ from torch import Tensor
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from fastkd.compare.heads import moments
+from fastkd.compare.heads import moments, teacher_heads_of
 from fastkd.compare.kinds import kind_of
 from fastkd.config.losses import A2D
 from fastkd.modules.attention import KINDS
@@ -41,12 +41,12 @@ def plot_learning_curves(runs: Mapping[str, RunFolder], file: Path) -> None:
     write_picture(figure, file)
 
 
-def plot_head_alignment(run: RunFolder, teacher: RunFolder, file: Path) -> None:
+def plot_head_alignment(run: RunFolder, file: Path) -> None:
     """`head_alignment` in a file."""
-    write_picture(head_alignment(run, teacher), file)
+    write_picture(head_alignment(run), file)
 
 
-def head_alignment(run: RunFolder, teacher: RunFolder) -> Figure:
+def head_alignment(run: RunFolder) -> Figure:
     """|W| of each kind of attention: how much each student head is taken for each teacher head.
 
     For normalization "mixture" the rows are the mixture's weights, softmax(W).
@@ -59,11 +59,12 @@ def head_alignment(run: RunFolder, teacher: RunFolder) -> Figure:
         if name.startswith("alignment.") and name.endswith(".weight")
     }
     weights = {kind: learned[kind] for kind in KINDS if kind in learned}
+    theirs = teacher_heads_of(run)
     figure, axes = plt.subplots(
         1, len(weights), figsize=(4 * len(weights) + 1, 5), layout="constrained", squeeze=False
     )
     for axis, (kind, weight) in zip(axes[0], weights.items(), strict=True):
-        _heat_map(axis, kind, weight, run.config.model.heads, teacher.config.model.heads)
+        _heat_map(axis, kind, weight, run.config.model.heads, theirs)
         figure.colorbar(axis.images[0], ax=axis, shrink=0.7)
     return figure
 

@@ -1,12 +1,67 @@
 """The learned mix of heads by layers, over training."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from torch import Tensor
 
+from fastkd.errors import InputError
+from fastkd.runs.folder import RunFolder
 from fastkd.tables import Table
+from fastkd.train.heads import Mixes, logged_teacher_heads, read
+from fastkd.train.log import read_log
 
 _MOMENTS = 5  # of a training that a table or a picture shows
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """By update what a run's log tells of its mix, and how many heads layers have."""
+
+    mixes: dict[int, Mixes]
+    student_heads: int
+    teacher_heads: int
+
+    @classmethod
+    def read(cls, run: RunFolder) -> "Mixed":
+        """InputError where the log tells of none, or nothing tells the teacher's heads."""
+        log = read_log(run.log_file)
+        mixes = read(log)
+        if not mixes:
+            raise InputError(
+                f"{run.log_file}: tells of no mix of heads; expected a run with a2d among its "
+                "losses, trained since version 0.2"
+            )
+        shapes = {
+            update: {kind: mix.shape for kind, mix in m.items()} for update, m in mixes.items()
+        }
+        last = shapes[max(shapes)]
+        heads = teacher_heads_of(run), run.config.model.heads
+        if any(t % heads[0] or s % heads[1] for t, s in last.values()):
+            raise InputError(
+                f"{run.log_file}: damaged, or of other models: its last mix of heads is not one of "
+                f"layers of {heads[0]} and {heads[1]} heads, of the teacher and the student"
+            )
+        same = {update: mixes[update] for update in mixes if shapes[update] == last}
+        return cls(same, student_heads=heads[1], teacher_heads=heads[0])
+
+
+def teacher_heads_of(run: RunFolder) -> int:
+    """Of a layer, by the run's log, or the teacher's folder, which older logs leave it to."""
+    known = logged_teacher_heads(read_log(run.log_file))
+    if known:
+        return known
+    teacher = run.config.teacher
+    place = teacher.run if teacher else None
+    try:
+        if place is None:
+            raise InputError("none is given")
+        return RunFolder.open(place).config.model.heads
+    except InputError as error:
+        raise InputError(
+            f"{run.config_file}: teacher.run: expected the teacher's run, whose config.yaml"
+            f" tells how many heads a layer has; {error}"
+        ) from None
 
 
 def moments(updates: Iterable[int]) -> list[int]:

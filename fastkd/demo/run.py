@@ -40,7 +40,7 @@ def run_demo(folder: Path, say: Callable[[str], None]) -> list[Row]:
         runs[title] = trained(folder, recipe, title, say)
         rows.append(measure(title, runs[title]))
     plot_learning_curves(runs, folder / "learning_curves.png")
-    plot_head_alignment(runs["A2D"], runs["teacher"], folder / "head_alignment.png")
+    plot_head_alignment(runs["A2D"], folder / "head_alignment.png")
     show(rows, "Invented language, test set", folder / "table.csv")
     say(f"{folder / 'learning_curves.png'}: loss and BLEU of each model over its updates")
     say(f"{folder / 'head_alignment.png'}: which student head A2D takes for which of the teacher's")

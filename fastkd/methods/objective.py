@@ -52,6 +52,7 @@ class Objective(nn.Module):
         self.scheme: Scheme = SCHEMES[config.model.kind](config, losses, pad_id)
         self.alignment: AlignmentTerm | None = None
         self.hidden: HiddenTerm | None = None
+        self.teacher_heads: int | None = None  # of a layer; None of one that is cached
         # A tuple keeps the teacher's parameters out of this module's own.
         self._teacher: tuple[Transformer | CachedTeacher | None] = (None,)
         if teacher is None or not taught:
@@ -67,6 +68,7 @@ class Objective(nn.Module):
                 f"not {model_config.kind}"
             )
         self.scheme.check_teacher(model_config)
+        self.teacher_heads = model_config.heads
         self._teacher = (model.eval().requires_grad_(False),)
         backend = config.training.backend
         if a2d := losses.get(A2D.name):

@@ -9,11 +9,14 @@ from torch import Tensor
 from fastkd.train.sharding import whole
 
 KEY = "heads"
+_TEACHER = "teacher_heads"  # of a layer
 Mixes = dict[str, Tensor]  # by kind of attention, (teacher maps, student maps)
 
 
-def listed(mixes: Mapping[str, Tensor]) -> dict[str, Any]:
+def listed(mixes: Mapping[str, Tensor], teacher_heads: int | None) -> dict[str, Any]:
     """Of a record of the log, with four decimals; nothing where nothing is mixed.
+
+    teacher_heads: of a layer of the teacher, which the run's other files do not tell
 
     Every process must ask, where weights are divided over several.
     """
@@ -21,7 +24,7 @@ def listed(mixes: Mapping[str, Tensor]) -> dict[str, Any]:
     rounded = {
         kind: [[round(share, 4) for share in row] for row in rows] for kind, rows in found.items()
     }
-    return {KEY: rounded} if rounded else {}
+    return {KEY: rounded, _TEACHER: teacher_heads} if rounded else {}
 
 
 def read(log: Iterable[Mapping[str, Any]]) -> dict[int, Mixes]:
@@ -35,3 +38,9 @@ def read(log: Iterable[Mapping[str, Any]]) -> dict[int, Mixes]:
         if mixes and all(mix.dim() == 2 and mix.numel() for mix in mixes.values()):
             found[int(record["step"])] = mixes
     return found
+
+
+def logged_teacher_heads(log: Iterable[Mapping[str, Any]]) -> int | None:
+    """Heads of a layer of the teacher; None where no record tells, as in runs of before."""
+    found = [record[_TEACHER] for record in log if isinstance(record.get(_TEACHER), int)]
+    return found[-1] if found and found[-1] > 0 else None

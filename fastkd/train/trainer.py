@@ -210,7 +210,8 @@ class Trainer:
         self.position = self.position.measured_by(tokenizer).with_result(
             found.result(training.early_metric), found.loss
         )
-        heads = listed(self.updater.objective.mixes())
+        objective = self.updater.objective
+        heads = listed(objective.mixes(), objective.teacher_heads)
         log.write({"step": self.position.update, **found.record(), **heads})
         log.say(f"update {self.position.update}: {found}")
         if self.ranks.first:

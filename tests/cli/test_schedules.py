@@ -113,9 +113,29 @@ def test_the_mix_of_heads_is_logged_and_drawn(taught, tmp_path, capsys):
         torch.testing.assert_close(last[kind], mix, rtol=0, atol=5.01e-5)
     assert taught.run("heads", str(taught.folder / "teacher")) == 2
     assert "tells of no mix of heads" in capsys.readouterr().err
-    config = folder / "config.yaml"
+
+
+def test_the_mix_of_heads_without_the_teachers_folder(taught, tmp_path, capsys):
+    """Which only logs of before need."""
+    losses = [{"name": "cross_entropy"}, {"name": "a2d"}]
+    folder = trained(taught, tmp_path, "mixed", losses, (2,))
+    assert taught.run("heads", str(folder)) == 0
+    known = capsys.readouterr().out
+    config, log = folder / "config.yaml", folder / "log.jsonl"
     teacher = str(taught.folder / "teacher")
     config.write_text(config.read_text().replace(f"run: {teacher}\n", "run: gone\n"))
+    assert taught.run("heads", str(folder)) == 0
+    assert capsys.readouterr().out == known
+    page = tmp_path / "page.html"
+    assert taught.run("compare", str(folder), "--samples", "0", "-o", str(page)) == 0
+    assert "teacher head" in page.read_text()
+    capsys.readouterr()
+    told = log.read_text()
+    log.write_text(told.replace(', "teacher_heads": 2', ', "teacher_heads": 5'))
+    assert taught.run("heads", str(folder)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{log}: damaged, or of other models" in line
+    log.write_text(told.replace(', "teacher_heads": 2', ""))
     assert taught.run("heads", str(folder)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{config}: teacher.run: expected the teacher's run, whose config.yaml tells" in line

@@ -3,20 +3,27 @@
 import torch
 
 from fastkd.terms.alignment import mix_of
-from fastkd.train.heads import listed, read
+from fastkd.train.heads import listed, logged_teacher_heads, read
 
 
 def test_what_is_logged_is_read_back():
     mixes = {"encoder": torch.rand(4, 6).softmax(1), "cross": torch.rand(4, 2)}
-    record = {"step": 7, "dev_loss": 1.0, **listed(mixes)}
+    record = {"step": 7, "dev_loss": 1.0, **listed(mixes, 2)}
     ((step, found),) = read([{"step": 3, "loss": 2.0}, record]).items()
     assert step == 7
     for kind, mix in mixes.items():
         torch.testing.assert_close(found[kind], mix, rtol=0, atol=5.01e-5)
 
 
+def test_the_teachers_heads_are_logged():
+    record = {"step": 7, **listed({"cross": torch.rand(4, 2)}, 4)}
+    assert logged_teacher_heads([{"step": 3, "loss": 2.0}, record, {"step": 8}]) == 4
+    for damaged in ("4", None, 0, -4, 4.0, [4]):
+        assert logged_teacher_heads([{**record, "teacher_heads": damaged}]) is None
+
+
 def test_nothing_is_logged_of_nothing():
-    assert listed({}) == {}
+    assert listed({}, 2) == {}
 
 
 def test_damaged_records_are_left_out():
