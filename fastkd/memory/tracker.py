@@ -108,8 +108,7 @@ class Tracker(TorchDispatchMode):
         for tensor in tensors:
             if tensor is None:
                 continue
-            if type(tensor).__name__ in _WRAPPERS:
-                tensor = tensor._local_tensor  # type: ignore[attr-defined]
+            tensor = local(tensor)
             storage = tensor.untyped_storage()
             if storage._cdata not in self._alive:
                 self._older.pop(storage._cdata, None)
@@ -246,6 +245,14 @@ def running_total(blocks: Sequence[Block], time: int) -> np.ndarray:
         if block.death is not None:
             change[block.death] -= block.size
     return np.cumsum(change[:time]) if time else np.zeros(1, np.int64)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a distributed tensor that this process has, or the tensor itself."""
+    if type(tensor).__name__ in _WRAPPERS:
+        part: Tensor = tensor._local_tensor  # type: ignore[attr-defined]
+        return part
+    return tensor
 
 
 def _tensors(tree: Any) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""The oldest Triton and the oldest Transformers that `pyproject.toml` allows."""
+"""The oldest Triton, Transformers and filelock that `pyproject.toml` allows."""
 
 import os
 import re
@@ -84,4 +84,16 @@ def test_the_oldest_transformers(tmp_path):
         "tests/integrations/test_updates.py",
         "tests/terms/test_both_trainers.py",
         "tests/export/test_transformers.py",
+    )
+
+
+@pytest.mark.slow
+def test_the_oldest_filelock(tmp_path):
+    """Earlier ones delete the lock's file, or take a file system without locks for an error."""
+    version = oldest("filelock")
+    install(tmp_path, "--no-deps", version)
+    assert_tests_pass(
+        *(tmp_path, (version,), "tests/runs/test_lock.py"),
+        "tests/cli/test_odd_file_systems.py::test_work_goes_on_without_locks",
+        "tests/cli/test_odd_file_systems.py::test_a_killed_run_leaves_no_lock_where_there_are_none",
     )

@@ -15,6 +15,7 @@ from torch import nn
 from fastkd.config.load import validate
 from fastkd.config.tree import Config, ModelConfig
 from fastkd.memory.resident import child_environment, resident, restart_peak
+from fastkd.memory.step.others import Others
 from fastkd.memory.step.report import StepMemory, summarise
 from fastkd.memory.step.training_step import TrainingStep
 from fastkd.memory.step.workload import Update, Vocabulary
@@ -82,6 +83,8 @@ def _resident_rise(step: Recordable) -> int:
 
 
 def _cuda_figures(step: Recordable, device: torch.device, snapshot: Path | None) -> dict[str, Any]:
+    """Of the step alone, whatever else is on the device."""
+    others = Others.beside(step, device)
     step()
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
@@ -96,10 +99,10 @@ def _cuda_figures(step: Recordable, device: torch.device, snapshot: Path | None)
     free, total = torch.cuda.mem_get_info(device)
     return {
         "allocator": {
-            "allocated before": before,
-            "peak allocated": torch.cuda.max_memory_allocated(device),
-            "peak reserved": torch.cuda.max_memory_reserved(device),
-            "device in use": total - free,
+            "allocated before": before - others.allocated,
+            "peak allocated": torch.cuda.max_memory_allocated(device) - others.allocated,
+            "peak reserved": torch.cuda.max_memory_reserved(device) - others.reserved,
+            "device in use": total - free - others.reserved,
             "device total": total,
         }
     }
