@@ -58,3 +58,14 @@ def test_site_is_built_without_a_warning(tmp_path):
     )
     assert run.returncode == 0, run.stderr
     assert "divided by" in (tmp_path / "site" / "losses.html").read_text(encoding="utf-8")
+
+
+def test_the_index_has_every_page_in_a_named_group():
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    groups = re.findall(r"```{toctree}\n(.*?)\n```", index, re.DOTALL)
+    assert len(groups) > 1
+    linked = []
+    for options, pages in (group.split("\n\n") for group in groups):
+        assert ":caption: " in options and len(pages.split()) <= 6
+        linked += pages.split()
+    assert sorted(linked) == sorted(page.stem for page in PAGES if page.stem != "index")

@@ -120,7 +120,8 @@ class Pair:
 
         snapshot: CUDA: a file for PyTorch's memory viewer
 
-        Of several processes each calls it, after `torch.distributed.init_process_group`.
+        What a GPU held before does not count. Of several processes each calls it, after
+        `torch.distributed.init_process_group`.
         """
         device = torch.device(device)
         torch.manual_seed(_SEED)
