@@ -102,8 +102,6 @@ def row_case(
         "STUDENT_SCORES": SCORES.index(scores[0]),
         "TEACHER_SCORES": SCORES.index(scores[1]),
         "CUT": cut is not None,
-        "PREDICT": predict,
-        "GRADIENT": gradient,
         "TOP_K": top_k,
         "TOP_K_PAD": max(triton.next_power_of_2(top_k), 2),
         "BLOCK_V": block_v,

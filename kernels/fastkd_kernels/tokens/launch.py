@@ -276,8 +276,6 @@ def _planned(request: _Request) -> Step:
             "STUDENT_SCORES": SCORES.index(by_student.kind),
             "TEACHER_SCORES": SCORES.index(by_teacher.kind),
             "CUT": cut,
-            "PREDICT": request.predict,
-            "GRADIENT": request.dtypes[-1] is not None,
             "TOP_K": top_k,
             "TOP_K_PAD": max(triton.next_power_of_2(top_k), 2),
             "BLOCK_V": block_v,

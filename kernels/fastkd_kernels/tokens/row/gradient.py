@@ -116,7 +116,8 @@ def write_gradient(
     kept,  # (K,) the student's scores at the list's ids
     rest_score,
     target,  # its score, its teacher score, whether it is an id
-    ranked,  # both lists: ids, scores, teacher scores, derivatives; their factor; lanes in use
+    ranked,  # see `rank_row`
+    rank_factor,
     factors,
     beyond,  # of the cross-entropy at other ids: shift, what multiplies exp(z − m), smoothing
     HAS_CE: tl.constexpr,
@@ -169,9 +170,9 @@ def write_gradient(
     if HAS_RANK or (HAS_KD and not EVERY):
         tl.debug_barrier()
     if HAS_RANK:
-        teacher_ids, z_teacher_ids, y_teacher_ids, by_teacher_ids = ranked[:4]
-        student_ids, z_student_ids, y_student_ids, by_student_ids = ranked[4:8]
-        rank_factor, used = ranked[8:]
+        of_teacher, of_student, used = ranked
+        teacher_ids, z_teacher_ids, y_teacher_ids, by_teacher_ids = of_teacher
+        student_ids, z_student_ids, y_student_ids, by_student_ids = of_student
     if HAS_KD and not EVERY:
         for first in range(0, given[2], BLOCK_K):
             lane, listed_inside, listed_token, listed_y = listed_block(

@@ -69,7 +69,7 @@ def summed_up(
 @triton.jit
 def compare_listed(
     given,  # this row's list
-    kept,  # this row's K student scores, written
+    kept,  # this row's K student scores, written, or None
     student,  # this row's side, see `scores`
     vocabulary,
     student_peak,
@@ -80,7 +80,6 @@ def compare_listed(
     finite,  # student scores above −inf, where spread
     total,  # Σ (z − m) over them, where spread
     REST: tl.constexpr,
-    KEEP: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STUDENT: tl.constexpr,  # how its scores are read
 ):
@@ -99,7 +98,7 @@ def compare_listed(
     for start in range(0, listed, BLOCK_K):
         lane, inside, token, score = listed_block(given, start, vocabulary, BLOCK_K)
         z = load_scores(student, token, inside, STUDENT)
-        if KEEP:
+        if kept is not None:
             tl.store(kept + lane, z, mask=inside)
         bits = (score - n) * teacher_bits
         weight = tl.exp2(bits)
@@ -212,6 +211,26 @@ def fill_scores(
             chosen = inside & ((score > -INF) == (mass == 1))
             tl.store(scores + token, score, mask=chosen)
     tl.debug_barrier()
+
+
+@triton.jit
+def read_list(
+    scores,  # (V,) float32, written where WRITTEN
+    given,  # this row's list
+    vocabulary,
+    REST: tl.constexpr,
+    WRITTEN: tl.constexpr,
+    HAS_RANK: tl.constexpr,
+    TOP_K: tl.constexpr,
+    TOP_K_PAD: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """What `summed_up` returns, once the list is written out, where it has to be."""
+    known = summed_up(given, vocabulary, REST, HAS_RANK, TOP_K, TOP_K_PAD, BLOCK_K)
+    if WRITTEN:
+        fill_scores(scores, given, vocabulary, known[2], BLOCK_V, BLOCK_K)
+    return known
 
 
 @triton.jit

@@ -3,6 +3,11 @@
 import triton
 import triton.language as tl
 
+from fastkd_kernels.tokens.row.listed import scores_at
+from fastkd_kernels.tokens.row.numbers import INF
+from fastkd_kernels.tokens.row.scores import load_scores
+from fastkd_kernels.tokens.row.topk import ids_of, scores_of, strongest_of
+
 
 @triton.jit
 def ranking(
@@ -34,3 +39,46 @@ def derivative_at(ids, teacher_ids, by_teacher_ids, student_ids, by_student_ids,
     by_id = tl.where(in_teacher, by_teacher_ids[None, :], 0.0)
     by_id += tl.where(in_student, by_student_ids[None, :], 0.0)
     return tl.sum(by_id, 1)
+
+
+@triton.jit
+def rank_row(
+    best,  # keys of the k largest of both sides
+    by_student,  # this row's sides, see `scores`
+    by_teacher,
+    given,  # its list
+    compared,
+    rest_score,
+    m,
+    student_bits,  # log₂e/τ_s
+    sum_p,  # Σ exp((z − m)/τ_s)
+    LISTS: tl.constexpr,
+    TOP_K: tl.constexpr,
+    TOP_K_PAD: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STUDENT: tl.constexpr,  # how scores are read
+    TEACHER: tl.constexpr,
+):
+    """The ranking term; of t and of s ids, scores, teacher scores, derivatives; lanes in use."""
+    student_best, teacher_best = best
+    used = tl.arange(0, TOP_K_PAD) < TOP_K
+    teacher_ids = ids_of(teacher_best)
+    student_ids = ids_of(student_best)
+    z_teacher_ids = load_scores(by_student, teacher_ids, used, STUDENT)
+    z_student_ids = tl.where(used, scores_of(student_best), -INF)
+    y_teacher_ids = tl.where(used, scores_of(teacher_best), -INF)
+    if LISTS:
+        y_student_ids = scores_at(student_ids, given, compared, rest_score, TOP_K_PAD, BLOCK_K)
+    else:
+        y_student_ids = load_scores(by_teacher, student_ids, used, TEACHER)
+    rank, by_teacher_ids, by_student_ids = ranking(
+        tl.exp2((z_teacher_ids - m) * student_bits) / sum_p,
+        tl.exp2((z_student_ids - m) * student_bits) / sum_p,
+        y_teacher_ids,
+        y_student_ids,
+        teacher_best == strongest_of(teacher_best, TOP_K, TOP_K_PAD),
+        used,
+    )
+    of_teacher = (teacher_ids, z_teacher_ids, y_teacher_ids, by_teacher_ids)
+    of_student = (student_ids, z_student_ids, y_student_ids, by_student_ids)
+    return rank, (of_teacher, of_student, used)

@@ -48,6 +48,12 @@ def log_ratio_terms(weight, teacher, student, teacher_bits, student_bits):
 
 
 @triton.jit
+def _moved_gap(gap, decayed, shift):
+    """Once the maxima have moved; what was infinite stays so."""
+    return tl.where(gap == INF, INF, decayed * (gap + shift))
+
+
+@triton.jit
 def read_row(
     student,  # this row's side, see `scores`
     teacher,  # likewise, where DENSE_TEACHER
@@ -123,10 +129,9 @@ def read_row(
         student_log = centred * (student_bits if TEMPERED else LOG2E)
         grown_p = grown  # the last one taken
         if HAS_SPREAD:
-            shift = (old_m - m) * student_bits
+            moved = spread + old_p * ((old_m - m) * student_bits)
             terms = tl.where(z == -INF, 0.0, grown_p * student_log)
-            spread = decay(old_m, m, student_bits) * (spread + old_p * shift)
-            spread += _lanes(terms, VECTOR)
+            spread = decay(old_m, m, student_bits) * moved + _lanes(terms, VECTOR)
         if NEEDS_TOTAL:
             total += finite * (old_m - m) + _lanes(tl.where(z == -INF, 0.0, centred), VECTOR)
             finite += _lanes(tl.where(z == -INF, 0.0, 1.0), VECTOR)
@@ -144,14 +149,12 @@ def read_row(
                 old_q = decay(old_n, n, teacher_bits)
                 shift = (old_n - n) * teacher_bits - (old_m - m) * student_bits
                 if GAP == FORWARD:
-                    carried = tl.where(gap == INF, INF, old_q * (gap + sum_q * shift))
                     terms = log_ratio_terms(weight, y, z, bits, student_log)
-                    gap = carried + _lanes(terms, VECTOR)
+                    gap = _moved_gap(gap, old_q, sum_q * shift) + _lanes(terms, VECTOR)
                 elif GAP == BACKWARD:
                     gone = decay(old_m, m, student_bits)
-                    carried = tl.where(gap == INF, INF, gone * (gap - old_p * shift))
                     terms = log_ratio_terms(grown_p, z, y, student_log, bits)
-                    gap = carried + _lanes(terms, VECTOR)
+                    gap = _moved_gap(gap, gone, -old_p * shift) + _lanes(terms, VECTOR)
                 sum_q = sum_q * old_q + _lanes(weight, VECTOR)
     if not TEMPERED:
         sum_p = sum_one

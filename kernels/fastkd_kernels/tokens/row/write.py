@@ -26,6 +26,38 @@ def store_parts(parts, rows, ce, kd, rank, entropy):
 
 
 @triton.jit
+def store_losses(
+    loss,
+    parts,
+    rows,
+    prediction,
+    losses,  # ce, kd, rank, entropy
+    first_id,  # what is predicted
+    weights,
+    HAS_CE: tl.constexpr,
+    HAS_KD: tl.constexpr,
+    HAS_RANK: tl.constexpr,
+    HAS_ENTROPY: tl.constexpr,
+):
+    """Their weighted sum, and each; the prediction, where there is room for it."""
+    ce, kd, rank, entropy = losses
+    ce_weight, kd_weight, rank_weight, entropy_weight = weights
+    total = 0.0
+    if HAS_CE:
+        total += ce_weight * ce
+    if HAS_KD:
+        total += kd_weight * kd
+    if HAS_RANK:
+        total += rank_weight * rank
+    if HAS_ENTROPY:
+        total += entropy_weight * entropy
+    tl.store(loss, total)
+    store_parts(parts, rows, ce, kd, rank, entropy)
+    if prediction is not None:
+        tl.store(prediction, first_id.to(tl.int64))
+
+
+@triton.jit
 def zero_row(
     loss,
     parts,
@@ -33,15 +65,13 @@ def zero_row(
     prediction,
     gradient,
     vocabulary,
-    PREDICT: tl.constexpr,
-    GRADIENT: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
     tl.store(loss, 0.0)
     store_parts(parts, rows, 0.0, 0.0, 0.0, 0.0)
-    if PREDICT:
+    if prediction is not None:
         tl.store(prediction, 0)
-    if GRADIENT:
+    if gradient is not None:
         for start in range(0, vocabulary, BLOCK_V):
             ids = start + tl.arange(0, BLOCK_V)
             zeros = tl.zeros([BLOCK_V], gradient.dtype.element_ty)
