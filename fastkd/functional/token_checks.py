@@ -1,5 +1,8 @@
 """Checks of what the token losses are given, as in `checks`."""
 
+from functools import lru_cache
+from typing import Unpack
+
 import torch
 from torch import Tensor
 
@@ -11,6 +14,7 @@ from fastkd.functional.calls import (
     SERVED,
     Projected,
     TokenCall,
+    TokenKeywords,
     TokenOptions,
 )
 from fastkd.functional.divided import misplaced
@@ -60,6 +64,25 @@ def projected(side: str, given: Projected) -> None:
             )
 
 
+def options_of(given: TokenKeywords) -> TokenOptions:
+    """The options, checked; where no compiler traces, the same object for the same ones."""
+    if not torch.compiler.is_compiling():
+        try:
+            return _remembered(**given)
+        except TypeError:  # something that cannot be hashed, or no option
+            pass
+    return _checked(**given)
+
+
+def _checked(**given: Unpack[TokenKeywords]) -> TokenOptions:
+    options = TokenOptions(**given)
+    token_options(options)
+    return options
+
+
+_remembered = lru_cache(maxsize=256, typed=True)(_checked)  # 1 is a whole number and 1.0 is none
+
+
 def token_options(options: TokenOptions) -> None:
     for name in ("ce_weight", "kd_weight", "rank_weight", "entropy_weight"):
         checks.finite(name, getattr(options, name))
@@ -100,11 +123,10 @@ def divergence(form: str, beta: float | None) -> None:
 
 
 def tokens(call: TokenCall[Tensor] | TokenCall[Projected]) -> None:
-    """Everything about a call whose student is in order."""
+    """Everything about a call whose options and student are in order."""
     options, student = call.options, call.student
     positions = student.hidden if isinstance(student, Projected) else student
     vocabulary = len(student.weight) if isinstance(student, Projected) else student.shape[-1]
-    token_options(options)
     compared = vocabulary if options.vocabulary is None else options.vocabulary
     if compared > vocabulary:
         raise InputError(

@@ -81,7 +81,7 @@ def token_distillation_loss(
     Raises InputError for shapes, types or values that do not fit, and for a teacher that
     requires grad; BackendUnavailable where a backend asked for by name cannot serve the call.
     """
-    given = TokenOptions(**options)
+    given = token_checks.options_of(options)
     token_checks.rows("student_logits", student_logits)
     _placed_alike("_logits", student_logits, teacher_logits, target, mask)
     counted = _counted(student_logits, target, mask, given.ignore_index)
@@ -121,7 +121,7 @@ def linear_token_distillation_loss(
     everything after the matrix product is float32 (float64 where the student is). All else as
     in `token_distillation_loss`, errors included.
     """
-    given = TokenOptions(**options)
+    given = token_checks.options_of(options)
     student = Projected(student_hidden, student_weight, student_bias)
     token_checks.projected("student", student)
     student = student._replace(bias=whole(student_bias))

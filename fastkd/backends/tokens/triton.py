@@ -1,5 +1,8 @@
 """The token losses by the fused kernels of `fastkd_kernels`."""
 
+from functools import lru_cache
+
+import torch
 from fastkd_kernels.common import unsupported
 from fastkd_kernels.tokens.launch import Teacher
 from fastkd_kernels.tokens.linear import linear_token_losses
@@ -50,7 +53,7 @@ def dense_losses(call: TokenCall[Tensor]) -> TokenLosses:
         _teacher(call.teacher),
         call.target,
         call.counted,
-        _settings(call.teacher, options),
+        _settings(options, _rest(call.teacher)),
         options.reduction,
         options.return_prediction,
     )
@@ -65,7 +68,7 @@ def linear_losses(call: TokenCall[Projected]) -> TokenLosses:
         _teacher(None if isinstance(teacher, Projected) else teacher),
         call.target,
         call.counted,
-        _settings(teacher, options),
+        _settings(options, _rest(teacher)),
         options.reduction,
         options.return_prediction,
     )
@@ -78,9 +81,16 @@ def _teacher(teacher: Tensor | SparseTeacher | None) -> Teacher:
     return Teacher(logits=teacher)
 
 
-def _settings(
-    teacher: Tensor | Projected | SparseTeacher | None, options: TokenOptions
-) -> TokenSettings:
+def _rest(teacher: Tensor | Projected | SparseTeacher | None) -> str:
+    return teacher.rest if isinstance(teacher, SparseTeacher) else "drop"
+
+
+def _settings(options: TokenOptions, rest: str) -> TokenSettings:
+    """The same object for the same options, where no compiler traces."""
+    return (_made if torch.compiler.is_compiling() else _remembered)(options, rest)
+
+
+def _made(options: TokenOptions, rest: str) -> TokenSettings:
     return TokenSettings(
         options.ce_weight,
         options.kd_weight,
@@ -90,7 +100,7 @@ def _settings(
         options.student_temperature,
         options.teacher_temperature,
         options.entropy_weight,
-        teacher.rest if isinstance(teacher, SparseTeacher) else "drop",
+        rest,
         options.form,
         options.skew,
         options.student_logit_scale,
@@ -99,3 +109,6 @@ def _settings(
         options.teacher_soft_cap,
         options.vocabulary,
     )
+
+
+_remembered = lru_cache(maxsize=256)(_made)

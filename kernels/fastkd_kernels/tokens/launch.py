@@ -1,6 +1,5 @@
 """Launches the row kernel on rows of logits."""
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -78,8 +77,7 @@ class Teacher(NamedTuple):
         return self._replace(ids=self.ids[first:last], log_probs=self.log_probs[first:last])
 
 
-@dataclass(frozen=True)
-class RowLosses:
+class RowLosses(NamedTuple):
     """Per-row float32 loss (rows,), its ce, kd, rank and entropy (4, rows); the prediction."""
 
     loss: Tensor
@@ -87,11 +85,12 @@ class RowLosses:
     prediction: Tensor | None  # (rows,) int64
 
     @staticmethod
-    def empty(rows: int, predict: bool, device: torch.device) -> "RowLosses":
+    def empty(rows: int, predict: bool, like: Tensor) -> "RowLosses":
+        """On the device of `like`."""
         return RowLosses(
-            torch.empty(rows, dtype=torch.float32, device=device),
-            torch.empty((4, rows), dtype=torch.float32, device=device),
-            torch.empty(rows, dtype=torch.int64, device=device) if predict else None,
+            like.new_empty(rows, dtype=torch.float32),
+            like.new_empty((4, rows), dtype=torch.float32),
+            like.new_empty(rows, dtype=torch.int64) if predict else None,
         )
 
     def rows(self, first: int, last: int) -> "RowLosses":

@@ -91,7 +91,7 @@ def _linear_losses(given: Inputs, upstream: Tensor | None, ask: Ask) -> tuple[An
     off = torch.is_autocast_enabled(device.type)
     with torch.autocast(device.type, enabled=False) if off else nullcontext():
         rows = given.hidden.shape[0]
-        losses = RowLosses.empty(rows, ask.predict, device)
+        losses = RowLosses.empty(rows, ask.predict, given.hidden)
         fraction, divisor = mean_of(rows, given.counted, ask.reduction)
         gain, scale = 1.0, None
         if upstream is None and gradient_mean_is_early(given.hidden.dtype):
@@ -209,8 +209,8 @@ def linear_token_losses_op(
     predict: bool,
     wanted: list[bool],
     exact: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(loss, ce, kd, rank, entropy, prediction, d hidden, d weight, d bias, divisor's inverse).
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(loss, (ce, kd, rank, entropy), prediction, d hidden, d weight, d bias, divisor's inverse).
 
     hidden: (rows, Ds); weight: (V, Ds); teacher likewise, or ids and log_probs (rows, K)
     upstream: (rows,) float32 factors of the rows' gradients, or None
@@ -253,7 +253,7 @@ def _(
     def new(*size, dtype=torch.float32):
         return hidden.new_empty(size, dtype=dtype)
 
-    losses = [new(rows) if reduction == "none" else new() for _ in range(5)]
+    size = (rows,) if reduction == "none" else ()
     prediction = hidden.new_empty(rows if predict else 0, dtype=torch.int64)
     shapes = (hidden.shape, weight.shape, weight.shape[:1])
     gradients = [
@@ -261,7 +261,7 @@ def _(
         for shape, want in zip(shapes, wanted, strict=True)
     ]
     inverse = counted is not None and reduction == "mean"
-    return *losses, prediction, *gradients, new(int(inverse))
+    return new(*size), new(4, *size), prediction, *gradients, new(int(inverse))
 
 
 class LinearTokenLosses(torch.autograd.Function):
@@ -274,15 +274,15 @@ class LinearTokenLosses(torch.autograd.Function):
         ctx.exact = any(x is not None and x.dtype != dtype for x in student)
         early = reduction != "none"
         ask = Ask(settings, reduction, predict, ctx.wanted if early else (False,) * 3, ctx.exact)
-        loss, components, prediction, gradients, inverse = _found(
+        loss, parts, prediction, *gradients, inverse = _found(
             _cast(student, dtype), constants, None, ask
         )
         ctx.save_for_backward(*student, *gradients, inverse)
         ctx.constants, ctx.options = constants, (settings, reduction, dtype)
         predicted = () if prediction is None else (prediction,)
-        ctx.mark_non_differentiable(*components, *predicted)
+        ctx.mark_non_differentiable(parts, *predicted)
         ctx.set_materialize_grads(False)
-        return loss, *components, prediction
+        return loss, parts, prediction
 
     @staticmethod
     def backward(ctx, upstream, *_):
@@ -295,10 +295,10 @@ class LinearTokenLosses(torch.autograd.Function):
             ask = Ask(settings, reduction, False, ctx.wanted, ctx.exact)
             with torch.no_grad():
                 factors = upstream.float().contiguous()
-                *_, gradients, _ = _found(_cast(student, dtype), ctx.constants, factors, ask)
+                found = _found(_cast(student, dtype), ctx.constants, factors, ask)
                 found = [
                     gradient.to(x.dtype) if wanted else None
-                    for wanted, gradient, x in zip(ctx.wanted, gradients, student, strict=True)
+                    for wanted, gradient, x in zip(ctx.wanted, found[3:6], student, strict=True)
                 ]
         else:
             rows = student[0].shape[0]
@@ -326,17 +326,16 @@ def _cast(student: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor |
     return [x if x is None or x.dtype == dtype else x.to(dtype) for x in student]
 
 
-def _found(student, constants, upstream, ask: Ask):
-    """(loss, components, prediction, gradients, divisor's inverse), by the operator or not."""
+def _found(student, constants, upstream, ask: Ask) -> tuple[Any, ...]:
+    """What `_linear_losses` returns, by the operator or not."""
     given = Inputs(*student, *constants)
     if runs_at_once(*given, upstream):
-        loss, parts, prediction, *gradients, inverse = _linear_losses(given, upstream, ask)
-        return loss, parts.unbind(0), prediction, gradients, inverse
+        return _linear_losses(given, upstream, ask)
     settings, reduction, predict, wanted, exact = ask
-    loss, *found = torch.ops.fastkd.linear_token_losses(
+    found: tuple[Any, ...] = torch.ops.fastkd.linear_token_losses(
         *given, upstream, settings.packed(), reduction, predict, list(wanted), exact
     )
-    return loss, found[:4], found[4], found[5:-1], found[-1]
+    return found
 
 
 def linear_token_losses(
@@ -379,7 +378,7 @@ def linear_token_losses(
         flat(target),
         flat(counted),
     )
-    *losses, prediction = LinearTokenLosses.apply(
+    found = LinearTokenLosses.apply(
         flat(hidden, 1), weight, bias, constants, settings, reduction, predict, dtype
     )
-    return shaped(losses, prediction, hidden.shape[:-1], reduction, predict)
+    return shaped(*found, hidden.shape[:-1], reduction, predict)

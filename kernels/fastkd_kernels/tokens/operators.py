@@ -29,11 +29,11 @@ def _dense_losses(
 ) -> Found:
     vocabulary = student.shape[-1]
     rows = student.numel() // vocabulary
-    losses = RowLosses.empty(rows, predict, student.device)
+    losses = RowLosses.empty(rows, predict, student)
     fraction, divisor = mean_of(rows, counted, reduction)
     gradient = None
     if differentiate:
-        gradient = torch.empty((rows, vocabulary), dtype=student.dtype, device=student.device)
+        gradient = student.new_empty((rows, vocabulary))
     early = gradient_mean_is_early(student.dtype)
     gain = fraction if early else gradient_gain(settings, student.dtype)
     scale = divisor if early else None
@@ -54,14 +54,13 @@ def mean_of(rows: int, counted: Tensor | None, reduction: str) -> tuple[float, T
 
 def as_outputs(found: tuple[Tensor | None, ...], device: torch.device) -> Any:
     """As operators return it: tensors that share no memory."""
-    loss, parts, prediction, *others = found
-    assert parts is not None
-    none = (torch.int64, *(torch.float32 for _ in others))
+    loss, parts, *others = found
+    none = (torch.int64, *(torch.float32 for _ in others[1:]))
     rest = (
         torch.empty(0, dtype=dtype, device=device) if each is None else each
-        for each, dtype in zip((prediction, *others), none, strict=True)
+        for each, dtype in zip(others, none, strict=True)
     )
-    return loss, *(part.clone() for part in parts.unbind(0)), *rest
+    return loss, parts, *rest
 
 
 @torch.library.custom_op("fastkd::dense_token_losses", mutates_args=())
@@ -76,8 +75,8 @@ def dense_token_losses_op(
     reduction: str,
     predict: bool,
     differentiate: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(loss, ce, kd, rank, entropy, prediction, gradient, divisor's inverse).
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(loss, (ce, kd, rank, entropy), prediction, gradient, divisor's inverse).
 
     The last three may be empty.
 
@@ -99,14 +98,14 @@ def _(
     positions = student.shape[:-1]
     rows = positions.numel()
     size = (rows,) if reduction == "none" else ()
-    results = [student.new_empty(size, dtype=torch.float32) for _ in range(5)]
+    loss, parts = (student.new_empty(each, dtype=torch.float32) for each in (size, (4, *size)))
     prediction = student.new_empty(rows if predict else 0, dtype=torch.int64)
     shape, dtype = (
         ((rows, student.shape[-1]), student.dtype) if differentiate else (0, torch.float32)
     )
     gradient = student.new_empty(shape, dtype=dtype)
     inverse = counted is not None and reduction == "mean"
-    return *results, prediction, gradient, student.new_empty(int(inverse), dtype=torch.float32)
+    return loss, parts, prediction, gradient, student.new_empty(int(inverse), dtype=torch.float32)
 
 
 def gradient_mean_is_early(dtype: torch.dtype) -> bool:
@@ -118,31 +117,29 @@ class DenseTokenLosses(torch.autograd.Function):
     """Keeps the gradient, computed with the loss; the backward only scales it."""
 
     @staticmethod
-    def forward(ctx, student, anchor, teacher, target, counted, settings, reduction, predict):
+    def forward(ctx, student, anchor, constants, settings, reduction, predict):
+        teacher, target, counted = constants
         differentiate = ctx.needs_input_grad[0]
         if runs_at_once(student, *teacher, target, counted):
             loss, parts, prediction, gradient, inverse = _dense_losses(
                 student, teacher, target, counted, settings, reduction, predict, differentiate
             )
-            components = parts.unbind(0)
         else:
-            loss, *components, prediction, gradient, inverse = (
-                torch.ops.fastkd.dense_token_losses(
-                    student, *teacher, target, counted, settings.packed(), reduction, predict,
-                    differentiate,
-                )
+            loss, parts, prediction, gradient, inverse = torch.ops.fastkd.dense_token_losses(
+                student, *teacher, target, counted, settings.packed(), reduction, predict,
+                differentiate,
             )  # fmt: skip
         ctx.save_for_backward(gradient, inverse, anchor)
         ctx.shape, ctx.options = student.shape, (settings, student.dtype, reduction == "mean")
         predicted = () if prediction is None else (prediction,)
-        ctx.mark_non_differentiable(*components, *predicted)
+        ctx.mark_non_differentiable(parts, *predicted)
         ctx.set_materialize_grads(False)
-        return loss, *components, prediction
+        return loss, parts, prediction
 
     @staticmethod
     def backward(ctx, upstream, *_):
         if upstream is None or not ctx.needs_input_grad[0]:
-            return (None,) * 8
+            return (None,) * 6
         gradient, inverse, anchor = ctx.saved_tensors
         settings, dtype, mean = ctx.options
         factor = late_factor(upstream.detach(), settings, dtype, mean, inverse, gradient.shape[0])
@@ -154,7 +151,7 @@ class DenseTokenLosses(torch.autograd.Function):
         else:
             gradient = scaled(gradient, factor.reshape(-1, 1).float(), gradient.dtype)
         gradient = only_first_order([gradient.view(ctx.shape)], [anchor], SECOND_ORDER)[0]
-        return gradient, *(None,) * 7
+        return gradient, *(None,) * 5
 
 
 def late_factor(
@@ -195,26 +192,21 @@ def dense_token_losses(
             anchor = anchored(student)
         else:
             student = student.detach()
-    *losses, prediction = DenseTokenLosses.apply(
-        student,
-        anchor,
-        Teacher(teacher.logits, flat(teacher.ids, 1), flat(teacher.log_probs, 1)),
-        flat(target),
-        flat(counted),
-        settings,
-        reduction,
-        predict,
-    )
-    return shaped(losses, prediction, positions, reduction, predict)
+    if teacher.ids is not None:
+        teacher = Teacher(None, flat(teacher.ids, 1), flat(teacher.log_probs, 1))
+    constants = (teacher, flat(target), flat(counted))
+    found = DenseTokenLosses.apply(student, anchor, constants, settings, reduction, predict)
+    return shaped(*found, positions, reduction, predict)
 
 
 def anchored(student: Tensor) -> Tensor:
     """Nothing of it, but a way back to it: a second-order gradient has to find its error."""
-    return student.index_select(-1, torch.empty(0, dtype=torch.int64, device=student.device))
+    return student.index_select(-1, student.new_empty(0, dtype=torch.int64))
 
 
 def shaped(
-    losses: list[Tensor],
+    loss: Tensor,
+    parts: Tensor,
     prediction: Tensor | None,
     positions: torch.Size,
     reduction: str,
@@ -223,10 +215,10 @@ def shaped(
     """What a Function returned by rows, by positions."""
     if len(positions) != 1:
         if reduction == "none":
-            losses = [column.view(positions) for column in losses]
+            loss, parts = loss.view(positions), parts.view(4, *positions)
         if prediction is not None and predict:
             prediction = prediction.view(positions)
-    loss, ce, kd, rank, entropy = losses
+    ce, kd, rank, entropy = parts.unbind(0)
     return loss, ce, kd, rank, prediction if predict else None, entropy
 
 

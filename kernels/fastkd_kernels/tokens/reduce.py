@@ -69,17 +69,15 @@ def scale_rows_bwd(gradient, factor, vocabulary, factor_step: tl.constexpr, BLOC
 
 def inverse_count(counted: Tensor) -> Tensor:
     """(1,) float32: 1 / number of true values of `counted` (rows,), at least 1 of them."""
-    inverse = torch.empty(1, dtype=torch.float32, device=counted.device)
+    inverse = counted.new_empty(1, dtype=torch.float32)
     _counting(counted.device).launch((counted, inverse), 1, (counted.numel(),))
     return inverse
 
 
 def sum_rows(losses: RowLosses, gain: float, scale: Tensor | None) -> tuple[Tensor, Tensor]:
     """Loss () and its components (4,): sums over rows times `gain` and `scale` (1,), if any."""
-    device = losses.loss.device
-    loss = torch.empty((), dtype=torch.float32, device=device)
-    sums = torch.empty(4, dtype=torch.float32, device=device)
-    _summing(scale is not None, device).launch(
+    loss, sums = losses.loss.new_empty(()), losses.loss.new_empty(4)
+    _summing(scale is not None, loss.device).launch(
         (losses.loss, losses.parts, scale, loss, sums), 1, (gain, losses.loss.shape[0])
     )
     return loss, sums
