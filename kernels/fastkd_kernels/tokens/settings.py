@@ -11,7 +11,7 @@ from fastkd_kernels.common import block_size
 RESTS = ("drop", "spread", "renormalize", "tail")
 FORMS = ("kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "tvd")
 # As the kernels compute them, in the order of row/divergence.py.
-KERNEL_FORMS = (*FORMS, "jsd_low", "jsd_high")
+KERNEL_FORMS = (*FORMS, "jsd_low", "jsd_high", "skew_kl_high", "skew_reverse_kl_high")
 SCORES = ("plain", "scaled", "capped")  # in the order of row/scores.py
 LARGEST_TOP_K = 32
 _EDGE = 1 / 16  # of β, where a mixture is so nearly one of the two that it needs a series
@@ -56,8 +56,8 @@ class TokenSettings:
             return "kl", 0.0
         if self.form == "jsd" and self.beta < _EDGE:
             return "jsd_low", self.beta
-        if self.form == "jsd" and self.beta > 1 - _EDGE:
-            return "jsd_high", 1 - self.beta
+        if self.beta > 1 - _EDGE:
+            return f"{self.form}_high", 1 - self.beta
         return self.form, self.beta
 
     def compared(self, vocabulary: int) -> int:

@@ -14,7 +14,12 @@ from tests.kernels import attention_compare
 
 Point = dict[str, Any]
 # Divergences with a β that the kernels compute in another way.
-EDGES = {"jsd near 0": 0.01, "jsd near 1": 0.99}
+EDGES = {
+    "jsd near 0": ("jsd", 0.01),
+    "jsd near 1": ("jsd", 0.99),
+    "skew_kl near 1": ("skew_kl", 0.99),
+    "skew_reverse_kl near 1": ("skew_reverse_kl", 0.99),
+}
 # The first value of each is where the search starts. Sizes are uneven on purpose.
 PROPERTIES: dict[str, dict[str, tuple[object, ...]]] = {
     "attention": {
@@ -135,13 +140,13 @@ def _tokens(point: Point) -> Case | None:
         options["label_smoothing"] = 0.0
     if (taught or point["entropy_weight"]) and point["temperature"] != 1:
         options |= {"student_temperature": point["temperature"], "teacher_temperature": 0.7}
-    form = "jsd" if point["divergence"] in EDGES else point["divergence"]
+    form, beta = EDGES.get(point["divergence"], (point["divergence"], None))
     if form != "kl":
         if not point["kd_weight"]:
             return None
         if point["teacher"] == "listed" and form not in SERVED[point["rest"]]:
             return None
-        options |= {"divergence": form, "beta": EDGES.get(point["divergence"])}
+        options |= {"divergence": form, "beta": beta}
     for side in ("student", "teacher"):
         scores = {name: point[name] for name in (f"{side}_logit_scale", f"{side}_soft_cap")}
         if side == "teacher" and point["teacher"] != "dense" and [*scores.values()] != [1.0, None]:

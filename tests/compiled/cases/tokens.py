@@ -56,6 +56,18 @@ EVERYTHING = "everything capped, fewer compared"
 SCORED: dict[str, dict[str, Any]] = {
     "JSD near 0": {"ce_weight": 0.0, "kd_weight": 1.5, "divergence": "jsd", "beta": 1e-6},
     "JSD near 1": {"ce_weight": 0.0, "kd_weight": 1.5, "divergence": "jsd", "beta": 1 - 1e-6},
+    "skewed KL near 1": {
+        "ce_weight": 0.0,
+        "kd_weight": 1.5,
+        "divergence": "skew_kl",
+        "beta": 0.999,
+    },
+    "skewed reverse KL near 1": {
+        "ce_weight": 0.0,
+        "kd_weight": 1.5,
+        "divergence": "skew_reverse_kl",
+        "beta": 0.999,
+    },
     "capped KD": {
         "ce_weight": 0.7,
         "kd_weight": 1.5,

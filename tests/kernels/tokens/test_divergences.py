@@ -95,6 +95,18 @@ def test_jsd_near_its_ends(beta, scale):
     assert ((gradient[0].double() - wanted[0]).abs().amax(-1) <= units * size).all()
 
 
+@pytest.mark.parametrize("form", ["skew_kl", "skew_reverse_kl"])
+@pytest.mark.parametrize("edge", [1e-4, 1e-3, 1e-2])
+def test_skewed_forms_near_one(form, edge):
+    """Of the size of (1 − β)², and sums of terms of the size of 1 − β."""
+    student, teacher = drawn(4, 40, seed=1), drawn(4, 40, seed=2)
+    student[1, 3] = teacher[2, 5] = student[3, 7] = teacher[3, 7] = -INF
+    assert_as_exact_as_reference(
+        token_distillation_loss, [student], teacher, ce_weight=0.0, kd_weight=1 / edge,
+        divergence=form, beta=1 - edge, reduction="none",
+    )  # fmt: skip
+
+
 def test_jsd_goes_to_kl_with_its_weight():
     student, teacher = drawn(3, 13, seed=1), drawn(3, 13, seed=2)
 

@@ -17,9 +17,11 @@ JSD = tl.constexpr(2)
 SKEW_KL = tl.constexpr(3)
 SKEW_REVERSE_KL = tl.constexpr(4)
 TVD = tl.constexpr(5)
-# jsd with β near 0, and near 1, where the kernels' β is the small one: 1 − β.
+# With β near 0, and near 1, where the kernels' β is the small one: 1 − β.
 JSD_LOW = tl.constexpr(6)
 JSD_HIGH = tl.constexpr(7)
+SKEW_KL_HIGH = tl.constexpr(8)
+SKEW_REVERSE_KL_HIGH = tl.constexpr(9)
 _FARTHEST = tl.constexpr(126.0)  # 2 to its power is finite
 
 
@@ -38,27 +40,32 @@ def _log_mixture(d, of_p, of_q, NVIDIA: tl.constexpr):
 
 
 @triton.jit
+def _edge_part(d, beta):
+    """g = β(q/p − 1)."""
+    return tl.fma(tl.exp2(-tl.maximum(d, -_FARTHEST)), beta, -beta)
+
+
+@triton.jit
 def _edge_ratios(d, beta, NVIDIA: tl.constexpr):
     """log₂ p/m and log₂ q/m of m = (1 − β)p + βq = p·(1 + g), g = β(q/p − 1), for a small β.
 
     The first one is of the size of β, and 1 + g has lost what it is made of: so its series.
     """
-    d = tl.maximum(d, -_FARTHEST)
-    grown = tl.fma(tl.exp2(-d), beta, -beta)
+    grown = _edge_part(d, beta)
     series = tl.fma(grown, 0.2 * LOG2E, -0.25 * LOG2E)
     series = tl.fma(grown, series, LOG2E / 3)
     series = tl.fma(grown, series, -0.5 * LOG2E)
     series = grown * tl.fma(grown, series, LOG2E)
     mixture = tl.where(grown < 0.0625, series, _log2(1.0 + grown, NVIDIA))
-    return -mixture, -d - mixture
+    return -mixture, -tl.maximum(d, -_FARTHEST) - mixture
 
 
 @triton.jit
 def _ratios(d, beta, FORM: tl.constexpr, NVIDIA: tl.constexpr):
     """log₂ p/m and log₂ q/m of the mixture m."""
-    if FORM == JSD_LOW:
+    if FORM == JSD_LOW or FORM == SKEW_REVERSE_KL_HIGH:  # noqa: SIM109  (Triton has no `in`)
         by_p, by_q = _edge_ratios(d, beta, NVIDIA)
-    elif FORM == JSD_HIGH:
+    elif FORM == JSD_HIGH or FORM == SKEW_KL_HIGH:  # noqa: SIM109
         by_q, by_p = _edge_ratios(-d, beta, NVIDIA)
     else:
         if FORM == SKEW_REVERSE_KL:
@@ -71,7 +78,10 @@ def _ratios(d, beta, FORM: tl.constexpr, NVIDIA: tl.constexpr):
 
 @triton.jit
 def share_at(q_bits, d, beta, FORM: tl.constexpr, NVIDIA: tl.constexpr):
-    """What p is multiplied with in the slope of an id where there is p; not of KL."""
+    """What p is multiplied with in the slope of an id where there is p; not of KL.
+
+    Near 1 the skewed ones have a number for all ids taken off, which would hide what differs.
+    """
     if FORM == REVERSE_KL:
         share = tl.where(q_bits == -INF, -LOG2E, d)
     elif FORM == TVD:
@@ -80,8 +90,12 @@ def share_at(q_bits, d, beta, FORM: tl.constexpr, NVIDIA: tl.constexpr):
         by_p, by_q = _ratios(d, beta, FORM, NVIDIA)
         if FORM == SKEW_KL:
             share = tl.exp2(by_q)
+        elif FORM == SKEW_KL_HIGH:
+            share = -_edge_part(-d, beta) * tl.exp2(by_q)
         elif FORM == SKEW_REVERSE_KL:
             share = tl.fma(by_p, LN2, -beta * tl.exp2(by_p))
+        elif FORM == SKEW_REVERSE_KL_HIGH:
+            share = tl.fma(by_p, LN2, (1.0 - beta) * _edge_part(d, beta) * tl.exp2(by_p))
         else:
             share = by_p
     return share
@@ -98,7 +112,9 @@ def share_factor(beta, FORM: tl.constexpr):
         factor = beta * LN2
     elif FORM == SKEW_KL:
         factor = beta - 1.0
-    elif FORM == SKEW_REVERSE_KL:
+    elif FORM == SKEW_KL_HIGH:
+        factor = -beta
+    elif FORM == SKEW_REVERSE_KL or FORM == SKEW_REVERSE_KL_HIGH:  # noqa: SIM109
         factor = 1.0
     elif FORM == TVD:
         factor = 0.5
@@ -111,7 +127,8 @@ def terms(p_bits, q_bits, beta, FORM: tl.constexpr, NVIDIA: tl.constexpr):
 
     KL: A = Σq, B = Σ q·log₂ q/p; reverse: A = Σ p·share, B = Σ p·log₂ p/q;
     jsd: A = Σ p·log₂ p/m, B = Σ q·log₂ q/m; skewed: A = Σ p·q/m, B = Σ q·log₂ q/m, and A = Σ p²/m,
-    B = Σ p·log₂ p/m; tvd: A = Σ p·sign(d), B = Σ |p − q|
+    B = Σ p·log₂ p/m, near 1 A = Σ p·(q/m − 1) and A = Σ p·(1 − p/m); tvd: A = Σ p·sign(d),
+    B = Σ |p − q|
     """
     p = tl.exp2(p_bits)
     q = tl.exp2(q_bits)
@@ -133,8 +150,14 @@ def terms(p_bits, q_bits, beta, FORM: tl.constexpr, NVIDIA: tl.constexpr):
         if FORM == SKEW_KL:
             a = tl.where(no_p, 0.0, p * tl.exp2(by_q))
             b = tl.where(no_q, 0.0, q * by_q)
+        elif FORM == SKEW_KL_HIGH:
+            a = tl.where(no_p, 0.0, -p * _edge_part(-d, beta) * tl.exp2(by_q))
+            b = tl.where(no_q, 0.0, q * by_q)
         elif FORM == SKEW_REVERSE_KL:
             a = tl.where(no_p, 0.0, p * tl.exp2(by_p))
+            b = tl.where(no_p, 0.0, p * by_p)
+        elif FORM == SKEW_REVERSE_KL_HIGH:
+            a = tl.where(no_p, 0.0, p * _edge_part(d, beta) * tl.exp2(by_p))
             b = tl.where(no_p, 0.0, p * by_p)
         else:
             a = tl.where(no_p, 0.0, p * by_p)
@@ -148,6 +171,8 @@ def from_sums(a, b, beta, FORM: tl.constexpr):
     value = LN2 * b
     if FORM == SKEW_REVERSE_KL:
         a = value - beta * a
+    elif FORM == SKEW_REVERSE_KL_HIGH:
+        a = value + (1.0 - beta) * a
     elif FORM == TVD:
         value = 0.5 * b
     elif FORM == JSD_HIGH:
