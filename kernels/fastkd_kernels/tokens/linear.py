@@ -295,10 +295,10 @@ class LinearTokenLosses(torch.autograd.Function):
             ask = Ask(settings, reduction, False, ctx.wanted, ctx.exact)
             with torch.no_grad():
                 factors = upstream.float().contiguous()
-                found = _found(_cast(student, dtype), ctx.constants, factors, ask)
+                gradients = _found(_cast(student, dtype), ctx.constants, factors, ask)[3:6]
                 found = [
                     gradient.to(x.dtype) if wanted else None
-                    for wanted, gradient, x in zip(ctx.wanted, found[3:6], student, strict=True)
+                    for wanted, gradient, x in zip(ctx.wanted, gradients, student, strict=True)
                 ]
         else:
             rows = student[0].shape[0]
@@ -378,7 +378,7 @@ def linear_token_losses(
         flat(target),
         flat(counted),
     )
-    found = LinearTokenLosses.apply(
+    loss, parts, prediction = LinearTokenLosses.apply(
         flat(hidden, 1), weight, bias, constants, settings, reduction, predict, dtype
     )
-    return shaped(*found, hidden.shape[:-1], reduction, predict)
+    return shaped(loss, parts, prediction, hidden.shape[:-1], reduction, predict)

@@ -195,8 +195,10 @@ def dense_token_losses(
     if teacher.ids is not None:
         teacher = Teacher(None, flat(teacher.ids, 1), flat(teacher.log_probs, 1))
     constants = (teacher, flat(target), flat(counted))
-    found = DenseTokenLosses.apply(student, anchor, constants, settings, reduction, predict)
-    return shaped(*found, positions, reduction, predict)
+    loss, parts, prediction = DenseTokenLosses.apply(
+        student, anchor, constants, settings, reduction, predict
+    )
+    return shaped(loss, parts, prediction, positions, reduction, predict)
 
 
 def anchored(student: Tensor) -> Tensor:
