@@ -7,6 +7,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from tests.faults.rights import obey_rights
 
@@ -79,18 +80,26 @@ def a_clock_that_jumps() -> None:
     time.time = lambda: real() + draw.uniform(-1e8, 1e8)
 
 
+class Surrounding(NamedTuple):
+    """printed, said: whether what goes to standard output, to standard error, is known after it."""
+
+    hinder: Hindrance
+    printed: bool = True
+    said: bool = True
+
+
 # What must change nothing of what a verb leaves, though it may end with 1.
-SURROUNDINGS: dict[str, Hindrance] = {
-    "no HOME": no_home,
-    "a HOME that cannot be written": foreign_home,
-    "no TMPDIR": no_temporary_folder,
-    "output to /dev/full": full_device_for_output,
-    "output that nobody reads": nobody_reads,
-    "standard input closed": closed(0),
-    "standard output closed": closed(1),
-    "standard error closed": closed(2),
-    "umask 000": no_masks,
-    "umask 077": all_masks,
-    "a current folder that is gone": a_folder_that_is_gone,
-    "a clock that jumps": a_clock_that_jumps,
+SURROUNDINGS = {
+    "no HOME": Surrounding(no_home),
+    "a HOME that cannot be written": Surrounding(foreign_home),
+    "no TMPDIR": Surrounding(no_temporary_folder),
+    "output to /dev/full": Surrounding(full_device_for_output, printed=False),
+    "output that nobody reads": Surrounding(nobody_reads, printed=False, said=False),
+    "standard input closed": Surrounding(closed(0)),
+    "standard output closed": Surrounding(closed(1), printed=False),
+    "standard error closed": Surrounding(closed(2), said=False),
+    "umask 000": Surrounding(no_masks),
+    "umask 077": Surrounding(all_masks),
+    "a current folder that is gone": Surrounding(a_folder_that_is_gone),
+    "a clock that jumps": Surrounding(a_clock_that_jumps),
 }

@@ -13,6 +13,7 @@ from tests.faults.hindrances import (
     small_files,
 )
 from tests.faults.place import Place
+from tests.faults.processes import Ended
 
 DAMAGES = ("flip", "cut", "zero", "empty", "append", "gone", "FIFO", "device", "folder", "swap")
 CONFIGURED = ("prepare", "train", "memory")  # verbs that take a config's keys
@@ -41,7 +42,7 @@ class Kinds:
         """A file is damaged, or something else is in its place."""
         file, kind = draw.choice(self.place.files(verb)), draw.choice(DAMAGES)
         self._damage(file, kind, draw, verb)
-        trouble = self._judged(verb, *self._run(verb), same=self._same(verb, file))
+        trouble = self._judged(verb, self._run(verb), same=self._same(verb, file))
         return trouble and f"{self._where(file)} {kind}: {trouble}"
 
     def changed_meanwhile(self, verb: str, draw: random.Random) -> str:
@@ -52,7 +53,7 @@ class Kinds:
         with contextlib.suppress(FileNotFoundError, IsADirectoryError):  # gone by now
             self._damage(file, kind, draw, verb)
         same = self._same(verb, file)
-        trouble = self._judged(verb, *self.processes.end(process), same=same)
+        trouble = self._judged(verb, self.processes.end(process), same=same)
         return trouble and f"{self._where(file)} {kind} meanwhile: {trouble}"
 
     def killed(self, verb: str, draw: random.Random) -> str:
@@ -61,10 +62,10 @@ class Kinds:
         process = self.processes.begin(self.place.verbs[verb])
         self.processes.wait(process, draw.uniform(0, self.place.seconds[verb]))
         os.kill(process, number)
-        trouble = self._judged(verb, *self.processes.end(process))
+        trouble = self._judged(verb, self.processes.end(process))
         if trouble:
             return f"{number.name}: {trouble}"
-        trouble = self._judged(verb, *self._run(verb))
+        trouble = self._judged(verb, self._run(verb))
         partial = self.place.shop.rglob("*.partial")
         left = [file.name for file in partial if not file.is_dir() or any(file.iterdir())]
         if verb != "prepare" and left and not trouble:
@@ -80,7 +81,7 @@ class Kinds:
             os.kill(process, draw.choice((signal.SIGSTOP, signal.SIGTSTP)))
             self.processes.wait(process, draw.uniform(0, 0.05))
             os.kill(process, signal.SIGCONT)
-        return self._judged(verb, *self.processes.end(process), undone=False)
+        return self._judged(verb, self.processes.end(process), undone=False)
 
     def full_disk(self, verb: str, draw: random.Random) -> str:
         """From some size of a file on; then there is room again."""
@@ -98,7 +99,9 @@ class Kinds:
     def surrounded(self, verb: str, draw: random.Random) -> str:
         """By what should be otherwise: standard streams, HOME, TMPDIR, umask, the clock."""
         name = draw.choice(list(SURROUNDINGS))
-        trouble = self._judged(verb, *self._run(verb, SURROUNDINGS[name]), silent=True)
+        around = SURROUNDINGS[name]
+        ended = self._run(verb, around.hinder)
+        trouble = self._judged(verb, ended, silent=not around.said, printed=around.printed)
         return trouble and f"{name}: {trouble}"
 
     def forbidden(self, verb: str, draw: random.Random) -> str:
@@ -107,12 +110,12 @@ class Kinds:
         place, reading = draw.choice([self.place.shop, *places]), draw.random() < 0.5
         before = place.stat().st_mode
         place.chmod(0 if reading else 0o555 if place.is_dir() else 0o444)
-        status, said = self._run(verb, rights_hold)
+        ended = self._run(verb, rights_hold)
         if place.exists():
             place.chmod(before)
         # Without its dev text, its log or its manifest a run may do less, and says so.
-        trouble = self._judged(verb, status, said, same=False)
-        trouble = trouble or self._judged(verb, *self._run(verb), same=not reading)
+        trouble = self._judged(verb, ended, same=False)
+        trouble = trouble or self._judged(verb, self._run(verb), same=not reading)
         return (
             trouble
             and f"{self._where(place)} not to be {'read' if reading else 'written'}: " + (trouble)
@@ -121,32 +124,33 @@ class Kinds:
     def hostile(self, verb: str, draw: random.Random) -> str:
         """A config that means harm."""
         override = draw.choice(HOSTILE)
-        status, said = self.processes.status([*self.place.verbs[verb], override])
-        trouble = self._judged(verb, status, said, same=False)
+        ended = self.processes.run([*self.place.verbs[verb], override])
+        trouble = self._judged(verb, ended, same=False)
         return trouble and f"{override}: {trouble}"
 
     def twice(self, verb: str, draw: random.Random) -> str:
         """At once."""
         both = [self.processes.begin(self.place.verbs[verb]) for _ in range(2)]
         ended = [self.processes.end(process) for process in both]
-        for status, said in ended:
-            trouble = self._judged(verb, status, said, same=False)
+        done = [each for each in ended if each.status == 0]
+        for each in ended:
+            trouble = self._judged(verb, each, same=False)
             if trouble:
                 return trouble
-        if all(status for status, _ in ended):
-            return f"neither does it: {' '.join(ended[0][1].split())[-200:]}"
-        return self._judged(verb, 0, "")
+        if not done:
+            return f"neither does it: {' '.join(ended[0].said.split())[-200:]}"
+        return next(filter(None, (self._judged(verb, each) for each in done)), "")
 
     def _hindered_once(self, verb: str, hinder, *, silent: bool) -> str:
         """And run again without what hindered it."""
-        trouble = self._judged(verb, *self._run(verb, hinder), silent=silent)
+        trouble = self._judged(verb, self._run(verb, hinder), silent=silent)
         if not trouble:
-            trouble = self._judged(verb, *self._run(verb))
+            trouble = self._judged(verb, self._run(verb))
             trouble = trouble and f"again: {trouble}"
         return trouble
 
-    def _run(self, verb: str, hinder=None) -> tuple[int | None, str]:
-        return self.processes.status(self.place.verbs[verb], hinder)
+    def _run(self, verb: str, hinder=None) -> Ended:
+        return self.processes.run(self.place.verbs[verb], hinder)
 
     def _where(self, path: Path) -> Path:
         return path.relative_to(self.place.shop)
@@ -193,22 +197,25 @@ class Kinds:
     def _judged(
         self,
         verb: str,
-        status: int | None,
-        said: str,
+        ended: Ended,
+        *,
         same: bool = True,
         silent: bool = False,
         undone: bool = True,
+        printed: bool = True,
     ) -> str:
         """What did not hold; nothing where all did.
 
         same: whether what is done must be what it is undisturbed
         silent: whether nothing need be said of a failure
         undone: whether it may fail
+        printed: whether what is printed is known
         """
+        status, said = ended.status, ended.said
         last = " ".join(said.strip().splitlines()[-1:])[:300]
         if status not in ENDS:
             return f"hangs: {last}" if status is None else f"status {status}: {last}"
-        if "Traceback" in said or "FASTKD_TRACEBACK" in said:
+        if "Traceback" in ended.printed + said or "FASTKD_TRACEBACK" in said:
             return f"not told in a line: {last}"
         told = "fastkd: " in said or "Error: " in said
         if status in (1, 2) and not told and not silent:
@@ -217,4 +224,7 @@ class Kinds:
             return f"status {status}: {last}"
         if status == 0 and same and self.place.result(verb) != self.place.expected[verb]:
             return "status 0, and another result"
+        prints = self.place.prints.get(verb, ended.printed)
+        if status == 0 and same and printed and ended.printed != prints:
+            return f"status 0, and prints {ended.printed!r} in place of {prints!r}"
         return ""

@@ -6,14 +6,23 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from fastkd.__main__ import main
 
 PATIENCE = 300  # seconds; a case takes about one where the machine is idle
 
 
+class Ended(NamedTuple):
+    """How a verb ended."""
+
+    status: int | None  # None: it hung, and was killed
+    printed: str  # on standard output
+    said: str  # on standard error
+
+
 class Processes:
-    """They say what they say into files of `folder`."""
+    """What they print and say goes into files of `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -31,10 +40,10 @@ class Processes:
         try:
             os.close(begun)
             os.setsid()
-            out = os.open(self.folder / f"said.{os.getpid()}", os.O_WRONLY | os.O_CREAT)
             for stream in (1, 2):
+                out = os.open(self._output(os.getpid(), stream), os.O_WRONLY | os.O_CREAT)
                 os.dup2(out, stream)
-            os.close(out)
+                os.close(out)
             signal.signal(signal.SIGINT, signal.default_int_handler)
             os.close(begins)
             if hinder is not None:
@@ -46,8 +55,8 @@ class Processes:
         finally:
             os._exit(status)
 
-    def end(self, process: int) -> tuple[int | None, str]:
-        """Its status, None where it hangs and is killed, and what it said."""
+    def end(self, process: int) -> Ended:
+        """Waits for it, but not for ever."""
         until, status = time.monotonic() + PATIENCE, None
         while time.monotonic() < until and status is None:
             done, code = os.waitpid(process, os.WNOHANG)
@@ -56,15 +65,18 @@ class Processes:
         if status is None:
             os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)
-        said = self.folder / f"said.{process}"
-        text = said.read_text(errors="replace") if said.exists() else ""
-        said.unlink(missing_ok=True)
-        return status, text
+        texts = []
+        for stream in (1, 2):
+            output = self._output(process, stream)
+            texts.append(output.read_text(errors="replace") if output.exists() else "")
+            output.unlink(missing_ok=True)
+        return Ended(status, *texts)
 
-    def status(
-        self, command: list[str], hinder: Callable[[], None] | None = None
-    ) -> tuple[int | None, str]:
+    def run(self, command: list[str], hinder: Callable[[], None] | None = None) -> Ended:
         return self.end(self.begin(command, hinder))
+
+    def _output(self, process: int, stream: int) -> Path:
+        return self.folder / f"{'printed' if stream == 1 else 'said'}.{process}"
 
     def wait(self, process: int, seconds: float) -> bool:
         """Whether it still runs after so long."""

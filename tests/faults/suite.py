@@ -7,9 +7,9 @@ and a demo, and one fault: a file or text damaged or replaced, before or meanwhi
 random moment, pauses, a disk that fills, too few open files, streams, folders or a clock that are
 otherwise than they should be, a config that means harm, a file or folder without rights, or the
 same verb twice at once. It must end in time, by a status of its own, with one line where it fails
-and no traceback. What ends with 0 is what it is without the fault; after a kill the same command
-does the work, and leaves nothing temporary. The table of what was tried is printed, with the seed
-and number of each case that failed.
+and no traceback. What ends with 0 writes and prints what it does without the fault; after a kill
+the same command does the work, and leaves nothing temporary. The table of what was tried is
+printed, with the seed and number of each case that failed.
 """
 
 import argparse
