@@ -163,6 +163,6 @@ def test_processes_compute_what_one_does(masked, tmp_path, processes, accumulati
     train(processes, config, f"run={tmp_path / 'together'}", *other)
     for one, other in zip(records(tmp_path / "together"), records(tmp_path / "alone"), strict=True):
         for key in one.keys() - {"tokens_per_second", "bleu_signature", "time"}:
-            assert one[key] == pytest.approx(other[key], rel=2e-4, abs=1e-5), key
+            torch.testing.assert_close(one[key], other[key], rtol=2e-4, atol=1e-5, msg=key)
     state = tensors(tmp_path / "together", 4, "state")
     torch.testing.assert_close(state, tensors(tmp_path / "alone", 4, "state"), rtol=1e-4, atol=1e-5)
