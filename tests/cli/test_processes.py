@@ -1,6 +1,5 @@
 """Several processes that train together, over gloo."""
 
-import json
 import shutil
 import time
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 
 from tests.cli.conftest import TRAINING, checkpoint, position
+from tests.cli.logs import assert_same_log, log
 from tests.cli.torchrun import start, train
 
 LOSSES = [
@@ -16,19 +16,6 @@ LOSSES = [
     {"name": "a2d"},
     {"name": "hidden"},
 ]
-
-
-def log(folder):
-    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def assert_same_log(one, other):
-    assert len(one) == len(other)
-    for record, expected in zip(one, other, strict=True):
-        assert record.keys() == expected.keys()
-        for key in record.keys() - {"tokens_per_second", "bleu_signature", "time"}:
-            assert record[key] == pytest.approx(expected[key], rel=2e-4, abs=1e-5), key
 
 
 def assert_same_checkpoint(folder, alone):
