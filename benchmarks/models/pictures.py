@@ -10,7 +10,7 @@ from torch import Tensor
 _TOKENS = (16, 4, 1, 17, 8, 2, 32, 64, 18, 20, 34)  # of an image, the usual ones first
 _GRIDS = {"image_grid_thw", "grid_thws", "spatial_shapes"}
 PIXELS = {"pixel_values", "flattened_patches"}
-_MARKS = ("image_token_id", "image_token_index")
+_MARKS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 
 
 def with_pictures(model: Any, text: dict[str, Tensor]) -> dict[str, Tensor] | None:
@@ -84,7 +84,7 @@ def _pixels(model: Any) -> Iterator[dict[str, Tensor]]:
     asked = {"qformer_input_ids": ids, "qformer_attention_mask": torch.ones_like(ids)}
     yield {"pixel_values": whole} | asked
     yield {"pixel_values": whole[:, None].repeat(1, 4, 1, 1, 1)} | asked
-    places = torch.arange(12).expand(2, 12) < 64
+    places = torch.arange(12).expand(2, 12) < 4
     yield {"pixel_values": whole, "image_embeds_position_mask": places}
     patches = torch.randn(2, 16, 2 + 3 * patch * patch, generator=generator)
     yield {"flattened_patches": patches.abs()}

@@ -1,6 +1,7 @@
 """Models of any class of Transformers, built small and random from the defaults of their config."""
 
 import contextlib
+import inspect
 from typing import Any
 
 import torch
@@ -125,6 +126,8 @@ _SMALL: dict[int | float, tuple[str, ...]] = {
         "num_encoder_attention_heads",
         "num_decoder_attention_heads",
         "mm_tokens_per_image",
+        "num_query_tokens",
+        "latent_query_num",
     ),
     2: (
         "num_hidden_layers",
@@ -190,6 +193,9 @@ NEEDS: tuple[dict[str, Any], ...] = (
     | {"indexer_kv_heads": 1, "indexer_head_dim": 8},
     {"rope_parameters": dict.fromkeys(("full_attention", "sliding_attention"), _ROPE)},
     {"attn_layer_period": 2, "attn_layer_offset": 1, "layer_types": ["mamba", "attention"]},
+    {"attn_layer_indices": [1], "mamba_d_ssm": 64, "mrope_section": [1, 1, 2]},
+    {"layer_types": ["conv", "full_attention"]},
+    {"axial_pos_embds": False, "is_decoder": False},
 )
 # Ids of a picture and what stands around it, which text does not have.
 _SPECIAL = {
@@ -280,6 +286,8 @@ def build(name: str, **more: Any) -> Any:
         config.decoder_start_token_id = 1
     if config.is_encoder_decoder and getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = 0
+    if not hasattr(config, "pad_token_id"):  # older ones leave it to their parts
+        config.pad_token_id = 0
     if hasattr(config, "vision_config") and not hasattr(config, "vision_start_token_id"):
         config.vision_start_token_id = _SPECIAL["vision_start_token_id"]
     with torch.device("meta"):
@@ -308,18 +316,22 @@ def inputs_of(task: str, model: Any) -> dict[str, torch.Tensor]:
         return (with_pictures(model, text) if task == "vision" else None) or text
     labels = torch.randint(3, VOCABULARY, (2, 8), generator=generator)
     labels[1, 6:] = -100
-    reads = model.main_input_name
+    known = inspect.signature(model.forward).parameters
+    reads = "flattened_patches" if "flattened_patches" in known else model.main_input_name
     if reads == "input_features":
         return {reads: _sound(model, generator), "labels": labels}
     if reads == "flattened_patches":
-        width = 2 + 3 * model.config.vision_config.patch_size**2
+        width = 2 + model.config.vision_config.patch_embed_hidden_size
         return {reads: torch.rand(2, 16, width, generator=generator), "labels": labels}
     if reads in ("input_values", "inputs"):
         return {"input_values": torch.randn(2, 16_000, generator=generator), "labels": labels}
     if reads == "pixel_values":
         size = getattr(getattr(model.config, "encoder", model.config), "image_size", 32)
         return {reads: torch.randn(2, 3, size, size, generator=generator), "labels": labels}
-    return {"input_ids": ids * mask, "attention_mask": mask, "labels": labels}
+    text = {"input_ids": ids * mask, "attention_mask": mask, "labels": labels}
+    if "FSMT" in type(model).__name__:  # which takes what it reads for what it writes
+        return text | {"decoder_input_ids": labels.roll(1, 1).clamp(min=0)}
+    return (with_pictures(model, text) if task == "vision" else None) or text
 
 
 def _sound(model: Any, generator: torch.Generator) -> torch.Tensor:

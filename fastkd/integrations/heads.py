@@ -12,7 +12,14 @@ from torch._subclasses.fake_tensor import FakeTensor
 from fastkd.errors import InputError
 from fastkd.functional.divided import is_divided
 from fastkd.integrations.embeddings import ByParts
-from fastkd.integrations.projections import Weights, asked, is_plain, size_of, weights_of
+from fastkd.integrations.projections import (
+    Weights,
+    asked,
+    is_plain,
+    projection_of,
+    size_of,
+    weights_of,
+)
 from fastkd.integrations.sharded import beside, needed_again, parts, put_in_place, whole
 from fastkd.integrations.undisturbed import undisturbed
 from fastkd.terms.passes import Projection
@@ -62,7 +69,7 @@ class Head:
         """As the model has it now: resizing embeddings makes another."""
         if self._aside is not None:
             return self._aside
-        module: nn.Module = self.model.get_output_embeddings()  # type: ignore[operator]
+        module: nn.Module = projection_of(self.model)
         return module
 
     def _check(self, module: Any) -> None:
@@ -77,13 +84,14 @@ class Head:
         if module is None:
             raise InputError(
                 f"{self.name}: it tells no output embeddings; expected get_output_embeddings() to "
-                "give the nn.Linear that makes its logits"
+                "give the nn.Linear that makes its logits, or token_distillation_loss with the "
+                "logits themselves"
             )
         if weights_of(module) is None:
             raise InputError(
                 f"{self.name}: expected a model whose output embeddings are nn.Linear, which "
-                f"LoRA or modules_to_save may adapt, not {type(module).__module__}."
-                f"{type(module).__qualname__}"
+                "LoRA or modules_to_save may adapt, or token_distillation_loss with the logits "
+                f"themselves, not {type(module).__module__}.{type(module).__qualname__}"
             )
 
     @property

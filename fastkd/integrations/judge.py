@@ -40,6 +40,7 @@ def judge(model: LanguageModel, inputs: Inputs, verify: bool) -> None:
     """
     inputs = _on(model.head.device, inputs)
     labels: Tensor = inputs["labels"]
+    model.cuts = verify
     with undisturbed(model.model), _whole_weight(model.head):
         given = {k: v for k, v in inputs.items() if k not in (*COLUMNS, "num_items_in_batch")}
         state = torch.get_rng_state()
@@ -98,7 +99,7 @@ def judge_both(
     if asked is not None:
         judge(asked, inputs, verify=False)
     elif alike:
-        teacher.shifts = student.shifts
+        teacher.shifts, teacher.cuts = student.shifts, student.cuts
     if teacher.shifts != student.shifts:
         raise InputError(
             "teacher: expected a model that predicts the labels that the student does, "
@@ -133,19 +134,20 @@ def _compared(
     hidden: what entered the head in the other one
     """
     own = float(output.loss)
+    logits = model.behind_images(output.logits, labels)
     model.shifts, model.routed = _is_causal(model), bool(routers)
     if not bool((labels != IGNORED).any()):
         return None
-    model.shifts, model.routed, nearest = _nearest(model, output.logits, labels, routers, own)
+    model.shifts, model.routed, nearest = _nearest(model, logits, labels, routers, own)
     more = sum(loss.coefficient * float(loss.value) for loss in routers) * model.routed
     value = _cross_entropy(model, hidden, projection, labels) + more
     if not abs(nearest - own) <= loss_bound(output.loss):
         return f"the cross-entropy of its logits {nearest:.6g}"
-    if not abs(value - own) <= loss_bound(output.loss) + _error(output.logits, precision):
+    if not abs(value - own) <= loss_bound(output.loss) + _error(logits, precision):
         return f"the cross-entropy of its states {value:.6g}"
     some = some_of(model.predicted(labels) != IGNORED)
     states = model.head.scaled(model.predicting(hidden)[some])
-    return wrong_logits(projection, states, model.predicting(output.logits)[some], precision)
+    return wrong_logits(projection, states, model.predicting(logits)[some], precision)
 
 
 def _nearest(

@@ -17,9 +17,9 @@ from fastkd.integrations.heads import Head
 IGNORED = -100
 TEACHER_IDS, TEACHER_LOG_PROBS = "teacher_ids", "teacher_log_probs"
 COLUMNS = (TEACHER_IDS, TEACHER_LOG_PROBS)
-# What models read, one of them at least.
-_READ = ("input_ids", "inputs_embeds", "encoder_outputs", "pixel_values", "input_features")
 _WITHHELD = ("labels", "num_items_in_batch", *COLUMNS)
+
+_BESIDE = ("position_ids", "token_type_ids")  # what is read beside masks and something else
 
 Inputs = Mapping[str, Any]
 
@@ -50,12 +50,14 @@ class LanguageModel:
 
     frozen: whether it never trains
     shifts: whether label i + 1 is what state i predicts, as in decoder-only models
+    cuts: whether states before those of the labels are left out, as the model's own loss has shown
     routed: whether the model's own loss adds its `router_losses`, as mixtures of experts do
     """
 
     model: nn.Module
     frozen: bool = False
     shifts: bool | None = field(default=None, init=False)  # None: not judged yet
+    cuts: bool = field(default=False, init=False)
     routed: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -76,8 +78,8 @@ class LanguageModel:
     def read(self, inputs: Inputs) -> dict[str, Any]:
         """What it is called with: the labels' decoder input in place of the labels."""
         read = {name: value for name, value in inputs.items() if name not in _WITHHELD}
-        main = getattr(self.model, "main_input_name", "input_ids")
-        if not read.keys() & {main, *_READ}:
+        if all(name in _BESIDE or name.endswith("_mask") for name in read):
+            main = getattr(self.model, "main_input_name", "input_ids")
             raise InputError(
                 f"{main}: expected in every batch of {self.name}, not only {', '.join(inputs)}"
             )
@@ -187,9 +189,16 @@ class LanguageModel:
         finally:
             hook.remove()
 
+    def behind_images(self, states: Tensor, labels: Tensor) -> Tensor:
+        """The last states or logits (B, T, *), one a label, as GIT puts its images before them."""
+        return states[:, max(states.shape[1] - labels.shape[1], 0) :]
+
     def hidden_of(self, labels: Tensor) -> Tensor:
         """What entered the head in the last pass, (B, T, width) for labels (B, T)."""
         hidden = self.head.taken
+        # Learned prompts predict the first label too.
+        if self.cuts and self._prompts is None and hidden.dim() == 3:
+            hidden = self.behind_images(hidden, labels)
         if hidden.shape[:-1] != labels.shape:
             raise InputError(
                 f"{self.name}: {tuple(hidden.shape[:-1])} states for labels "

@@ -35,12 +35,26 @@ class Weights:
     extended: Callable[[Tensor], Tensor] | None = None
 
 
+def projection_of(model: Any) -> Any:
+    """What makes a model's logits, as it or its one part that tells some tells; or None."""
+    told = _told(model)
+    if told is not None or model is None:
+        return told
+    # Models of images and text may leave it to the text's.
+    parts = [part for child in model.children() if (part := _told(child)) is not None]
+    return parts[0] if len(parts) == 1 else None
+
+
+def _told(model: Any) -> Any:
+    return getattr(model, "get_output_embeddings", lambda: None)()
+
+
 def weights_of(module: Any, held: Held = _itself) -> Weights | None:
     """Of a layer that trains, as it stands now; None where its form is not known.
 
     held: makes of a parameter what the losses take
     """
-    if is_plain(module):
+    if is_plain(module) or _has_no_more_rows(module):
         return Weights(held(module.weight), None if module.bias is None else held(module.bias))
     if _is_peft(module, "utils.other", "ModulesToSaveWrapper"):
         chosen = module.original_module
@@ -56,6 +70,12 @@ def weights_of(module: Any, held: Held = _itself) -> Weights | None:
     if _is_peft(module, "tuners.lora.layer", "Linear"):
         return _adapted(module, held)
     return None
+
+
+def _has_no_more_rows(module: Any) -> bool:
+    """Whether it is a layer of Idefics to which no words were added; of others it has no loss."""
+    added = getattr(module, "out_additional_features", None)
+    return own_class(module).__name__ == "IdeficsDecoupledLinear" and added == 0
 
 
 def is_plain(module: Any) -> bool:

@@ -53,6 +53,9 @@ SEQ2SEQ = [
 ]
 SPEECH = ["Speech2TextForConditionalGeneration", "WhisperForConditionalGeneration"]
 VISION = [
+    "BlipForConditionalGeneration",  # a part of it tells the head
+    "GitForCausalLM",  # images before the words
+    "IdeficsForVisionText2Text",  # a head of a class of its own
     "LlavaForConditionalGeneration",  # an image among the words
     "Qwen2VLForConditionalGeneration",  # patches of all images in one tensor
     "VisionEncoderDecoderModel",

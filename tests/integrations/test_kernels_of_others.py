@@ -1,5 +1,7 @@
 """Students and teachers whose layers are compiled, or whose forward Liger has replaced."""
 
+import shutil
+
 import pytest
 import torch
 import torch._dynamo.utils
@@ -78,6 +80,21 @@ def test_compiled_layers_change_no_loss(tmp_path, family, losses):
     assert found == pytest.approx(expected, rel=1e-5)
     assert not none and len(layers) == (2 if family == "llama" else 4)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+
+
+@pytest.mark.slow  # a C++ compiler at work
+@pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
+@pytest.mark.parametrize(
+    ("family", "losses"),
+    [("llama", [PLAIN, WordKD(), A2D()]), ("marian", [PLAIN, TieKD(iterations=2)])],
+)
+def test_layers_that_inductor_compiles(tmp_path, family, losses):
+    """As `torch_compile=True` asks for them: the same losses, by code that it wrote."""
+    expected, _ = losses_of(family, losses, tmp_path)
+    torch._dynamo.utils.counters.clear()
+    found, layers = losses_of(family, losses, tmp_path, torch_compile=True)
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert layers and torch._dynamo.utils.counters["inductor"]
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
