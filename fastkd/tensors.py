@@ -14,6 +14,7 @@ from fastkd.errors import InputError, RunFailed
 from fastkd.reading import open_file
 
 _BIAS = "output_bias"
+_ROOM = 4 << 20  # bytes; safetensors buffers 1 MiB, and aborts the process where it has none
 _MODELESS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)  # of file systems that keep no modes
 
 
@@ -65,6 +66,10 @@ def write_tensors(
     tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None
 ) -> None:
     """Writes a file, for a folder that appears whole; OSError where the disk does not take it."""
+    try:
+        bytearray(_ROOM)
+    except MemoryError:
+        raise MemoryError(f"{file}: cannot be written") from None
     file.touch()
     mode = file.stat().st_mode  # as the umask has it; of a file of its own it is 0600
     try:

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,3 +109,30 @@ def test_a_file_that_pytorch_cannot_open(file, monkeypatch, gone, raised):
     monkeypatch.setattr(tensors, "load_file", late)
     with pytest.raises(raised, match=r"it\.safetensors"):
         read_tensors(file)
+
+
+CROWDED = """
+import resource, sys
+from pathlib import Path
+import torch
+from fastkd.tensors import write_tensors
+
+tensors = {"weight": torch.ones(64, 64)}
+write_tensors(tensors, Path(sys.argv[1]))
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+most = pages * resource.getpagesize() + 2**19
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+try:
+    write_tensors(tensors, Path(sys.argv[1]))
+except MemoryError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_what_there_is_no_memory_for_is_an_error(tmp_path):
+    """safetensors ends the process by SIGABRT."""
+    file = tmp_path / "weights.safetensors"
+    command = [sys.executable, "-c", CROWDED, str(file)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{file}: cannot be written\n"), done.stderr

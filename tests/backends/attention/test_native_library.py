@@ -1,13 +1,17 @@
 """What is loaded from the cache folder is what this user built, whatever lies there."""
 
+import errno
 import os
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from fastkd.backends.attention.torch import native_library
 
+ROOT = Path(__file__).parents[3]
 FLAGS = ("-shared", "-fPIC", "-O0")
 EVIL = """
 #include <stdio.h>
@@ -42,6 +46,21 @@ def built():
 def replace(path, content):
     path.unlink()  # a loaded library must not change under the process
     path.write_bytes(content)
+
+
+@pytest.fixture
+def disk(source):
+    """Mounts the cache folder's file system anew, by its options."""
+    place = native_library.cache_folder().parent
+    place.mkdir()
+
+    def mount(*options):
+        command = ["mount", "-t", "tmpfs", "-o", ",".join(options), "none", str(place)]
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("may not mount a file system")
+
+    yield mount
+    subprocess.run(["umount", "--lazy", str(place)], capture_output=True)
 
 
 @pytest.fixture
@@ -162,3 +181,55 @@ def test_a_relative_cache_folder_does_not_count(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", "somewhere")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert native_library.cache_folder() == tmp_path / ".cache" / "fastkd"
+
+
+def test_a_full_disk_is_told_and_keeps_nothing(source, disk):
+    """The compiler's last line says that the linker failed, and not of what."""
+    disk("size=8k")
+    with pytest.raises(OSError, match="No space left on device"):
+        answer(source)
+    assert not list(native_library.cache_folder().iterdir())
+    disk("remount", "size=1m")
+    assert answer(source) == 42
+
+
+def test_a_disk_that_fills_before_the_library_is_kept(source, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left on device"):
+        patch.setattr(native_library, "write_file", full)
+        answer(source)
+    assert not list(native_library.cache_folder().iterdir())
+    assert answer(source) == 42
+
+
+def test_a_file_system_that_cannot_be_written(source, disk):
+    """What is there is used."""
+    disk("size=1m")
+    assert answer(source) == 42
+    disk("remount", "ro")
+    assert answer(source) == 42
+    with pytest.raises(OSError, match="Read-only file system"):
+        native_library.load("another", source, FLAGS)
+
+
+def test_a_folder_without_rights_to_write(source):
+    assert answer(source) == 42
+    native_library.cache_folder().chmod(0o500)
+    code = """
+from pathlib import Path
+import sys
+from fastkd.backends.attention.torch import native_library
+from tests.faults.rights import obey_rights
+obey_rights()
+source, flags = Path(sys.argv[1]), sys.argv[2:]
+print(native_library.load("answer", source, flags).answer())
+try:
+    native_library.load("another", source, flags)
+except OSError as error:
+    print(error.strerror)
+"""
+    command = [sys.executable, "-c", code, str(source), *FLAGS]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split("\n", 1) == ["42", "Permission denied\n"], done.stderr

@@ -103,7 +103,8 @@ def _build(command: list[str], folder: Path) -> bytes:
             timeout=TIMEOUT,
         )
         if done.returncode:
-            said = (done.stderr.strip().splitlines() or ["and says nothing"])[-1]
+            # The last line is the compiler's, that the linker failed; the one before tells why.
+            said = "; ".join(done.stderr.strip().splitlines()[-2:]) or "and says nothing"
             raise OSError(f"{command[0]} ends with status {done.returncode}: {said}")
         return output.read_bytes()
 
