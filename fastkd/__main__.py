@@ -1,6 +1,7 @@
 """The command line, `fastkd VERB`; `fastkd --version` and `fastkd bench` need no other package."""
 
 import importlib.metadata
+import os
 import re
 import sys
 
@@ -42,6 +43,10 @@ def _run(arguments: list[str]) -> int:
     if arguments == ["--version"]:
         print(f"fastkd, version {fastkd.__version__}")
         return 0
+    try:
+        os.getcwd()
+    except FileNotFoundError:  # where oneMKL would end the process, in its first product
+        return told("the current folder is gone; expected one that is there", 2)
     version = importlib.metadata.version("torch")
     found = re.match(r"(\d+)\.(\d+)", version)
     if found and tuple(map(int, found.groups())) < _TORCH:

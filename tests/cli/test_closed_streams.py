@@ -6,8 +6,6 @@ import sys
 
 import pytest
 
-from fastkd.__main__ import main
-
 
 def ended(*arguments, closed=(), **environment):
     """A command in a process of its own, with some of its streams closed from the beginning."""
@@ -53,13 +51,26 @@ def test_a_table_in_an_encoding_that_lacks_its_signs(taught):
     assert b"\\xb1" in done.stdout
 
 
-def test_a_relative_path_where_the_folder_is_gone(taught, tmp_path, monkeypatch, capsys):
-    """Names what cannot be written."""
-    config, run = taught.config("relative"), str(taught.folder / "teacher")
-    (tmp_path / "gone").mkdir()
-    monkeypatch.chdir(tmp_path / "gone")
-    (tmp_path / "gone").rmdir()
-    for verb in (["prepare", config, "data.prepared=inside"],
-                 ["export", run, "--to", "transformers", "inside"]):  # fmt: skip
-        assert main(verb) == 2
-        assert "inside: cannot be written" in capsys.readouterr().err
+IN_A_FOLDER_THAT_IS_GONE = """
+import os, sys, tempfile
+from fastkd.__main__ import main
+folder = tempfile.mkdtemp()
+os.chdir(folder)
+os.rmdir(folder)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("verb", ["score", "prepare"])
+def test_where_the_current_folder_is_gone(taught, tmp_path, verb):
+    """oneMKL ended the process, with a line that names one of its own files."""
+    run, out = str(taught.folder / "teacher"), str(tmp_path / "out")
+    given = {
+        "score": [run, "test", "--beam", "1", "-o", out],
+        "prepare": [taught.config("relative"), "data.prepared=inside"],
+    }
+    command = [sys.executable, "-c", IN_A_FOLDER_THAT_IS_GONE, verb, *given[verb]]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "fastkd: the current folder is gone; expected one that is there\n"
+    assert not list(tmp_path.iterdir())
