@@ -25,7 +25,7 @@ from fastkd.integrations.undisturbed import undisturbed
 from fastkd.terms.passes import Projection
 
 _PROBE = 1000.0  # far beyond usual logits, so that a soft cap bends them
-_SMALL = 1e-5  # of the probe, too small to be bent
+_SMALL = 2.0**-17  # of the probe, too small to be bent
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ class Head:
         if self._affine is not None and self._learned_of == self._kind:
             return
         self._check(module)
-        ramp = torch.linspace(-_PROBE, _PROBE, self.vocabulary)
+        ramp = _ramp(self.vocabulary)
         with undisturbed(self.model), self.taking(logits=1):
             offset = self._logits_for(torch.zeros_like(ramp), inputs)
             bent = self._logits_for(ramp, inputs)
@@ -231,7 +231,7 @@ class Head:
         """In place of `learn`, where parameters have no data: an unknown offset counts as zeros."""
         self._check(self.module)
         with torch.no_grad(), self.taking(logits=1):
-            ramp = torch.linspace(-_PROBE, _PROBE, self.vocabulary)
+            ramp = _ramp(self.vocabulary)
             found = [self._logits_for(values, inputs) for values in (0 * ramp, ramp, ramp * _SMALL)]
         known = not any(isinstance(logits, FakeTensor) for logits in found)
         self._affine = self._fitted(ramp, *found) if known else _Affine(1.0)
@@ -246,13 +246,15 @@ class Head:
         # In float64, or offsets of -inf and large sums would hide the scale.
         straight, slope = bent.double() - offset.double(), ramp.double()
         scale = float((straight * slope).sum() / slope.square().sum())
-        if scale and torch.allclose(straight, scale * slope, rtol=0, atol=1e-4 * _PROBE):
+        unit = _unit(bent)
+        rounded = unit * (bent.double().abs() + offset.double().abs())
+        if scale and bool(((straight - scale * slope).abs() <= 1e-4 * _PROBE + rounded).all()):
             return _Affine(_round(scale), offset if bool(offset.any()) else None)
         cap, slope = float(bent.abs().max()), slope * _SMALL
         unbent = cap * (small.double() / cap).atanh() if cap else small.double()
         scale = _round(float((unbent * slope).sum() / slope.square().sum()))
         capped = cap * (scale * ramp.double() / cap).tanh() if cap else straight
-        close = torch.allclose(bent.double(), capped, rtol=0, atol=1e-4 * cap)
+        close = torch.allclose(bent.double(), capped, rtol=unit, atol=1e-4 * cap)
         if not cap or bool(offset.any()) or not close:
             raise InputError(f"{self.name}: {self._complaint()}")
         return _Affine(scale, cap=cap)
@@ -310,6 +312,19 @@ class _WithoutRows(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(self._linear[0], name)
+
+
+def _ramp(vocabulary: int) -> Tensor:
+    """(V,): known values, which 16-bit types hold as they are."""
+    return torch.linspace(-_PROBE, _PROBE, vocabulary).bfloat16().float()
+
+
+def _unit(logits: Tensor) -> float:
+    """How far, of their size, logits may have been rounded: FSDP2 casts what a model gives."""
+    for kind in (torch.bfloat16, torch.float16):
+        if torch.equal(logits.to(kind).to(logits.dtype), logits):
+            return torch.finfo(kind).eps / 2
+    return 0.0
 
 
 def _round(scale: float) -> float:

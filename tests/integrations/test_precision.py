@@ -72,6 +72,26 @@ def test_under_autocast(name):
     Distillation(model, [PLAIN]).counts([inputs])
 
 
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_that_are_cast_after_the_model(name, dtype):
+    """As FSDP2 does where its policy has an `output_dtype`, which Accelerate's always has.
+
+    Such models were refused, their logits as no scale of their output projection.
+    """
+    model, inputs = model_and_inputs(name, dtype)
+    expected = Distillation(model, [PLAIN])(model, inputs).loss
+
+    def cast(module, arguments, output):
+        if isinstance(getattr(output, "logits", None), torch.Tensor):
+            output.logits = output.logits.to(dtype).float()
+        return output
+
+    model.register_forward_hook(cast)
+    loss, _ = Distillation(model, [PLAIN])(model, inputs)
+    torch.testing.assert_close(loss, expected, rtol=torch.finfo(dtype).eps, atol=0)
+
+
 def without(field):
     """A head that learns nothing of one thing."""
     fitted = Head._fitted
