@@ -172,7 +172,7 @@ _ROPE = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 1,
 NEEDS: tuple[dict[str, Any], ...] = (
     {},
     {"num_key_value_heads": 4},
-    {"head_dim": 8},
+    {"head_dim": 8, "d_kv": 8},
     {"head_dim": 8, "num_key_value_heads": 4},
     {"num_key_value_heads": 4, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "head_dim": 4},
     {"hidden_size_per_layer_input": 0, "num_key_value_heads": 4},
