@@ -9,8 +9,6 @@ import pytest
 ROOT = Path(__file__).parents[2] / "kernels"
 MOST_LINES = 120
 DEEPEST = 4
-LONG = {"mix_gradient_bwd", "pair_fwd"}
-DEEP = {"gather_rows", "mix_gradient_bwd"}
 _NESTING = (ast.If, ast.For, ast.While, ast.With, ast.Try)
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 FUNCTIONS = [
@@ -53,11 +51,11 @@ def lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def test_functions_fit_two_screens():
-    assert {each.name for each in FUNCTIONS if lines(each) > MOST_LINES} == LONG
+    assert not {each.name for each in FUNCTIONS if lines(each) > MOST_LINES}
 
 
 def test_functions_are_not_nested_deeper():
-    assert {each.name for each in FUNCTIONS if depth(each.body) > DEEPEST} == DEEP
+    assert not {each.name for each in FUNCTIONS if depth(each.body) > DEEPEST}
 
 
 @pytest.mark.parametrize(

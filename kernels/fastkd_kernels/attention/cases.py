@@ -7,7 +7,7 @@ import torch
 
 from fastkd_kernels.attention import config
 from fastkd_kernels.attention.mixing.gradient import mix_gradient_bwd
-from fastkd_kernels.attention.mixing.merge import merge_statistics_fwd
+from fastkd_kernels.attention.mixing.merge import LAUNCH, MERGED, merge_statistics_fwd
 from fastkd_kernels.attention.mixing.statistics import mix_statistics_fwd
 from fastkd_kernels.attention.pairs.forward import pair_fwd
 from fastkd_kernels.attention.pairs.key_gradient import pair_key_bwd
@@ -185,8 +185,8 @@ def _mixing(label, kind_of_maps, precision, holds, lengths, constants) -> Iterat
                     "weight_slots": "*fp32",
                 }
                 for one in holds:
-                    roomy = kind == "row" and given["ONE_H"] and unit == config.HEAD_UNIT
-                    crowded = kind != "map" and not one and not roomy
+                    roomy = given["ONE_H"] and unit == config.HEAD_UNIT
+                    crowded = kind == "row" if one else kind != "map" and not roomy
                     launch = config.mix_tile(keys, precision, not to_maps, crowded).launch
                     yield _case(
                         mix_gradient_bwd,
@@ -240,17 +240,9 @@ def _pairs(name, dtype, tensor, chosen, tile, mixture: bool) -> Iterator:
 
 
 def reductions() -> Iterator:
-    for block_p in (64,):
-        parts = dict.fromkeys(("partials", "statistics", "loss"), "*fp32")
-        yield _case(
-            merge_statistics_fwd,
-            f"{block_p} parts",
-            parts,
-            config.Launch(4, fp_fusion=False),
-            BLOCK_P=block_p,
-            BLOCK_J=16,
-            representative=True,
-        )
+    parts = dict.fromkeys(("partials", "statistics", "loss"), "*fp32")
+    label = f"{MERGED['BLOCK_P']} parts"
+    yield _case(merge_statistics_fwd, label, parts, LAUNCH, **MERGED, representative=True)
     sums = dict.fromkeys(("loss", "total", "weight_slots", "weight_gradient", "mixing"), "*fp32")
     yield _case(sums_fwd, "", sums | {"mixing": None}, config.Launch(4))
     yield _case(sums_fwd, "softmax", sums, config.Launch(4))

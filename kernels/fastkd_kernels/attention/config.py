@@ -95,8 +95,10 @@ def probability_tile(rows: int, keys: int, size: int, dtype: torch.dtype) -> Til
 def product_tile(rows: int, keys: int, size: int, precision: Precision) -> Tile:
     edge = 32 if precision.scratch == torch.float32 else _edge(max(rows, keys))
     block_d = EXACT_SIZE if precision.exact else block_size(size, *SIZES)
-    stages = 1 if max(rows, keys) <= edge else 2  # one block has nothing to load ahead
-    return Tile(edge, edge, block_d, Launch(4, stages))
+    if precision.scratch == torch.float32 or max(rows, keys) > edge:
+        return Tile(edge, edge, block_d, Launch(4, 1 if max(rows, keys) <= edge else 2))
+    # One block has nothing to load ahead, and registers for more cells of a thread.
+    return Tile(edge, edge, block_d, Launch(max(edge * edge // 2048, 1)))
 
 
 def _edge(extent: int) -> int:
@@ -116,11 +118,11 @@ def mix_tile(
 ) -> MixTile:
     """scratch: whether the maps are of `probabilities_fwd`, else the caller's.
 
-    crowded: whether rows are measured against more teacher maps than a block holds, by what
-    leaves no register for it: `mixture`, more student maps than a block holds, or a weight that
-    is read number by number. Of rounded maps a single warp holds a block of keys by 16 teacher
-    maps, and its sums meet without shared memory; what such rows, longer ones or the caller's
-    strides need beside it takes two.
+    crowded: whether what rows are measured by leaves no register for the weight and its gradient,
+    which `row` holds, or for the parts that more teacher maps than a block holds are taken by: more
+    student maps than a block holds, or a weight that is read number by number. Of rounded maps a
+    single warp holds a block of keys by 16 teacher maps, and its sums meet without shared memory;
+    what such rows, longer ones or the caller's strides need beside it takes two.
     """
     block_k = _edge(keys)
     if precision.scratch == torch.float32:

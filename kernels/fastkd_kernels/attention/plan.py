@@ -11,7 +11,10 @@ from fastkd_kernels.common import ceil_div
 SCRATCH_BYTES = 1 << 30  # at most, and no more than a share of the device's memory
 DEVICE_SHARE = 16
 ROW_STEP = EDGES[-1]  # chunks of part of a sentence start at multiples of it
-SLOTS = 2048  # programs that keep a weight gradient of their own, about
+SLOTS = (
+    1024  # programs that keep a weight gradient of their own, about: what a large chip runs at once
+)
+LEAST_ROWS = 4  # of a program that mixes maps: they share what it begins with
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,11 @@ def scratch_bytes(device: torch.device) -> int:
 
 def row_pitch(keys: int) -> int:
     return ceil_div(keys, 16) * 16
+
+
+def rows_of_program(rows: int) -> int:
+    """Rows that a mixing program walks, of so many in all."""
+    return max(LEAST_ROWS, ceil_div(rows, SLOTS))
 
 
 def make_plan(

@@ -11,7 +11,7 @@ from fastkd_kernels.launching import Step, step
 
 BLOCK = tl.constexpr(1024)
 ROWS = tl.constexpr(64)
-COLUMNS = tl.constexpr(32)
+COLUMNS = tl.constexpr(16)
 RUNTIME = "loss_parts loss_maps loss_factor slots weight_size student_maps".split()
 
 

@@ -12,10 +12,9 @@ from fastkd_kernels.attention.config import mix_tile, precision
 from fastkd_kernels.attention.mixing.launch import MapView, Mixing, Settings
 from fastkd_kernels.attention.mixing.merge import merge_step
 from fastkd_kernels.attention.numerics import FIELDS, STATISTICS
-from fastkd_kernels.attention.plan import SLOTS, Chunk
+from fastkd_kernels.attention.plan import Chunk, rows_of_program
 from fastkd_kernels.attention.query_key.request import Layout, Shape
 from fastkd_kernels.attention.sums import Sums
-from fastkd_kernels.common import ceil_div
 from fastkd_kernels.launching import Step, play
 
 
@@ -61,7 +60,7 @@ class MapAlignment:
             teacher_maps=teacher_maps,
             queries=queries,
             keys=keys,
-            rows_each=max(1, ceil_div(batch * queries, SLOTS)),
+            rows_each=rows_of_program(batch * queries),
             scratch=False,
             wide=any(side.strides[1] * side.shape[1] >= 1 << 31 for side in (student, teacher)),
         )

@@ -19,7 +19,8 @@ from fastkd_kernels.launching import Step, step
 # the plain logarithms of sums.
 MOST_TERMS = tl.constexpr(8.0)
 RUNTIME = "parts teacher_maps first_sentence".split()
-MERGED = {"BLOCK_P": 64, "BLOCK_J": 16}
+MERGED = {"BLOCK_P": 32, "BLOCK_J": 16}
+LAUNCH = Launch(2, fp_fusion=False)
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -119,5 +120,5 @@ def merge_step(sentences: int, parts: int, teacher_maps: int, first_sentence: in
         {name: name for name in ("partials", "statistics", "loss")},
         {"parts": parts, "teacher_maps": teacher_maps, "first_sentence": first_sentence},
         MERGED,
-        Launch(4, fp_fusion=False).options,
+        LAUNCH.options,
     )

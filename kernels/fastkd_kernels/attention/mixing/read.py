@@ -72,13 +72,17 @@ def as_operand(tile, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def as_sums(tile, OPERAND: tl.constexpr, BLOCK: tl.constexpr):
-    """`tile` (BLOCK_K, BLOCK) in float32, in the registers where a product of it would be."""
+def as_sums(tile, OPERAND: tl.constexpr, BLOCK: tl.constexpr, TIMES: tl.constexpr = 1):
+    """TIMES · `tile` (BLOCK_K, BLOCK) in float32, in the registers where a product of it would be.
+
+    TIMES: 1 or −1
+    """
     if OPERAND == tl.float32:
-        return tile.to(tl.float32)
-    # Times one: exact, and cheaper than to move it there.
+        return tile.to(tl.float32) * TIMES
+    # A product with ones: exact, and cheaper than to move it there.
     unit = tl.arange(0, BLOCK)
-    return tl.dot(tile.to(OPERAND), (unit[:, None] == unit[None, :]).to(OPERAND))
+    ones = tl.where(unit[:, None] == unit[None, :], 1.0 * TIMES, 0.0)
+    return tl.dot(tile.to(OPERAND), ones.to(OPERAND))
 
 
 @triton.jit
@@ -93,6 +97,7 @@ def load_weight(weight, rival, head, teacher_maps, student_maps):
 
 @triton.jit
 def mixed_maps(
+    start,  # (BLOCK_K, BLOCK_J), what the maps are added to
     operand,  # (BLOCK_K, BLOCK_H) of the row, where ONE_H
     mixing,  # (BLOCK_J, BLOCK_H), where ONE_H
     weight,
@@ -115,12 +120,12 @@ def mixed_maps(
     """Mixed maps of one row, (BLOCK_K, BLOCK_J) in float32."""
     if weight is None:
         own = load_maps(student, rival, key, seen, UNIT, CONTIGUOUS, WIDE, SCRATCH)
-        mixed = as_sums(own, OPERAND, BLOCK_J)
+        mixed = start + as_sums(own, OPERAND, BLOCK_J)
     elif ONE_H:
-        mixed = tl.dot(operand, tl.trans(mixing), input_precision=PRECISION)
+        mixed = tl.dot(operand, tl.trans(mixing), start, input_precision=PRECISION)
     else:
         student_maps = student[4]
-        mixed = tl.zeros((BLOCK_K, BLOCK_J), tl.float32)
+        mixed = start
         for start in range(0, student_maps, BLOCK_H):
             head = start + tl.arange(0, BLOCK_H)
             tile = load_maps(student, head, key, seen, UNIT, CONTIGUOUS, WIDE, SCRATCH)
@@ -129,3 +134,40 @@ def mixed_maps(
             part = as_operand(part, OPERAND, PRECISION)
             mixed = tl.dot(tile, tl.trans(part), mixed, input_precision=PRECISION)
     return mixed
+
+
+@triton.jit
+def both_sides(
+    own,  # the student's maps at the row, as `load_maps` takes them
+    other,  # the teacher's
+    operand,  # (BLOCK_K, BLOCK_H) of the row, where ONE_H
+    mixing,  # (BLOCK_J, BLOCK_H), where ONE_H
+    weight,
+    rival,  # (BLOCK_J,)
+    key,
+    seen,
+    STUDENT_UNIT: tl.constexpr,
+    TEACHER_UNIT: tl.constexpr,
+    CONTIGUOUS: tl.constexpr,
+    WIDE: tl.constexpr,
+    SCRATCH: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ONE_H: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    APART: tl.constexpr,
+):
+    """(goal, mixed), or unless APART (−goal, mixed − goal): (BLOCK_K, BLOCK_J) in float32.
+
+    A product that starts from −goal subtracts it for nothing.
+    """
+    goal = load_maps(other, rival, key, seen, TEACHER_UNIT, CONTIGUOUS, WIDE, SCRATCH)
+    goal = as_sums(goal, OPERAND, BLOCK_J, 1 if APART else -1)
+    start = tl.zeros((BLOCK_K, BLOCK_J), tl.float32) if APART else goal
+    mixed = mixed_maps(
+        start, operand, mixing, weight, own, rival, other[4], key, seen, STUDENT_UNIT, CONTIGUOUS,
+        WIDE, SCRATCH, OPERAND, PRECISION, ONE_H, BLOCK_H, BLOCK_J, BLOCK_K,
+    )  # fmt: skip
+    return goal, mixed

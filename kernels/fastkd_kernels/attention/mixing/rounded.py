@@ -24,16 +24,17 @@ def short_log2(x, NVIDIA: tl.constexpr):
 @triton.jit
 def rounded_mixture(goal, mixed, factor, NVIDIA: tl.constexpr):
     """(factor · gradient with respect to `mixed` (K, J), KL(goal ‖ mixed) (J,)) of each row."""
-    ratio = goal / tl.maximum(mixed, SMALLEST)
+    floor = tl.maximum(mixed, SMALLEST)
+    ratio = goal / floor
     part = goal * short_log2(tl.maximum(ratio, SMALLEST), NVIDIA)
-    gradient = tl.where(mixed >= SMALLEST, ratio * (-factor)[None, :], 0.0)
+    gradient = tl.where(floor > SMALLEST, ratio * (-factor)[None, :], 0.0)
     return gradient, tl.sum(part, 0) * LN2
 
 
 @triton.jit
 def rounded_row(
-    goal,  # (K, J), zeros where a query does not attend
-    mixed,
+    negative,  # −goal (K, J), zeros where a query does not attend
+    change,  # mixed − goal
     counted,  # (K, 1)
     cells,  # how many count
     factor,  # (J,)
@@ -44,51 +45,54 @@ def rounded_row(
     """(factor/τ · (softmax(m) − softmax(a)) (K, J), KL (J,)) of a row that is held whole."""
     factor *= inverse_temperature
     scale = inverse_temperature * LOG2E
-    change = mixed - goal
     most = tl.max(tl.abs(change)) * inverse_temperature
     if (most <= STEEP) & (sharp == 0):
-        left = goal.shape[0] - cells
-        weight = tl.exp2(goal * scale)
+        left = negative.shape[0] - cells
+        logit = negative * -scale
+        weight = tl.exp2(logit)
         total = tl.sum(weight, 0) - left
+        mean = tl.sum(weight * change, 0) * (inverse_temperature / total)
         if most <= FLAT:
-            d = change * inverse_temperature
-            part = weight * d
-            moved = part * (1 + d * (0.5 + d * (1 / 6)))  # weight · expm1(d)
-            mean = tl.sum(part, 0) / total
-            growth = tl.sum(moved, 0) / total
+            # expm1(d) = d·(1 + d·(1/2 + d/6)) of d = change/τ, here by τ
+            bent = change * (inverse_temperature * inverse_temperature / 6)
+            bent = change * (bent + 0.5 * inverse_temperature) + 1
+            bent = change * bent
+            growth = tl.sum(weight * bent, 0) * (inverse_temperature / total)
             divergence = log1p_of_small(growth) - mean
             gain = factor / (total * (1 + growth))
-            difference = moved * gain[None, :] - weight * (gain * growth)[None, :]
+            moved = bent * (gain * inverse_temperature)[None, :] + (-gain * growth)[None, :]
+            difference = weight * moved
         else:
-            grown = tl.exp2(goal * scale + change * scale)
+            grown = tl.exp2(change * scale + logit)
             grown_total = tl.sum(grown, 0) - left
-            mean = tl.sum(weight * change, 0) * (inverse_temperature / total)
             divergence = short_log2(grown_total / total, NVIDIA) * LN2 - mean
-            difference = grown * (factor / grown_total)[None, :]
-            difference -= weight * (factor / total)[None, :]
+            difference = weight * (-factor / total)[None, :]
+            difference += grown * (factor / grown_total)[None, :]
     else:
-        difference, divergence = plain_row(goal, change, counted, factor, inverse_temperature)
+        difference, divergence = plain_row(-negative, change, counted, factor, inverse_temperature)
     return difference, divergence
 
 
 @triton.jit
-def bent_over_square(d):
-    """(expm1(d) − d)/d² for |d| <= STEEP, to 1e-5 of itself."""
-    series = 2.5420370133231224e-05 * d + 0.00021800534315776564
-    series = series * d + 0.0013929668413416503
-    series = series * d + 0.008295354943706701
-    series = series * d + 0.041656943678055246
-    series = series * d + 0.166684356418866
-    return series * d + 0.5000024290637408
+def rounded_sums(negative, change, base, inverse_temperature):
+    """(Σw, Σw·d, Σw·(expm1(d) − d), max |d|), (8, J) each, of a block of cells (K, J).
 
-
-@triton.jit
-def rounded_terms(goal, mixed, base, inverse_temperature):
-    """(w, w·d, w·(expm1(d) − d), |d|) of each cell, (K, J); d without a shift."""
-    d = (mixed - goal) * inverse_temperature
-    weight = tl.exp2(goal * (inverse_temperature * LOG2E) - (base * LOG2E)[None, :])
-    part = weight * d
-    return weight, part, part * d * bent_over_square(d), tl.abs(d)
+    negative: −goal; change: mixed − goal; d = change/τ, without a shift
+    """
+    scale = inverse_temperature * LOG2E
+    logit = negative * -scale + (base * -LOG2E)[None, :]
+    weight = tl.exp2(logit)
+    part = weight * change
+    a_sum = folded(weight)
+    d_sum = folded(part) * inverse_temperature
+    most = folded_most(tl.abs(change)) * inverse_temperature
+    if tl.max(most) <= FLAT:
+        bent = change * (inverse_temperature / 24) + 1 / 6
+        bent = change * (bent * inverse_temperature) + 0.5
+        e_sum = folded(part * change * bent) * (inverse_temperature * inverse_temperature)
+    else:
+        e_sum = folded(tl.exp2(change * scale + logit)) - a_sum - d_sum
+    return a_sum, d_sum, e_sum, most
 
 
 @triton.jit
@@ -113,6 +117,33 @@ def log1p_of_small(x):
 
 
 @triton.jit
+def finish_rounded(base, a_sum, d_sum, e_sum, m_max, m_sum, d_most, NVIDIA: tl.constexpr):
+    """As `numerics.finish`, but for the ratio, of sums without a shift."""
+    empty = a_sum == 0
+    total = tl.where(empty, 1.0, a_sum)
+    mean = d_sum / total
+    near = d_most <= STEEP
+    excess = tl.where(near, e_sum, 0.0) / total
+    growth = mean + excess
+    m_base = tl.where(near, base, m_max)
+    m_sum = tl.where(near, total + d_sum + e_sum, m_sum)
+    m_sum = tl.where(m_sum > 0, m_sum, 1.0)
+    z = growth / (2 + growth)
+    square = z * z
+    bent = 2 * square * z * (1 / 3 + square * (1 / 5 + square * (1 / 7))) - growth * z
+    far = m_base - base - mean + short_log2(m_sum / total, NVIDIA) * LN2
+    small = near & (tl.abs(growth) < 0.25)
+    return (
+        base,
+        tl.where(empty, 0.0, 1 / total),
+        tl.where(empty, 0.0, m_base),
+        tl.where(empty, 0.0, 1 / m_sum),
+        mean,
+        tl.where(empty, 0.0, tl.where(small, excess + bent, far)),
+    )
+
+
+@triton.jit
 def plain_row(goal, change, counted, factor, inverse_temperature):
     """As `rounded_row`, by two softmaxes: where the difference of their logits is large."""
     scale = inverse_temperature * LOG2E
@@ -130,8 +161,8 @@ def plain_row(goal, change, counted, factor, inverse_temperature):
 
 @triton.jit
 def rounded_difference(
-    goal,  # (K, J)
-    mixed,
+    negative,  # −goal (K, J)
+    change,  # mixed − goal
     present,  # (K, 1), the cells attended to: exp of another may overflow
     known,  # (J,) each, as `finish` found them
     factor,
@@ -142,6 +173,7 @@ def rounded_difference(
     a_base, a_scale, m_base, m_scale, _ = known
     factor *= inverse_temperature
     scale = inverse_temperature * LOG2E
-    weight = tl.exp2(goal * scale - (a_base * LOG2E)[None, :]) * (a_scale * factor)[None, :]
-    grown = tl.exp2(mixed * scale - (m_base * LOG2E)[None, :])
-    return tl.where(present, grown * (m_scale * factor)[None, :] - weight, 0.0)
+    logit = negative * -scale
+    weight = tl.exp2(logit + (a_base * -LOG2E)[None, :]) * (-a_scale * factor)[None, :]
+    grown = tl.exp2(change * scale + logit + (m_base * -LOG2E)[None, :])
+    return tl.where(present, grown * (m_scale * factor)[None, :] + weight, 0.0)

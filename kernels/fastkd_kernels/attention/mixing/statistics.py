@@ -5,13 +5,12 @@ import triton.language as tl
 
 from fastkd_kernels.attention.mixing.read import (
     as_operand,
-    as_sums,
+    both_sides,
     load_maps,
     load_weight,
-    mixed_maps,
     row_extent,
 )
-from fastkd_kernels.attention.mixing.rounded import LOG2E, folded, folded_most, rounded_terms
+from fastkd_kernels.attention.mixing.rounded import LOG2E, rounded_sums
 from fastkd_kernels.attention.numerics import (
     FIELDS,
     STEEP,
@@ -25,6 +24,56 @@ RUNTIME = (
     "teacher_row teacher_key student_width teacher_width student_maps teacher_maps queries keys "
     "first_sentence first_row rows row_groups rows_each inverse_temperature sharp parts part"
 ).split()
+
+
+@triton.jit
+def student_operand(
+    own,
+    mixing,
+    weight,
+    head,
+    key,
+    seen,
+    UNIT: tl.constexpr,
+    CONTIGUOUS: tl.constexpr,
+    WIDE: tl.constexpr,
+    SCRATCH: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ONE_H: tl.constexpr,
+):
+    """The student's maps of a block, as they enter the product; where it is not taken, anything."""
+    operand = mixing
+    if ONE_H and weight is not None:
+        tile = load_maps(own, head, key, seen, UNIT, CONTIGUOUS, WIDE, SCRATCH)
+        operand = as_operand(tile, OPERAND, PRECISION)
+    return operand
+
+
+@triton.jit
+def block_sums(
+    goal,  # as `both_sides` returns them
+    mixed,
+    inside,
+    cells,  # of the block that count
+    base,
+    shift,
+    started,
+    inverse_temperature,
+    EXACT: tl.constexpr,
+):
+    """(Σw, Σw·d, Σw·(expm1(d) − d), max |d|) of a block, (1, J), or of what each thread holds of
+    rounded maps, (8, J); and the shift, which the first block tells."""
+    if EXACT:
+        a, m = goal * inverse_temperature, mixed * inverse_temperature
+        if started == 0:
+            shift = tl.sum(m - a, 0) / cells.to(tl.float32)
+        more, more_d, more_e, most = gather(a, m, inside, shift, base, 0)
+        more, more_d, more_e = more[None, :], more_d[None, :], more_e[None, :]
+        most = most[None, :]
+    else:
+        more, more_d, more_e, most = rounded_sums(goal, mixed, base, inverse_temperature)
+    return more, more_d, more_e, most, shift
 
 
 @triton.jit
@@ -97,44 +146,33 @@ def gather_rows(
             )  # fmt: skip
             for start in range(0, counted, BLOCK_K):
                 key = start + tl.arange(0, BLOCK_K)
-                goal = load_maps(other, rival, key, seen, TEACHER_UNIT, CONTIGUOUS, WIDE, SCRATCH)
-                goal = as_sums(goal, OPERAND, BLOCK_J)
-                operand = mixing
-                if ONE_H and weight is not None:
-                    tile = load_maps(own, head, key, seen, STUDENT_UNIT, CONTIGUOUS, WIDE, SCRATCH)
-                    operand = as_operand(tile, OPERAND, PRECISION)
-                mixed = mixed_maps(
-                    operand, mixing, weight, own, rival, teachers, key, seen, STUDENT_UNIT,
-                    CONTIGUOUS, WIDE, SCRATCH, OPERAND, PRECISION, ONE_H, BLOCK_H, BLOCK_J, BLOCK_K,
+                tile = student_operand(
+                    own, mixing, weight, head, key, seen, STUDENT_UNIT, CONTIGUOUS, WIDE, SCRATCH,
+                    OPERAND, PRECISION, ONE_H,
                 )  # fmt: skip
-                a = goal * inverse_temperature
-                m = mixed * inverse_temperature
+                goal, mixed = both_sides(
+                    own, other, tile, mixing, weight, rival, key, seen, STUDENT_UNIT,
+                    TEACHER_UNIT, CONTIGUOUS, WIDE, SCRATCH, OPERAND, PRECISION, ONE_H, BLOCK_H,
+                    BLOCK_J, BLOCK_K, EXACT,
+                )  # fmt: skip
                 inside = (key < counted)[:, None]
                 if walk == 1:
-                    if EXACT:
-                        if started == 0:
-                            cells = tl.minimum(counted - start, BLOCK_K).to(tl.float32)
-                            shift = tl.sum(m - a, 0) / cells
-                            started = 1
-                        more, more_d, more_e, most = gather(a, m, inside, shift, base, 0)
-                        a_sum += more[None, :]
-                        d_sum += more_d[None, :]
-                        e_sum += more_e[None, :]
-                        d_most = tl.maximum(d_most, most[None, :])
-                    else:
-                        more, more_d, more_e, most = rounded_terms(
-                            goal, mixed, base, inverse_temperature
-                        )
-                        a_sum += folded(more)
-                        d_sum += folded(more_d)
-                        e_sum += folded(more_e)
-                        d_most = tl.maximum(d_most, folded_most(most))
-                        left += tl.maximum(start + BLOCK_K - counted, 0)
+                    cells = tl.minimum(counted - start, BLOCK_K)
+                    more, more_d, more_e, most, shift = block_sums(
+                        goal, mixed, inside, cells, base, shift, started, inverse_temperature, EXACT
+                    )
+                    started = 1
+                    left += BLOCK_K - cells
+                    a_sum += more
+                    d_sum += more_d
+                    e_sum += more_e
+                    d_most = tl.maximum(d_most, most)
                 elif walk == 0:
-                    here = tl.where(inside, a, float("-inf"))
-                    highest = tl.maximum(highest, tl.max(here, 0))
+                    a = tl.where(inside, goal if EXACT else -goal, float("-inf"))
+                    highest = tl.maximum(highest, tl.max(a, 0) * inverse_temperature)
                     base = tl.where(highest == float("-inf"), 0.0, highest)
                 else:
+                    m = (mixed if EXACT else mixed - goal) * inverse_temperature
                     highest, total = add_exponentials(highest, total, m, inside, 0)
     a_sum, d_sum, e_sum = tl.sum(a_sum, 0), tl.sum(d_sum, 0), tl.sum(e_sum, 0)
     d_most = tl.max(d_most, 0)

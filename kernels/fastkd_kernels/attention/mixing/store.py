@@ -15,6 +15,14 @@ def add_to_memory(place, value, mask, written):
 
 
 @triton.jit
+def write_zeros(place, zeros, count, BLOCK: tl.constexpr):
+    """zeros: (BLOCK,)"""
+    for start in range(0, count, BLOCK):
+        index = start + tl.arange(0, BLOCK)
+        add_to_memory(place + index, zeros, index < count, False)
+
+
+@triton.jit
 def weight_places(rival, head, teacher_maps, student_maps):
     place = rival[:, None] * student_maps + head[None, :]
     return place, (rival < teacher_maps)[:, None] & (head < student_maps)[None, :]

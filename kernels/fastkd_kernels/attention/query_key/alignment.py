@@ -19,7 +19,7 @@ from fastkd_kernels.attention.config import (
 from fastkd_kernels.attention.mixing.launch import MapView, Mixing, Settings
 from fastkd_kernels.attention.mixing.merge import merge_step
 from fastkd_kernels.attention.numerics import FIELDS, STATISTICS
-from fastkd_kernels.attention.plan import SLOTS, Chunk, make_plan, scratch_bytes
+from fastkd_kernels.attention.plan import Chunk, make_plan, rows_of_program, scratch_bytes
 from fastkd_kernels.attention.query_key.probabilities import probabilities_fwd
 from fastkd_kernels.attention.query_key.request import Layout, Request, Shape, Side
 from fastkd_kernels.attention.query_key.score_gradient import score_gradient_bwd
@@ -63,7 +63,7 @@ class QueryKeyAlignment:
             teacher_maps=self.teacher.heads,
             queries=self.queries,
             keys=self.keys,
-            rows_each=max(1, ceil_div(self.plan.sentences * self.plan.rows, SLOTS)),
+            rows_each=rows_of_program(self.plan.sentences * self.plan.rows),
             scratch=True,
             wide=False,
         )
@@ -77,8 +77,9 @@ class QueryKeyAlignment:
 
     def _crowded(self) -> bool:
         form, heads = self.settings.normalization, self.student.heads
-        roomy = form == "row" and heads <= HEADS and heads % HEAD_UNIT == 0
-        return form != "map" and self.teacher.heads > HEADS and not roomy
+        if self.teacher.heads <= HEADS:
+            return form == "row"
+        return form != "map" and (heads > HEADS or heads % HEAD_UNIT != 0)
 
     def run(self, tensors: dict[str, Tensor | None]) -> tuple[Tensor | None, ...]:
         """(loss, or losses (B, Nt); query, key and weight gradient) of a call's tensors."""
