@@ -29,6 +29,7 @@ def asked_of_maps(
     rival,  # (BLOCK_J,)
     local,
     teacher_maps,
+    high,  # keys that are walked: where there are none the row may not exist
     statistics,
     upstream,
     asked,
@@ -38,9 +39,10 @@ def asked_of_maps(
     """(what gradients are multiplied by (BLOCK_J,), the statistics of the row or any numbers)"""
     _, _, statistic_rows, upstream_step, upstream_factor = asked
     factor = tl.full((BLOCK_J,), 1.0, tl.float32)
+    mask = rival < tl.where(high > 0, teacher_maps, 0)
     if upstream is not None:
         step = upstream_step if TO_MAPS else 1
-        factor = tl.load(upstream + rival * step, mask=rival < teacher_maps, other=0.0)
+        factor = tl.load(upstream + rival * step, mask=mask, other=0.0)
         if TO_MAPS:
             factor *= upstream_factor
     known = factor, factor, factor, factor, factor
@@ -48,7 +50,7 @@ def asked_of_maps(
         known = load_statistics(
             statistics + rival * statistic_rows + tl.where(statistic_rows > 1, local, 0),
             teacher_maps * statistic_rows,
-            rival < teacher_maps,
+            mask,
         )
     return factor, known
 
@@ -162,7 +164,7 @@ def walk_row(
                 EXACT or MIXTURE,
             )  # fmt: skip
             factor, known = asked_of_maps(
-                rival, local, teacher_maps, statistics, upstream, asked, TO_MAPS, BLOCK_J
+                rival, local, teacher_maps, high, statistics, upstream, asked, TO_MAPS, BLOCK_J
             )
             difference, divergence = block_difference(
                 goal, mixed, key, extent, factor, known, softmax, KNOWN, MIXTURE, EXACT, NVIDIA
@@ -197,7 +199,7 @@ def walk_row(
                     add_to_memory(weight_slots + place, change, mask, again)
         if weight is not None and out is not None and WRITE:
             if not TO_MAPS:
-                if ONE_J != MIXTURE:  # held through the loop it would be spilled
+                if not ONE_J and MIXTURE:  # held through the loop it would be spilled
                     tile = load_maps(own, head, key, seen, STUDENT_UNIT, CONTIGUOUS, WIDE, SCRATCH)
                 tile = as_sums(tile, OPERAND, BLOCK_H)
                 gradient = score_gradient(tile, gradient - delta[None, :], not LONG, MIXTURE)
@@ -239,7 +241,7 @@ def walk_long_row(
             mixing = load_weight(weight, rival, head, teacher_maps, student_maps)
             mixing = as_operand(mixing, OPERAND, PRECISION)
         factor, known = asked_of_maps(
-            rival, local, teacher_maps, statistics, upstream, asked, False, BLOCK_J
+            rival, local, teacher_maps, high, statistics, upstream, asked, False, BLOCK_J
         )
         change = tl.zeros((BLOCK_J, BLOCK_H), tl.float32)
         row_loss = tl.zeros((BLOCK_J,), tl.float32)
