@@ -44,7 +44,8 @@ LAYOUTS = ("accelerate", "torchtitan", "root_resharded", "head_alone", "tail_res
 class Case:
     """family: of the models; layout: what is a unit of FSDP2; hybrid: replicated in half the mesh
 
-    summed: whether gradients are not divided by the number of processes
+    summed: whether gradients are not divided by the number of processes, as torchtitan's
+        `disable_fsdp_gradient_division` asks of each unit
     part: whether what is learned beside the student is a part of it, and else exchanged by hand
     """
 

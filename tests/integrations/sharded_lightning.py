@@ -61,22 +61,34 @@ def lightning_weights(size, folder):
     return _whole(module)
 
 
-def accelerate_weights(size, family="llama", tied=False):
-    """As Accelerate prepares student and optimizer, clips and saves."""
+def begun(family, tied, precision):
+    """A student in the type of its passes."""
+    student = made(Case(family, "", "word_kd", tied), 1)
+    return student.to(torch.bfloat16) if precision == "bf16" else student
+
+
+def accelerate_weights(size, family="llama", tied=False, precision="no"):
+    """As Accelerate prepares student and optimizer, clips and saves.
+
+    precision: its `mixed_precision`; the student then begins in that of its passes
+    """
     from accelerate import Accelerator, FullyShardedDataParallelPlugin
+    from accelerate.state import AcceleratorState
 
     from fastkd.integrations.accelerate import divide_head
     from fastkd.integrations.distillation import Distillation
     from fastkd.integrations.sharded import beside, divide_like
 
-    case = Case(family, "", "word_kd", tied)
-    student, teacher = made(case, 1), made(case, 0)
+    student, teacher = begun(family, tied, precision), made(Case(family, "", "word_kd", tied), 0)
     plugin = None
-    if size > 1:
+    if size == 1:
+        student.float()  # as Accelerate does where it divides
+    else:
         plugin = FullyShardedDataParallelPlugin(
             fsdp_version=2, auto_wrap_policy="transformer_based_wrap"
         )
-    accelerator = Accelerator(cpu=True, fsdp_plugin=plugin)
+    AcceleratorState._reset_state()  # it keeps the precision of the first one
+    accelerator = Accelerator(cpu=True, mixed_precision=precision, fsdp_plugin=plugin)
     divide_head(student, accelerator)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.05)
     student, optimizer = accelerator.prepare(student, optimizer)
@@ -109,6 +121,7 @@ def main(folder):
     divided_on_a_cpu()
     found["accelerate"] = accelerate_weights(size)
     found["accelerate_tied"] = accelerate_weights(size, "marian", tied=True)
+    found["accelerate_bf16"] = accelerate_weights(size, tied=True, precision="bf16")
     if dist.get_rank() == 0:
         torch.save(found, folder / "weights.pt")
     dist.barrier()

@@ -31,6 +31,8 @@ def divided_on_a_cpu():
         usual(self, *arguments, fsdp_plugin=fsdp_plugin, **keywords)
         if fsdp_plugin is not None:
             self.fsdp_plugin = fsdp_plugin
+            if self._mixed_precision != "no":
+                fsdp_plugin.set_mixed_precision(self._mixed_precision)
         if getattr(self, "fsdp_plugin", None) is not None:
             self.distributed_type = DistributedType.FSDP
 

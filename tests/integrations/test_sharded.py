@@ -87,6 +87,7 @@ def test_lightning_and_accelerate(tmp_path):
 
     together(2, "tests.integrations.sharded_lightning", str(tmp_path), timeout=400)
     found = torch.load(tmp_path / "weights.pt")
+    mixed = found.pop("accelerate_bf16")
     expected = {
         "lightning": sharded_lightning.lightning_weights(1, tmp_path),
         "accelerate": sharded_lightning.accelerate_weights(1),
@@ -97,6 +98,11 @@ def test_lightning_and_accelerate(tmp_path):
         assert found[name].keys() == weights.keys()
         for key, tensor in weights.items():
             torch.testing.assert_close(found[name][key], tensor, rtol=1e-3, atol=1e-5, msg=key)
+    start = sharded_lightning.begun("llama", True, "bf16").float().state_dict()
+    for key, tensor in sharded_lightning.accelerate_weights(1, tied=True, precision="bf16").items():
+        moved = (tensor - start[key]).abs().max()
+        apart = (mixed[key] - tensor).abs().max()
+        assert moved > 0 and apart <= 2 * BOUND["bfloat16"] * moved, key
 
 
 def test_parameters_that_zero_3_has_emptied_are_refused_in_favour_of_fsdp2():
