@@ -155,6 +155,8 @@ def pair_tile(longest: int, size: int, dtypes: tuple[torch.dtype, torch.dtype]) 
     wide = torch.float32 in (*dtypes, precision(dtypes[0]).scratch)
     edge = 32 if wide or block_d == PAIR_SIZES[-1] else _edge(longest)
     part = EXACT_SIZE if torch.float32 in dtypes else PAIR_SIZES[0]
+    if torch.float32 in dtypes and block_d == PAIR_SIZES[-1]:
+        return PairTile(edge, EXACT_SIZE, block_d, part, Launch(8), Launch(8))
     if block_d > PAIR_SIZES[0]:
         return PairTile(edge, edge, block_d, part, Launch(8), Launch(8))
     return PairTile(edge, 32, block_d, part, Launch(4), Launch(8 if edge == EDGES[-1] else 4))
