@@ -271,6 +271,9 @@ class Distillation(nn.Module):
         try:
             for inputs, model in itertools.product(new, filter(None, self._models)):
                 model.read(inputs)
+            # Batches of one kind have their rows one after the other, or one row alone.
+            for inputs, model in itertools.product(batches, filter(None, self._models)):
+                model.refuse_packed(inputs)
         except InputError as error:
             return str(error)
         return None

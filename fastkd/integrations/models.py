@@ -83,7 +83,6 @@ class LanguageModel:
             raise InputError(
                 f"{main}: expected in every batch of {self.name}, not only {', '.join(inputs)}"
             )
-        self._refuse_packed(read)
         given = {"decoder_input_ids", "decoder_inputs_embeds"} & read.keys()
         if self.is_encoder_decoder and not given:
             made = self.decoder_input(inputs["labels"])
@@ -92,12 +91,12 @@ class LanguageModel:
                 read.setdefault("decoder_attention_mask", (made != self.pad_id).to(made.dtype))
         return self.without_cache(read)
 
-    def _refuse_packed(self, inputs: Inputs) -> None:
-        """PEFT gives learned keys to all rows as one, and drops what tells the rows apart."""
+    def refuse_packed(self, inputs: Inputs) -> None:
+        """With keys in the cache Transformers does not tell apart rows that follow each other."""
         positions, tuned = inputs.get("position_ids"), self._prompts
         if tuned is None or positions is None or isinstance(positions, FakeTensor):
             return
-        if bool((positions[..., 1:] <= positions[..., :-1]).any()):
+        if _restart(positions, inputs.get("attention_mask")):
             raise InputError(
                 f"position_ids: {self.name} with {tuned.peft_type.value} cannot tell the rows of a "
                 "batch without padding apart; expected a padded batch, or LoRA"
@@ -206,6 +205,22 @@ class LanguageModel:
                 "place of prompt tuning, and no model that predicts several labels at once"
             )
         return hidden
+
+
+def _restart(positions: Tensor, mask: Any) -> bool:
+    """Whether positions (B, T) or (T,) do not rise from one that `mask` (B, T) keeps to the next.
+
+    Others, as those of images have an axis more, do not tell.
+    """
+    if positions.dim() not in (1, 2):
+        return False
+    if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[-1] == positions.shape[-1]:
+        kept = mask.to(positions.device) != 0
+    else:
+        kept = torch.ones_like(positions, dtype=torch.bool)
+    at = torch.where(kept, positions, -1)
+    before = at.cummax(-1).values[..., :-1]
+    return bool((kept[..., 1:] & (at[..., 1:] <= before)).any())
 
 
 def _in_one_line(error: Exception) -> str:

@@ -32,6 +32,7 @@ def teacher_columns(teacher: nn.Module, batch: Inputs, top_k: int) -> dict[str, 
     likely ids, the likeliest first, and their log-probabilities, for its predicted labels in order.
     """
     model = LanguageModel(teacher, frozen=True)
+    model.refuse_packed(batch)
     judge(model, batch, verify=True)
     with contextlib.ExitStack() as stack:
         stack.enter_context(undisturbed(teacher))
