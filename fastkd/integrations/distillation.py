@@ -19,7 +19,7 @@ from fastkd.config.losses import A2D, CrossEntropy, HiddenStates, LossConfig, Ti
 from fastkd.errors import InputError
 from fastkd.functional import SparseTeacher
 from fastkd.integrations.counts import REFUSED, as_counts, counted, device_of, refused
-from fastkd.integrations.judge import Kind, judge_both, kind_of, presume
+from fastkd.integrations.judge import Kind, is_labelled, judge_both, kind_of, new_kinds, presume
 from fastkd.integrations.models import (
     COLUMNS,
     IGNORED,
@@ -102,6 +102,7 @@ class Distillation(nn.Module):
         self._tokenizer = (tokenizer,)  # in a tuple, as it may call itself a module
         self._vocabulary: tuple[tuple[int, int], int | None] | None = None
         self._met: set[Kind] = set()
+        self._judged = False
         self._read: Tensor | None = None  # counts of an update that no process has refused
         self._own_start: dict[Kind, bool] = {}
         # A tuple keeps the models' parameters out of this module's own.
@@ -236,23 +237,22 @@ class Distillation(nn.Module):
         return terms
 
     def _meet(self, batches: list[Inputs], together: bool = True) -> None:
-        """Judges the first batch of each kind.
+        """Judges a batch of each kind, and those without labels until one has some.
 
         together: whether all processes are here
         """
-        kinds = {kind_of(inputs): inputs for inputs in reversed(batches)}
-        new = [inputs for kind, inputs in kinds.items() if kind not in self._met]
+        new = new_kinds(batches, self._met)
         complaint = self._unreadable(batches, new)
         if not self.verify and self._met:
-            self._met.update(kinds if complaint is None else ())
+            self._met.update(map(kind_of, new) if complaint is None else ())
             new = []
         elif not self.verify:
-            new = new[:1]
+            new = [*filter(is_labelled, new), *new][:1]
         if self._divided and together:
             new += batches[:1] * (most(len(new), len(batches), complaint) - len(new))
         elif complaint is not None:
             raise InputError(complaint)
-        elif self._divided and self._met:
+        elif self._divided and self._judged:
             new = []
         refusals = []
         for inputs in new:
@@ -285,7 +285,9 @@ class Distillation(nn.Module):
 
     def _judge(self, inputs: Inputs) -> None:
         judge_both(*self._models, inputs, self.verify, self._divided)
-        self._met.add(kind_of(inputs))
+        self._judged = True
+        if is_labelled(inputs):
+            self._met.add(kind_of(inputs))
 
     def _compared(self, student: LanguageModel, teacher: LanguageModel) -> int | None:
         """Asked again where embeddings were resized."""

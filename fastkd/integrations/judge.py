@@ -86,7 +86,8 @@ def judge_both(
     alike = teacher is None or (
         teacher.is_encoder_decoder or type(teacher.model) is type(student.model)
     )
-    asked = None if teacher is None or alike or teacher.shifts is not None else teacher
+    # Which batch has told something is for each process to know; their passes are those of all.
+    asked = None if teacher is None or alike or (teacher.told and not divided) else teacher
     try:
         judge(student, inputs, verify)
     except InputError:
@@ -100,6 +101,8 @@ def judge_both(
         judge(asked, inputs, verify=False)
     elif alike:
         teacher.shifts, teacher.cuts = student.shifts, student.cuts
+    if not teacher.told:
+        teacher.shifts = student.shifts
     if teacher.shifts != student.shifts:
         raise InputError(
             "teacher: expected a model that predicts the labels that the student does, "
@@ -136,8 +139,9 @@ def _compared(
     own = float(output.loss)
     logits = model.behind_images(output.logits, labels)
     model.shifts, model.routed = _is_causal(model), bool(routers)
-    if not bool((labels != IGNORED).any()):
+    if not is_labelled({"labels": labels}):
         return None
+    model.told = True
     model.shifts, model.routed, nearest = _nearest(model, logits, labels, routers, own)
     more = sum(loss.coefficient * float(loss.value) for loss in routers) * model.routed
     value = _cross_entropy(model, hidden, projection, labels) + more
@@ -218,6 +222,22 @@ def _whole_weight(head: Head) -> Iterator[None]:
 
 def _on(device: torch.device, inputs: Inputs) -> dict[str, Any]:
     return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+
+
+def new_kinds(batches: list[Inputs], met: set[Kind]) -> list[Inputs]:
+    """A batch of each kind that was not met, one that has a label if there is any."""
+    new: dict[Kind, Inputs] = {}
+    for inputs in batches:
+        kind = kind_of(inputs)
+        if kind not in met and not is_labelled(new.get(kind, {})):
+            new[kind] = inputs
+    return list(new.values())
+
+
+def is_labelled(inputs: Inputs) -> bool:
+    """Whether a model's loss of it tells anything."""
+    labels = inputs.get("labels")
+    return labels is not None and bool((labels != IGNORED).any())
 
 
 def kind_of(inputs: Inputs) -> Kind:

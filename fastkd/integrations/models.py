@@ -50,6 +50,7 @@ class LanguageModel:
 
     frozen: whether it never trains
     shifts: whether label i + 1 is what state i predicts, as in decoder-only models
+    told: whether a batch with labels has told so
     cuts: whether states before those of the labels are left out, as the model's own loss has shown
     routed: whether the model's own loss adds its `router_losses`, as mixtures of experts do
     """
@@ -57,6 +58,7 @@ class LanguageModel:
     model: nn.Module
     frozen: bool = False
     shifts: bool | None = field(default=None, init=False)  # None: not judged yet
+    told: bool = field(default=False, init=False)
     cuts: bool = field(default=False, init=False)
     routed: bool = field(default=False, init=False)
 

@@ -293,3 +293,31 @@ def test_counts_lie_where_labels_do(monkeypatch):
         f"labels: expected in every batch, not only {found}"
         for found in ("input_ids", "input_ids", "nothing")
     ]
+
+
+def test_a_batch_without_labels_leaves_its_kind_to_be_judged():
+    model = of(Smoothed, TINY)
+    distillation = Distillation(model, [PLAIN])
+    inputs = causal()
+    none = {**inputs, "labels": torch.full_like(inputs["labels"], -100)}
+    assert distillation(model, none).loss == 0
+    with pytest.raises(fastkd.InputError, match="its own loss"):
+        distillation.counts([none, inputs, none])
+    model = of(Unshifted, TINY)
+    distillation = Distillation(model, [PLAIN], verify=False)
+    distillation(model, none)
+    torch.testing.assert_close(distillation(model, inputs).loss, model(**inputs).loss)
+
+
+def test_a_teacher_is_asked_again_after_a_batch_without_labels():
+    """Of these no guess is right: neither class tells Transformers that its labels stand still."""
+
+    class Other(Unshifted):
+        pass
+
+    student, teacher, inputs = of(Unshifted, TINY), of(Other, TINY), causal()
+    distillation = Distillation(student, [PLAIN, WordKD()], teacher)
+    distillation(student, {**inputs, "labels": torch.full_like(inputs["labels"], -100)})
+    torch.testing.assert_close(
+        distillation(student, inputs).components["word_kd"], torch.tensor(0.0)
+    )

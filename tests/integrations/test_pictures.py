@@ -21,6 +21,14 @@ FORMS = [
 ]
 
 
+class Doubled(transformers.GitForCausalLM):
+    def forward(self, *arguments, **inputs):
+        output = super().forward(*arguments, **inputs)
+        if output.loss is not None:
+            output.loss = 2 * output.loss
+        return output
+
+
 def pair(name):
     teacher = build(name)
     student = copy.deepcopy(teacher)
@@ -64,3 +72,13 @@ def test_states_before_the_texts_need_the_judge():
     student, _, inputs = pair("GitForCausalLM")
     with pytest.raises(fastkd.InputError, match=r"\(2, 29\) states for labels \(2, 12\)"):
         Distillation(student, [PLAIN], verify=False)(student, inputs)
+
+
+def test_states_are_not_cut_before_labels_have_told_that_they_may_be():
+    student, _, inputs = pair("GitForCausalLM")
+    student.__class__ = Doubled
+    distillation = Distillation(student, [PLAIN])
+    labels = inputs["labels"]
+    assert distillation(student, {**inputs, "labels": torch.full_like(labels, -100)}).loss == 0
+    with pytest.raises(fastkd.InputError, match="its own loss of a batch"):
+        distillation(student, inputs)
