@@ -17,10 +17,10 @@ import secrets
 import shutil
 import stat
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 from fastkd.errors import InputError
 from fastkd.reading import expect_file
@@ -45,16 +45,19 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     Raises OSError where `path`, or what it links to, is a FIFO or a device.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(named(path))
-        target = path.resolve()
-        expect_file(target)
-        partial = stack.enter_context(_partial(target, lambda new: open(new, "xb").close()))
-        with open(partial, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(target)
-        sync(target.parent)
+        with named(path):
+            target = path.resolve()
+            expect_file(target)
+            partial = stack.enter_context(_partial(target, lambda new: open(new, "xb").close()))
+            opened = Naming(open(partial, "wb"), path)  # noqa: SIM115
+        with contextlib.closing(opened):
+            yield cast(BinaryIO, opened)
+            opened.flush()
+            with named(path):
+                os.fsync(opened.fileno())
+        with named(path):
+            partial.rename(target)
+            sync(target.parent)
 
 
 @contextlib.contextmanager
@@ -163,6 +166,32 @@ def named(path: Path) -> Iterator[None]:
     except OSError as error:
         error.filename = error.filename or str(path)
         raise
+
+
+class Naming:
+    """A file that is written to: its own errors name it, others of the block that writes do not."""
+
+    def __init__(self, file: BinaryIO, name: Path) -> None:
+        self._file, self._name = file, name
+
+    def write(self, content: bytes) -> int:
+        with named(self._name):
+            return self._file.write(content)
+
+    def writelines(self, lines: Iterable[bytes]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        with named(self._name):
+            self._file.flush()
+
+    def close(self) -> None:
+        with named(self._name):
+            self._file.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 @contextlib.contextmanager

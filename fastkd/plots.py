@@ -12,7 +12,7 @@ from torch import Tensor
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from fastkd.compare.heads import moments, teacher_heads_of
+from fastkd.compare.heads import heads_of, moments
 from fastkd.compare.kinds import kind_of
 from fastkd.config.losses import A2D
 from fastkd.modules.attention import KINDS
@@ -59,12 +59,12 @@ def head_alignment(run: RunFolder) -> Figure:
         if name.startswith("alignment.") and name.endswith(".weight")
     }
     weights = {kind: learned[kind] for kind in KINDS if kind in learned}
-    theirs = teacher_heads_of(run)
+    theirs, ours = heads_of(run, weights)
     figure, axes = plt.subplots(
         1, len(weights), figsize=(4 * len(weights) + 1, 5), layout="constrained", squeeze=False
     )
     for axis, (kind, weight) in zip(axes[0], weights.items(), strict=True):
-        _heat_map(axis, kind, weight, run.config.model.heads, theirs)
+        _heat_map(axis, kind, weight, ours, theirs)
         figure.colorbar(axis.images[0], ax=axis, shrink=0.7)
     return figure
 

@@ -36,17 +36,26 @@ class Mixed:
             update: {kind: mix.shape for kind, mix in m.items()} for update, m in mixes.items()
         }
         last = shapes[max(shapes)]
-        heads = teacher_heads_of(run), run.config.model.heads
-        if any(t % heads[0] or s % heads[1] for t, s in last.values()):
-            raise InputError(
-                f"{run.log_file}: damaged, or of other models: its last mix of heads is not one of "
-                f"layers of {heads[0]} and {heads[1]} heads, of the teacher and the student"
-            )
         same = {update: mixes[update] for update in mixes if shapes[update] == last}
-        return cls(same, student_heads=heads[1], teacher_heads=heads[0])
+        teacher_heads, student_heads = heads_of(run, same[max(same)])
+        return cls(same, student_heads, teacher_heads)
 
 
-def teacher_heads_of(run: RunFolder) -> int:
+def heads_of(run: RunFolder, mix: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Heads of a layer of the teacher and of the student, which `mix` has whole layers of.
+
+    InputError where it has not, or nothing tells the teacher's.
+    """
+    theirs, ours = _teacher_heads_of(run), run.config.model.heads
+    if any(len(each) % theirs or each.shape[1] % ours for each in mix.values()):
+        raise InputError(
+            f"{run.log_file}: damaged, or of other models: the run's last mix of heads is not one "
+            f"of layers of {theirs} and {ours} heads, of the teacher and the student"
+        )
+    return theirs, ours
+
+
+def _teacher_heads_of(run: RunFolder) -> int:
     """Of a layer, by the run's log, or the teacher's folder, which older logs leave it to."""
     known = logged_teacher_heads(read_log(run.log_file))
     if known:

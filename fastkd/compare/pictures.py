@@ -117,7 +117,7 @@ def heads(method: Method) -> str | None:
         return None
     try:
         return svg(head_alignment(method.first.folder))
-    except InputError:  # weights that are damaged, or a run of before whose teacher is elsewhere
+    except InputError:  # damaged, or a run of before whose teacher is elsewhere
         return None
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from fastkd.errors import InputError
-from fastkd.files import named, whole_file, writable
+from fastkd.files import Naming, whole_file, writable
 
 LONGEST = 1 << 20  # bytes of a line; cutting into pieces takes some fifty times as many
 
@@ -45,16 +45,17 @@ def opened_output(path: str | None, standard: BinaryIO | None) -> Iterator[Binar
     if path is None:
         if standard is None:
             raise InputError("standard output: closed; expected it open, or --output FILE")
-        with named(Path("standard output")):
-            yield standard
+        yield cast(BinaryIO, Naming(standard, Path("standard output")))
         return
     target = Path(path)
     with contextlib.ExitStack() as stack:
         with writable(target):
             device = target.exists() and not target.is_file()
-            stack.enter_context(named(target))
-            opened_file = open(target, "wb") if device else whole_file(target)  # noqa: SIM115
-            file = stack.enter_context(opened_file)
+            if device:
+                naming = Naming(open(target, "wb"), target)  # noqa: SIM115
+                file = cast(BinaryIO, stack.enter_context(contextlib.closing(naming)))
+            else:
+                file = stack.enter_context(whole_file(target))
         if target.suffix == ".gz":
             file = cast(BinaryIO, stack.enter_context(gzip.GzipFile("", "wb", 6, file, mtime=0)))
         yield file

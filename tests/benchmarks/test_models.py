@@ -13,6 +13,7 @@ import benchmarks.models.__main__ as sweep
 from benchmarks.models.__main__ import CLOSE, judged
 from benchmarks.models.table import table
 from benchmarks.models.tiny import TASKS, build, config_of, inputs_of
+from tests.integrations.versions import skip_refused
 
 # Decoders, with what each is here for.
 CAUSAL = [
@@ -74,6 +75,7 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "models"
 def test_the_models_own_loss(task, name):
     if not hasattr(transformers, name):
         pytest.skip(f"Transformers {transformers.__version__} has no {name}")
+    skip_refused(name)
     row = judged(task, name)
     assert row["outcome"] == "equal", row
     assert row["line"] == ""  # no image was left out

@@ -135,6 +135,9 @@ def test_the_mix_of_heads_without_the_teachers_folder(taught, tmp_path, capsys):
     assert taught.run("heads", str(folder)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{log}: damaged, or of other models" in line
+    assert taught.run("compare", str(folder), "--samples", "0", "-o", str(page)) == 0
+    assert "teacher head" not in page.read_text()
+    capsys.readouterr()
     log.write_text(told.replace(', "teacher_heads": 2', ""))
     assert taught.run("heads", str(folder)) == 2
     (line,) = capsys.readouterr().err.splitlines()

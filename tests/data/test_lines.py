@@ -1,4 +1,7 @@
+import errno
 import gzip
+import io
+import os
 from pathlib import Path
 
 import pytest
@@ -36,3 +39,15 @@ def test_a_full_device_is_named(path, named, size):
         with refused as caught, opened_output(path, standard) as file:
             file.write(bytes(size))
     assert caught.value.filename == named
+
+
+@pytest.mark.parametrize("path", [None, os.devnull, "out", "out.gz"])
+def test_another_error_is_not_the_outputs(tmp_path, monkeypatch, path):
+    """As of a library that cannot be loaded, or a process that cannot be begun."""
+    monkeypatch.chdir(tmp_path)
+    told = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+    with pytest.raises(OSError) as caught, opened_output(path, io.BytesIO()) as file:
+        file.write(b"line\n")
+        raise told
+    assert caught.value is told and told.filename is None
+    assert not list(tmp_path.iterdir())

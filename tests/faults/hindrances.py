@@ -88,7 +88,7 @@ class Surrounding(NamedTuple):
     said: bool = True
 
 
-# What must change nothing of what a verb leaves, though it may end with 1.
+# What must change nothing of what a verb leaves, though it may fail.
 SURROUNDINGS = {
     "no HOME": Surrounding(no_home),
     "a HOME that cannot be written": Surrounding(foreign_home),

@@ -38,7 +38,7 @@ _SMALL = (
     "model.width=16", "model.ffn=16", "model.encoder_layers=1", "model.decoder_layers=1",
     "tokenizer.vocabulary=80", "training.device=cpu",
 )  # fmt: skip
-# What they print is theirs to get right, and tells no times of their own.
+# Verbs whose output is compared with that of an undisturbed call: it tells no times.
 _PRINTING = ("score", "memory", "runs", "compare", "heads", "recipes")
 _OWN = {"demo": "demo", "heads": "aligned"}  # folders that no other verb looks into
 _IN_META = (".lock", "run.json", "meta.json")

@@ -12,6 +12,7 @@ transformers = pytest.importorskip("transformers", minversion="5.1")
 
 from benchmarks.models.tiny import build, inputs_of
 from fastkd.integrations.distillation import Distillation
+from tests.integrations.versions import skip_refused
 
 PLAIN = CrossEntropy(weight=1.0, label_smoothing=0.0)
 FORMS = [
@@ -30,6 +31,7 @@ class Doubled(transformers.GitForCausalLM):
 
 
 def pair(name):
+    skip_refused(name)
     teacher = build(name)
     student = copy.deepcopy(teacher)
     torch.manual_seed(1)

@@ -120,7 +120,8 @@ class Pair:
 
         snapshot: CUDA: a file for PyTorch's memory viewer
 
-        What a GPU held before does not count. Of several processes each calls it, after
+        What PyTorch's allocator of this process held on a GPU before does not count; in "device in
+        use" other processes' memory does. Of several processes each calls it, after
         `torch.distributed.init_process_group`.
         """
         device = torch.device(device)

@@ -83,7 +83,10 @@ def _resident_rise(step: Recordable) -> int:
 
 
 def _cuda_figures(step: Recordable, device: torch.device, snapshot: Path | None) -> dict[str, Any]:
-    """Of the step alone, whatever else is on the device."""
+    """Without what PyTorch's allocator of this process held before.
+
+    "device in use" has what other processes hold, and this one outside of that allocator.
+    """
     others = Others.beside(step, device)
     step()
     torch.cuda.synchronize(device)

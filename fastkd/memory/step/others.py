@@ -1,4 +1,4 @@
-"""What a GPU's memory holds beside a step that is measured there."""
+"""What PyTorch's allocator of this process holds beside a step that is measured on a GPU."""
 
 import gc
 from collections.abc import Callable, Iterable, Sequence
