@@ -103,6 +103,8 @@ def token_options(options: TokenOptions) -> None:
         raise InputError(f"label_smoothing must be in 0..1, not {smoothing!r}")
     checks.one_of("reduction", options.reduction, checks.REDUCTIONS)
     checks.whole("top_k", options.top_k)
+    if type(options.ignore_index) is not int:
+        raise InputError(f"ignore_index must be a whole number, not {options.ignore_index!r}")
     divergence(options.divergence, options.beta)
 
 

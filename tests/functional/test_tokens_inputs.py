@@ -57,6 +57,7 @@ def sparse(*shape: int, first: int = 0) -> SparseTeacher:
         ({"top_k": 0}, "top_k must be a positive integer, not 0"),
         ({"top_k": 2.0}, "top_k must be a positive integer, not 2.0"),
         ({"top_k": 6, "rank_weight": 1}, "top_k must be at most the vocabulary's 5, not 6"),
+        ({"ignore_index": 0.5}, "ignore_index must be a whole number, not 0.5"),
         ({"label_smoothing": 1.5}, r"label_smoothing must be in 0\.\.1, not 1.5"),
         ({"student_temperature": 0}, "student_temperature must be a positive number, not 0"),
         ({"teacher_temperature": -1.0}, "teacher_temperature must be a positive number, not -1.0"),

@@ -151,4 +151,10 @@ def _steepness(settings: TokenSettings) -> float:
     if settings.form == "jsd":
         of_p = 1 - settings.beta
         return 2 * min(settings.beta, of_p * (1 - math.log(of_p)))
-    return 1 - math.log(settings.beta) if settings.form == "skew_reverse_kl" else 1.0
+    if settings.form not in ("skew_kl", "skew_reverse_kl"):
+        return 1.0
+    # p·(1 − β)q/m, and of p·(log p/m − β p/m + β) 2(1 − β)/β·max(p, q) and twice that in its sum.
+    ratio = (1 - settings.beta) / settings.beta
+    if settings.form == "skew_kl":
+        return min(1.0, ratio)
+    return min(1 - math.log(settings.beta), 6 * ratio)

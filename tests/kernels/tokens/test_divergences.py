@@ -107,6 +107,32 @@ def test_skewed_forms_near_one(form, edge):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("form", ["skew_kl", "skew_reverse_kl"])
+def test_skewed_forms_near_one_in_float16(form):
+    """A gradient of the size of (1 − β)² is kept off float16's subnormals."""
+    student, teacher = (drawn(4, 10, seed=seed, dtype=torch.float16) for seed in (1, 2))
+    given = {"ce_weight": 0.0, "kd_weight": 1.0, "divergence": form, "beta": 1 - 1e-4}
+    gradients = []
+    for backend, dtype in (("triton", torch.float16), ("reference", torch.float64)):
+        learned = student.to(dtype).requires_grad_()
+        loss = token_distillation_loss(learned, teacher.to(dtype), backend=backend, **given).loss
+        (gradient,) = torch.autograd.grad(loss * 2.0**24, learned)
+        gradients.append(gradient.double())
+    size = gradients[1].abs().amax(-1, keepdim=True)
+    unit = torch.finfo(torch.float16).eps
+    assert ((gradients[0] - gradients[1]).abs() <= unit * (gradients[1].abs() + size / 64)).all()
+
+
+@pytest.mark.parametrize("form", ["skew_kl", "skew_reverse_kl"])
+def test_skewed_forms_near_one_where_the_teacher_bans_what_is_likely(form):
+    student, teacher = torch.zeros(1, 3), torch.tensor([[-INF, 0.5, 0.0]])
+    student[0, 0] = 3.0
+    assert_as_exact_as_reference(
+        token_distillation_loss, [student], teacher, ce_weight=0.0, kd_weight=20.0,
+        divergence=form, beta=0.95, reduction="none",
+    )  # fmt: skip
+
+
 def test_jsd_goes_to_kl_with_its_weight():
     student, teacher = drawn(3, 13, seed=1), drawn(3, 13, seed=2)
 

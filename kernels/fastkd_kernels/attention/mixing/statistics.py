@@ -178,7 +178,7 @@ def gather_rows(
     d_most = tl.max(d_most, 0)
     if not EXACT:
         a_sum -= left * tl.exp2(base * -LOG2E)  # they hold zeros, exp(0 − base) each
-        e_sum = tl.where(d_most <= STEEP, e_sum, float("inf"))  # where the series does not hold
+        e_sum = tl.where(d_most <= STEEP, e_sum, float("inf"))  # to merge plain logarithms
     if tl.max(d_most, 0) <= STEEP:
         highest, total, _ = moved_sum(base, shift, a_sum, d_sum, e_sum)
     return base, a_sum, d_sum, e_sum, highest, total, d_most, shift

@@ -46,6 +46,13 @@ def _edge_part(d, beta):
 
 
 @triton.jit
+def _edge_share(d, beta):
+    """g/(1 + g) = 1 − p/m, with the digits of a small β, and 1 where q/p is huge."""
+    grown = _edge_part(d, beta)
+    return grown / (1.0 + grown)
+
+
+@triton.jit
 def _edge_ratios(d, beta, NVIDIA: tl.constexpr):
     """log₂ p/m and log₂ q/m of m = (1 − β)p + βq = p·(1 + g), g = β(q/p − 1), for a small β.
 
@@ -91,11 +98,11 @@ def share_at(q_bits, d, beta, FORM: tl.constexpr, NVIDIA: tl.constexpr):
         if FORM == SKEW_KL:
             share = tl.exp2(by_q)
         elif FORM == SKEW_KL_HIGH:
-            share = -_edge_part(-d, beta) * tl.exp2(by_q)
+            share = -_edge_share(-d, beta)
         elif FORM == SKEW_REVERSE_KL:
             share = tl.fma(by_p, LN2, -beta * tl.exp2(by_p))
         elif FORM == SKEW_REVERSE_KL_HIGH:
-            share = tl.fma(by_p, LN2, (1.0 - beta) * _edge_part(d, beta) * tl.exp2(by_p))
+            share = tl.fma(by_p, LN2, (1.0 - beta) * _edge_share(d, beta))
         else:
             share = by_p
     return share
@@ -151,13 +158,13 @@ def terms(p_bits, q_bits, beta, FORM: tl.constexpr, NVIDIA: tl.constexpr):
             a = tl.where(no_p, 0.0, p * tl.exp2(by_q))
             b = tl.where(no_q, 0.0, q * by_q)
         elif FORM == SKEW_KL_HIGH:
-            a = tl.where(no_p, 0.0, -p * _edge_part(-d, beta) * tl.exp2(by_q))
+            a = tl.where(no_p, 0.0, -p * _edge_share(-d, beta))
             b = tl.where(no_q, 0.0, q * by_q)
         elif FORM == SKEW_REVERSE_KL:
             a = tl.where(no_p, 0.0, p * tl.exp2(by_p))
             b = tl.where(no_p, 0.0, p * by_p)
         elif FORM == SKEW_REVERSE_KL_HIGH:
-            a = tl.where(no_p, 0.0, p * _edge_part(d, beta) * tl.exp2(by_p))
+            a = tl.where(no_p, 0.0, p * _edge_share(d, beta))
             b = tl.where(no_p, 0.0, p * by_p)
         else:
             a = tl.where(no_p, 0.0, p * by_p)
