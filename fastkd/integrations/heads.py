@@ -16,12 +16,12 @@ from fastkd.integrations.projections import (
     Weights,
     asked,
     is_plain,
-    projection_of,
     size_of,
     weights_of,
 )
 from fastkd.integrations.sharded import beside, needed_again, parts, put_in_place, whole
 from fastkd.integrations.undisturbed import undisturbed
+from fastkd.integrations.unwrapped import projection_of
 from fastkd.terms.passes import Projection
 
 _PROBE = 1000.0  # far beyond usual logits, so that a soft cap bends them

@@ -20,7 +20,9 @@ from fastkd.integrations.precision import (
     wrong_logits,
 )
 from fastkd.integrations.routers import RouterLoss, router_losses
+from fastkd.integrations.sharded import own_class
 from fastkd.integrations.undisturbed import undisturbed
+from fastkd.integrations.unwrapped import unwrapped
 from fastkd.terms.passes import Projection
 
 Kind = frozenset[tuple[str, int]]
@@ -83,8 +85,8 @@ def judge_both(
 
     Raises InputError as `judge` does, and for a teacher that predicts other labels.
     """
-    alike = teacher is None or (
-        teacher.is_encoder_decoder or type(teacher.model) is type(student.model)
+    alike = (
+        teacher is None or teacher.is_encoder_decoder or _class_of(teacher) is _class_of(student)
     )
     # Which batch has told something is for each process to know; their passes are those of all.
     asked = None if teacher is None or alike or (teacher.told and not divided) else teacher
@@ -108,6 +110,10 @@ def judge_both(
             "teacher: expected a model that predicts the labels that the student does, "
             f"not {teacher.name}"
         )
+
+
+def _class_of(model: LanguageModel) -> type:
+    return own_class(unwrapped(model.model))
 
 
 def presume(model: LanguageModel, inputs: Inputs) -> None:

@@ -13,6 +13,7 @@ from transformers import EncoderDecoderModel
 
 from fastkd.errors import InputError
 from fastkd.integrations.heads import Head
+from fastkd.integrations.unwrapped import unwrapped
 
 IGNORED = -100
 TEACHER_IDS, TEACHER_LOG_PROBS = "teacher_ids", "teacher_log_probs"
@@ -89,7 +90,8 @@ class LanguageModel:
         if self.is_encoder_decoder and not given:
             made = self.decoder_input(inputs["labels"])
             read["decoder_input_ids"] = made
-            if isinstance(self._adapted, EncoderDecoderModel):  # whose decoder may be any model
+            # Whose decoder may be any model.
+            if isinstance(unwrapped(self.model), EncoderDecoderModel):
                 read.setdefault("decoder_attention_mask", (made != self.pad_id).to(made.dtype))
         return self.without_cache(read)
 
@@ -110,13 +112,6 @@ class LanguageModel:
         return {**inputs, **more}
 
     @property
-    def _adapted(self) -> nn.Module:
-        """The model itself, without the one that PEFT puts around it."""
-        within = getattr(self.model, "get_base_model", None)
-        adapted: nn.Module = self.model if within is None else within()
-        return adapted
-
-    @property
     def _prompts(self) -> Any:
         """Of PEFT's, what puts keys or a prompt before what is read, by a cache of its own."""
         tuned = getattr(self.model, "active_peft_config", None)
@@ -127,7 +122,7 @@ class LanguageModel:
         """Whether it makes a cache of its own where it is not told otherwise."""
         if self._prompts is not None:
             return False
-        read = inspect.signature(self._adapted.forward).parameters
+        read = inspect.signature(unwrapped(self.model).forward).parameters
         if "use_cache" in read:
             return True
         # Models of images and text hand it on unnamed.

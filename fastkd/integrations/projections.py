@@ -35,20 +35,6 @@ class Weights:
     extended: Callable[[Tensor], Tensor] | None = None
 
 
-def projection_of(model: Any) -> Any:
-    """What makes a model's logits, as it or its one part that tells some tells; or None."""
-    told = _told(model)
-    if told is not None or model is None:
-        return told
-    # Models of images and text may leave it to the text's.
-    parts = [part for child in model.children() if (part := _told(child)) is not None]
-    return parts[0] if len(parts) == 1 else None
-
-
-def _told(model: Any) -> Any:
-    return getattr(model, "get_output_embeddings", lambda: None)()
-
-
 def weights_of(module: Any, held: Held = _itself) -> Weights | None:
     """Of a layer that trains, as it stands now; None where its form is not known.
 

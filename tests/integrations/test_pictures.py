@@ -12,6 +12,7 @@ transformers = pytest.importorskip("transformers", minversion="5.1")
 
 from benchmarks.models.tiny import build, inputs_of
 from fastkd.integrations.distillation import Distillation
+from fastkd.integrations.unwrapped import projection_of
 from tests.integrations.versions import skip_refused
 
 PLAIN = CrossEntropy(weight=1.0, label_smoothing=0.0)
@@ -84,3 +85,32 @@ def test_states_are_not_cut_before_labels_have_told_that_they_may_be():
     assert distillation(student, {**inputs, "labels": torch.full_like(labels, -100)}).loss == 0
     with pytest.raises(fastkd.InputError, match="its own loss of a batch"):
         distillation(student, inputs)
+
+
+def adapted(model):
+    peft = pytest.importorskip("peft")
+    target = ["query", "q_proj"]
+    tuned = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=target))
+    for name, parameter in tuned.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return tuned.eval()
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_adapters_within_and_a_teacher_beside(name):
+    student, teacher, inputs = pair(name)
+    student = adapted(student)
+    loss, components = Distillation(student, [PLAIN, WordKD()], teacher)(student, inputs)
+    torch.testing.assert_close(components["cross_entropy"], student(**inputs).loss.detach())
+    loss.backward()
+    found = [p.grad for name, p in student.named_parameters() if "lora_B" in name]
+    assert any(gradient is not None and gradient.any() for gradient in found)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_what_compiles_a_model_hides_nothing(name):
+    student, _, _ = pair(name)
+    compiled = torch.compile(student)
+    assert projection_of(compiled) is projection_of(student)
+    assert projection_of(torch.compile(adapted(student))) is projection_of(student)
