@@ -28,6 +28,7 @@ from fastkd.integrations.models import (
     Inputs,
     LanguageModel,
     is_encoder_decoder,
+    refuse_frozen,
     refuse_shared,
 )
 from fastkd.integrations.passes import Call, ModelPass
@@ -184,6 +185,7 @@ class Distillation(nn.Module):
         counts: those of the whole update; None: it is this batch
         epoch, update: from 1; A2D decays by the one, schedules of the losses go by either
         """
+        refuse_frozen(self.student)
         if update is None and (name := by_update(self.losses.values())):
             raise InputError(f"update: expected, as {name} changes with it")
         if counts is not None and counts is not self._read and several_processes():

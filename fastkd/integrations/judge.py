@@ -65,10 +65,12 @@ def judge(model: LanguageModel, inputs: Inputs, verify: bool) -> None:
         names = ("decoder_input_ids", "decoder_attention_mask")
         told = not model.is_encoder_decoder or any(name in inputs for name in names)
         other = "" if told else f", or {' and '.join(names)} beside the labels"
+        # States that are no labels' are left out only where the loss has shown that they may be.
+        placed = output.logits.shape[:-1] == labels.shape
+        more = " (verify=False trains by the latter all the same)" if placed else ""
         raise InputError(
             f"{model.name}: its own loss of a batch of {', '.join(inputs)} is {float(own):.6g}, "
-            f"{wrong}; expected a model that is trained by cross-entropy{other} "
-            "(verify=False trains by the latter all the same)"
+            f"{wrong}; expected a model that is trained by cross-entropy{other}{more}"
         )
 
 

@@ -32,17 +32,21 @@ def is_encoder_decoder(model: nn.Module) -> bool:
 def refuse_shared(student: nn.Module, teacher: nn.Module | None) -> None:
     """What is shared would be trained with the student, or frozen with the teacher."""
     trained = {id(p): name for name, p in student.named_parameters() if p.requires_grad}
-    if not trained:
-        raise InputError(
-            "student: none of its parameters requires grad, as those of a model that another "
-            "Distillation has as its teacher; expected student.requires_grad_(True), or adapters"
-        )
     for parameter in () if teacher is None else teacher.parameters():
         if name := trained.get(id(parameter)):
             raise InputError(
                 f"teacher: shares {name} with the student, which trains it; expected a copy, as "
                 "copy.deepcopy makes it, or what is shared to be frozen"
             )
+
+
+def refuse_frozen(student: nn.Module) -> None:
+    """Where gradients are on, none would be for the student; a frozen one can be evaluated."""
+    if torch.is_grad_enabled() and not any(p.requires_grad for p in student.parameters()):
+        raise InputError(
+            "student: none of its parameters requires grad, as those of a model that another "
+            "Distillation has as its teacher; expected student.requires_grad_(True), or adapters"
+        )
 
 
 @dataclass(eq=False)

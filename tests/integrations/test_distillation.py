@@ -356,8 +356,11 @@ def test_a_student_that_does_not_train_is_refused():
     """As two models that are to teach each other would be."""
     first, second = teacher_and_student("llama")
     Distillation(first, [WordKD()], second)
+    distillation, inputs = Distillation(second, [WordKD()], first), labelled("llama")
     with pytest.raises(fastkd.InputError, match="student: none of its parameters requires grad"):
-        Distillation(second, [WordKD()], first)
+        distillation(second, inputs)
+    with torch.no_grad():
+        assert distillation(second, inputs).loss > 0
 
 
 def test_a_kind_of_batch_is_read_once(monkeypatch):

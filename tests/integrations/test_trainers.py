@@ -162,6 +162,16 @@ def test_what_is_not_the_models_loss_is_refused_before_an_update(tmp_path):
     DistillationTrainer(model=student, verify=False, **settings).train()
 
 
+def test_a_frozen_student_is_evaluated_and_not_trained(tmp_path):
+    student = build("llama").requires_grad_(False)
+    settings = {"args": arguments(tmp_path), "train_dataset": rows(4), "eval_dataset": rows(4)}
+    trainer = DistillationTrainer(model=student, losses=[PLAIN], **settings)
+    inputs = {key: torch.stack([row[key] for row in rows(4)]) for key in rows(1)[0]}
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(float(student(**inputs).loss), rel=1e-4)
+    with pytest.raises(fastkd.InputError, match="student: none of its parameters requires grad"):
+        trainer.train()
+
+
 @pytest.mark.parametrize(("limit", "whole"), [(5, 5), (3, 3), (0.625, 5)])
 def test_an_epoch_of_lightning_that_is_cut_short(tmp_path, limit, whole):
     """The gradients of each update are those of a loader that has no more batches."""
