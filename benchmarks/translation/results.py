@@ -73,7 +73,7 @@ def _key(line: dict[str, str]) -> tuple[str, ...]:
 
 def summary(plan: Plan, results: Results, splits: Sequence[str]) -> list[list[str]]:
     """Cells of the table: a method's mean over its seeds, and each seed's own score."""
-    agreed = _has_agreement(results)
+    agreed, uneven = _has_agreement(results), _is_uneven(plan, results)
     cells = []
     for name, row in plan.rows.items():
         seeds = plan.seeds[:1] if row.teacher else row.seeds or plan.seeds
@@ -88,6 +88,7 @@ def summary(plan: Plan, results: Results, splits: Sequence[str]) -> list[list[st
         every = ([results.of(trial, split) for trial in trials] for split in splits)
         found = next((own for lines in every if (own := [each for each in lines if each])), [])
         line += [mean(found, "agreement", ".1f")] if agreed else []
+        line += [_updates(found)] if uneven else []
         for key in ("parameters", "training_seconds", "sentences_per_second"):
             line.append(mean(found, key, ",.0f"))
         cells.append(line)
@@ -101,6 +102,7 @@ def heads(plan: Plan, results: Results, splits: Sequence[str]) -> list[str]:
         found += [f"seed {seed}" for seed in plan.seeds if len(plan.seeds) > 1]
         found.append(f"{split} chrF")
     found += ["teacher's top-1, %"] if _has_agreement(results) else []
+    found += ["updates"] if _is_uneven(plan, results) else []
     return [*found, "parameters", "training, s", "sentences/s"]
 
 
@@ -112,6 +114,22 @@ def mean(lines: Sequence[dict[str, str]], key: str, form: str) -> str:
 
 def _has_agreement(results: Results) -> bool:
     return any(line.get("agreement") for line in results.lines)
+
+
+def _updates(lines: Sequence[dict[str, str]]) -> str:
+    """Of each seed, or one number where they are equal."""
+    counts = [f"{int(line['updates']):,}" for line in lines if line.get("updates")]
+    return " / ".join(counts if len(set(counts)) > 1 else counts[:1])
+
+
+def _is_uneven(plan: Plan, results: Results) -> bool:
+    """Whether seeds of a row have come to different updates, as pieces let them."""
+    for name, row in plan.rows.items():
+        trials = [Trial(plan, name, seed) for seed in row.seeds or plan.seeds]
+        found = [each for trial in trials if (each := results.of(trial, "dev"))]
+        if "/" in _updates(found):
+            return True
+    return False
 
 
 def show(plan: Plan, results: Results, splits: Sequence[str]) -> None:

@@ -109,6 +109,17 @@ def test_lines_of_before_lack_what_is_measured_now(plan, tmp_path):
     assert "| 55.5 |" in markdown(plan, read, ("dev",)).splitlines()[4]
 
 
+def test_updates_stand_beside_seeds_that_have_not_come_as_far(plan, tmp_path):
+    results = Results(tmp_path / "table.csv")
+    for name, seed, updates in (("alone", 1, 9000), ("alone", 2, 3000), ("taught", 1, 3000)):
+        results.add({**line(Trial(plan, name, seed), "dev", 10.0), "updates": updates})
+    table = [row.strip("| ").split(" | ") for row in markdown(plan, results, ("dev",)).splitlines()]
+    place = table[0].index("updates")
+    assert [row[place] for row in table[3:5]] == ["9,000 / 3,000", "3,000"]
+    results.add({**line(Trial(plan, "alone", 2), "dev", 11.0), "updates": 9000})
+    assert "updates" not in markdown(plan, results, ("dev",))
+
+
 def test_results_of_another_table_count_where_there_are_none(plan, tmp_path):
     other = Results(tmp_path / "other.csv")
     other.add(line(Trial(plan, "alone", 1), "dev", 10.0))
