@@ -1,11 +1,12 @@
 """Models that Accelerate is about to divide by FSDP2."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from fastkd.integrations import sharded
+from fastkd.integrations.unwrapped import projection_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -20,7 +21,7 @@ def divide_head(model: nn.Module, accelerator: "Accelerator") -> None:
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is None or plugin.fsdp_version != 2 or plugin.cpu_ram_efficient_loading:
         return
-    head: Any = getattr(model, "get_output_embeddings", lambda: None)()
+    head = projection_of(model)
     if accelerator.mixed_precision != "no" and head is not None:
         for parameter in head.parameters():
             if parameter.requires_grad:  # which Accelerate keeps in float32

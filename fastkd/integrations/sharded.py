@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor, Partial
 
 from fastkd.errors import InputError
 from fastkd.functional.divided import divided_as
+from fastkd.integrations.unwrapped import projection_of
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -51,13 +52,14 @@ def divide(model: nn.Module, mesh: DeviceMesh, **settings: Any) -> None:
     settings: those of `fully_shard`, such as `mp_policy`
 
     Units are the layers that Transformers names as not to be split, the output projection as
-    `divide_head` has it, the embeddings where they share their weight with nothing, and what is
-    left of the model.
+    `divide_head` has it, the embeddings, these and layers where they share no weight with others,
+    and what is left of the model.
     """
     settings = {"reshard_after_forward": True, **settings}
     layers = set(getattr(model, "_no_split_modules", None) or ())
-    units = [m for m in model.modules() if type(m).__name__ in layers]
     divide_head(model, mesh, **settings)
+    named = [m for m in model.modules() if type(m).__name__ in layers]
+    units = [m for m in named if not _shares(model, m)]
     embeddings: Any = getattr(model, "get_input_embeddings", lambda: None)()
     if type(embeddings) is nn.Embedding and len(holders(model, embeddings.weight)) == 1:
         units.append(embeddings)
@@ -72,10 +74,12 @@ def divide_head(model: nn.Module, mesh: DeviceMesh | None = None, **settings: An
 
     Embeddings that share its weight are in that unit, and several of them become one module. It is
     for models that somebody else divides afterwards, as Accelerate does. Where others share the
-    weight, or divide it already, nothing is done.
+    weight or the bias, or divide it already, nothing is done.
     """
-    head: Any = getattr(model, "get_output_embeddings", lambda: None)()
+    head = projection_of(model)
     if type(head) is not nn.Linear or isinstance(head.weight, DTensor):
+        return
+    if head.bias is not None and len(holders(model, head.bias)) > 1:  # as BERT's
         return
     tied = [module for module in holders(model, head.weight) if module is not head]
     if not tied:
@@ -89,6 +93,15 @@ def divide_head(model: nn.Module, mesh: DeviceMesh | None = None, **settings: An
 def holders(model: nn.Module, parameter: Tensor) -> list[nn.Module]:
     """The modules of which it is a parameter."""
     return [m for m in model.modules() if any(p is parameter for p in m._parameters.values())]
+
+
+def _shares(model: nn.Module, module: nn.Module) -> bool:
+    """Whether a parameter of it, which is in no unit yet, is one of what lies outside of it too."""
+    own = {id(p) for p in module.parameters() if not isinstance(p, DTensor)}
+    within = set(module.modules())
+    return any(
+        id(p) in own for m in model.modules() if m not in within for p in m._parameters.values()
+    )
 
 
 def looks_up(module: Any) -> bool:

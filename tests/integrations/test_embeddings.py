@@ -1,6 +1,7 @@
 """Embeddings of a weight that FSDP2 divides with the output projection, in one process."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,10 +10,13 @@ import torch.distributed as dist
 pytest.importorskip("transformers", minversion="5.1")
 
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
+from benchmarks.models import tiny
+from fastkd.integrations import accelerate
 from fastkd.integrations.distillation import Distillation
-from fastkd.integrations.sharded import beside, divide, divide_head
+from fastkd.integrations.sharded import beside, divide, divide_head, holders
+from fastkd.integrations.unwrapped import projection_of
 from fastkd.losses import CrossEntropy, WordKD
 from tests.integrations.families import build, causal, labelled
 
@@ -82,6 +86,45 @@ def test_ids_out_of_range_are_told(mesh):
     inputs["input_ids"][0, 0] = 1000
     with pytest.raises(RuntimeError, match="out of its range"):
         distillation(model, inputs)
+
+
+@pytest.mark.parametrize("name", ["bert", "blip", "blip with a bias apart"])
+def test_a_projection_whose_bias_is_shared_stays_with_the_rest(mesh, name):
+    """And so do layers that share a weight; BLIP's projection is found in its part for text."""
+    if name == "bert":
+        student, inputs = build("bert", tie_word_embeddings=True), labelled("bert")
+    else:
+        student = tiny.build("BlipForConditionalGeneration").requires_grad_(True)
+        inputs = tiny.inputs_of("vision", student)
+    if name == "blip with a bias apart":
+        head = student.text_decoder.cls.predictions
+        head.bias = torch.nn.Parameter(head.bias.detach().clone())
+    apart = len(holders(student, projection_of(student).bias)) == 1
+    assert apart or name != "blip with a bias apart"
+    teacher = copy.deepcopy(student)
+    expected = trained(copy.deepcopy(student), copy.deepcopy(teacher), inputs)
+    found = trained(student, teacher, inputs, lambda model: divide(model, mesh))
+    assert isinstance(projection_of(student), FSDPModule) == apart
+    torch.testing.assert_close(found[0], expected[0])
+    assert found[1].keys() == expected[1].keys()
+    for key, gradient in expected[1].items():
+        torch.testing.assert_close(found[1][key], gradient, msg=key)
+
+
+def test_mixed_precision_of_accelerate_with_a_projection_that_a_part_tells(mesh):
+    plugin = SimpleNamespace(
+        fsdp_version=2,
+        cpu_ram_efficient_loading=False,
+        reshard_after_forward=True,
+        cpu_offload=OffloadPolicy(),
+        mixed_precision_policy=MixedPrecisionPolicy(torch.bfloat16),
+    )
+    accelerator = SimpleNamespace(
+        state=SimpleNamespace(fsdp_plugin=plugin), mixed_precision="bf16", torch_device_mesh=None
+    )
+    model = tiny.build("BlipForConditionalGeneration").requires_grad_(True).bfloat16()
+    accelerate.divide_head(model, accelerator)
+    assert projection_of(model).weight.dtype == torch.float32
 
 
 @pytest.mark.parametrize("change", ["max_norm", "hooked", "other"])
