@@ -41,8 +41,10 @@ def refuse_shared(student: nn.Module, teacher: nn.Module | None) -> None:
 
 
 def refuse_frozen(student: nn.Module) -> None:
-    """Where gradients are on, none would be for the student; a frozen one can be evaluated."""
-    if torch.is_grad_enabled() and not any(p.requires_grad for p in student.parameters()):
+    """In training mode with gradients on; a frozen one can be evaluated, as with adapters off."""
+    if not (student.training and torch.is_grad_enabled()):
+        return
+    if not any(p.requires_grad for p in student.parameters()):
         raise InputError(
             "student: none of its parameters requires grad, as those of a model that another "
             "Distillation has as its teacher; expected student.requires_grad_(True), or adapters"

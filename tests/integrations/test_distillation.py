@@ -357,10 +357,13 @@ def test_a_student_that_does_not_train_is_refused():
     first, second = teacher_and_student("llama")
     Distillation(first, [WordKD()], second)
     distillation, inputs = Distillation(second, [WordKD()], first), labelled("llama")
+    second.train()
     with pytest.raises(fastkd.InputError, match="student: none of its parameters requires grad"):
         distillation(second, inputs)
     with torch.no_grad():
         assert distillation(second, inputs).loss > 0
+    second.eval()
+    assert distillation(second, inputs).loss > 0
 
 
 def test_a_kind_of_batch_is_read_once(monkeypatch):

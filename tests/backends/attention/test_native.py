@@ -135,14 +135,17 @@ def test_drawn_shapes(normalization, drawn):
 @pytest.mark.parametrize("normalization", ["map", "row"])
 @pytest.mark.parametrize("temperature", [0.3, 0.25, 0.1, 0.05, 0.04])
 def test_sharp_exponents(normalization, temperature, walk, workspace):
-    """One cell decides Z, and student and teacher differ there: sums of d nearly cancel."""
+    """One cell decides Z, and student and teacher differ there: sums of d nearly cancel.
+
+    Of what is left plain PyTorch's own error changes twofold with the CPU's instructions.
+    """
     inputs = attention(queries=8, keys=60)
     inputs[0] *= 0.1
     inputs[2] *= 20
     inputs[4] = inputs[4].abs() / inputs[4].abs().sum(1, keepdim=True)
     for padding in ("exclude", "include"):
         exact(inputs, normalization=normalization, temperature=temperature, padding=padding,
-              key_lengths=lengths(60, 9))  # fmt: skip
+              key_lengths=lengths(60, 9), ratio=6)  # fmt: skip
 
 
 @pytest.mark.parametrize("sharpness", [20.0, 100.0])
