@@ -13,7 +13,12 @@ import fastkd.backends.attention.torch as backend
 from fastkd import attention_alignment_loss
 from fastkd.backends.attention.torch import native, sources
 from fastkd.backends.attention.torch.native_walk import NativeWalk
-from tests.kernels.attention_compare import assert_as_exact_as_reference, attention, run
+from tests.kernels.attention_compare import (
+    assert_as_exact_as_reference,
+    attention,
+    distance,
+    run,
+)
 
 NORMALIZATIONS = ("map", "row", "mixture")
 every_normalization = pytest.mark.parametrize("normalization", NORMALIZATIONS)
@@ -132,20 +137,34 @@ def test_drawn_shapes(normalization, drawn):
         exact(inputs, normalization=normalization, temperature=temperature, **options)
 
 
+def worst_of_orders(inputs, backend, **options):
+    """Plain PyTorch's least exact results, by the order in which heads are summed up.
+
+    Where sums nearly cancel its error is a matter of luck: from 2e-6 to 5e-6 by order alone.
+    """
+    truth = run([tensor.double() for tensor in inputs], backend, **options)
+    found = []
+    for shift in range(6):
+        moved = [tensor.roll(shift, -1) for tensor in inputs[:4]]
+        loss, query, key, weight = run([*moved, inputs[4]], backend, **options)
+        found.append([loss, query.roll(-shift, -1), key.roll(-shift, -1), weight])
+    return [
+        max(results, key=lambda result: distance(result, exact))
+        for results, exact in zip(zip(*found, strict=True), truth, strict=True)
+    ]
+
+
 @pytest.mark.parametrize("normalization", ["map", "row"])
 @pytest.mark.parametrize("temperature", [0.3, 0.25, 0.1, 0.05, 0.04])
 def test_sharp_exponents(normalization, temperature, walk, workspace):
-    """One cell decides Z, and student and teacher differ there: sums of d nearly cancel.
-
-    Of what is left plain PyTorch's own error changes twofold with the CPU's instructions.
-    """
+    """One cell decides Z, and student and teacher differ there: sums of d nearly cancel."""
     inputs = attention(queries=8, keys=60)
     inputs[0] *= 0.1
     inputs[2] *= 20
     inputs[4] = inputs[4].abs() / inputs[4].abs().sum(1, keepdim=True)
     for padding in ("exclude", "include"):
         exact(inputs, normalization=normalization, temperature=temperature, padding=padding,
-              key_lengths=lengths(60, 9), ratio=6)  # fmt: skip
+              key_lengths=lengths(60, 9), beside=worst_of_orders)  # fmt: skip
 
 
 @pytest.mark.parametrize("sharpness", [20.0, 100.0])
