@@ -13,6 +13,10 @@ class InputError(ValueError):
     """A config, file or command line is wrong; one line that names it and what was expected."""
 
 
+class NotPrepared(InputError):
+    """There is no prepared corpus, or it is not the one that the config asks for."""
+
+
 class Forbidden(InputError):
     """What is there may not be read; it is as it was written, for all that is known."""
 

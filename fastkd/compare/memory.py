@@ -16,13 +16,16 @@ def steps_of(methods: Sequence[Method], progress: Callable[[int], None] | None =
     """The heaviest step of each method, by its title; without those whose teacher is not there.
 
     progress: called with the number of methods that were looked at since its last call
+
+    Raises InputError where a prepared corpus is damaged.
     """
     found: Steps = []
     for method in methods:
         config = method.first.config
+        work = workload(config)
         try:
             teacher, tokens = teacher_config(config), config.training.batch_tokens
-            steps = predicted_steps(config, workload(config), teacher, tokens, "cpu")
+            steps = predicted_steps(config, work, teacher, tokens, "cpu")
             found.append((method.title, max((m for _, m in steps), key=lambda m: m.peak)))
         except InputError:
             continue

@@ -13,7 +13,7 @@ from fastkd.config.tree import Config, DataConfig, TokenizerConfig
 from fastkd.data.corpus import FILES, Corpus, write_corpus
 from fastkd.data.text import count_pairs, read_pairs, text_file
 from fastkd.data.tokenizer import FOLDER, Tokenizers, train_tokenizers
-from fastkd.errors import InputError
+from fastkd.errors import InputError, NotPrepared
 from fastkd.files import replaced_folder, write_file
 from fastkd.reading import read_text, sha256_of
 
@@ -148,20 +148,22 @@ def prepare(config: Config, progress: Progress = lambda stage, done, total: None
     return PreparedReport(str(folder), vocabulary, tokenizers.joint, splits, reused, seconds)
 
 
-def open_prepared(config: Config) -> Prepared:
+def open_prepared(config: Config, texts: bool = True) -> Prepared:
     """Opens what `prepare` wrote for this config.
 
+    texts: whether they must be what was prepared
+
     Raises:
-        InputError: it is not prepared, or with other settings or another tokenizer, or damaged; or
-            a text has changed since.
+        NotPrepared: it is not prepared, or with other settings or another tokenizer.
+        InputError: it is damaged, or a text has changed since.
     """
     folder = Path(config.data.prepared)
     manifest = _read_manifest(folder)
     prepared = _open(folder, manifest)
     difference = _difference(config, manifest, prepared)
     if difference is not None:
-        raise InputError(f"{folder}: prepared with {difference}, or run: fastkd prepare CONFIG")
-    for path in _changed(manifest):
+        raise NotPrepared(f"{folder}: prepared with {difference}, or run: fastkd prepare CONFIG")
+    for path in _changed(manifest) if texts else ():
         raise InputError(f"{path}: has changed since it was prepared; run: fastkd prepare CONFIG")
     if (kept := _kept_normalization(config, manifest)) is not None:
         LOGGER.warning(
@@ -259,7 +261,8 @@ def _given(config: Config) -> Tokenizers | None:
     try:
         return Tokenizers.load(config.tokenizer)
     except InputError as error:
-        raise InputError(f"tokenizer: {error}") from error
+        kind = InputError if Path(config.tokenizer).exists() else NotPrepared
+        raise kind(f"tokenizer: {error}") from error
 
 
 def _hashes(texts: dict[str, tuple[Path, Path]], progress: Progress) -> dict[str, list[str]]:
@@ -351,7 +354,7 @@ def _encode(
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / _MANIFEST
     if not path.is_file():
-        raise InputError(f"{folder}: not prepared yet; run: fastkd prepare CONFIG")
+        raise NotPrepared(f"{folder}: not prepared yet; run: fastkd prepare CONFIG")
     try:
         manifest: dict[str, Any] = json.loads(read_text(path))
         known = manifest["format"] == _FORMAT
@@ -359,7 +362,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: damaged; run: fastkd prepare CONFIG") from error
     if not known:
-        raise InputError(f"{path}: written by another version; run: fastkd prepare CONFIG")
+        raise NotPrepared(f"{path}: written by another version; run: fastkd prepare CONFIG")
     return manifest
 
 

@@ -163,6 +163,7 @@ class Kinds:
             "distill",
             "demo",
             "memory",
+            "compare",
             "export to ctranslate2",
         )
         return file.name not in _OPEN and not (reads_texts and file.suffix in _TEXTS)

@@ -12,7 +12,7 @@ from fastkd.config.tree import Config, TokenizerConfig
 from fastkd.data.batches import Batch, BatchPlan, split
 from fastkd.data.corpus import Corpus
 from fastkd.data.prepare import open_prepared
-from fastkd.errors import InputError
+from fastkd.errors import InputError, NotPrepared
 
 ASSUMED_LENGTH = 32  # pieces a sentence, where no corpus says
 
@@ -108,10 +108,13 @@ class Workload:
 
 
 def workload(config: Config) -> Workload:
-    """From the prepared corpus; where there is none yet, from lengths that are assumed."""
+    """From the prepared corpus; where there is none yet, from lengths that are assumed.
+
+    Raises InputError where it is damaged.
+    """
     try:
-        prepared = open_prepared(config)
-    except InputError:
+        prepared = open_prepared(config, texts=False)
+    except NotPrepared:
         return _assumed(config)
     source, target = prepared.tokenizers.source, prepared.tokenizers.target
     corpus, seed = prepared.train, config.training.seed
