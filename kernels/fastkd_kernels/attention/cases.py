@@ -185,14 +185,13 @@ def _mixing(label, kind_of_maps, precision, holds, lengths, constants) -> Iterat
                     "weight_slots": "*fp32",
                 }
                 for one in holds:
-                    roomy = given["ONE_H"] and unit == config.HEAD_UNIT
-                    crowded = kind == "row" if one else kind != "map" and not roomy
-                    launch = config.mix_tile(keys, precision, not to_maps, crowded).launch
+                    crowded = config.is_crowded(kind, one, given["ONE_H"], unit == config.HEAD_UNIT)
+                    tile = config.mix_tile(keys, precision, not to_maps, crowded)
                     yield _case(
                         mix_gradient_bwd,
                         f"{name}{' many' * (not one)}",
                         pointers,
-                        launch,
+                        tile.gradient_launch,
                         MIXTURE=kind == "mixture",
                         NVIDIA=True,
                         TO_MAPS=to_maps,

@@ -110,7 +110,8 @@ class MixTile:
     students: int  # all of them, or a part
     teachers: int  # likewise
     keys: int
-    launch: Launch
+    launch: Launch  # of the statistics
+    gradient_launch: Launch
 
 
 def mix_tile(
@@ -118,17 +119,32 @@ def mix_tile(
 ) -> MixTile:
     """scratch: whether the maps are of `probabilities_fwd`, else the caller's.
 
-    crowded: whether what rows are measured by leaves no register for the weight and its gradient,
-    which `row` holds, or for the parts that more teacher maps than a block holds are taken by: more
-    student maps than a block holds, or a weight that is read number by number. Of rounded maps a
-    single warp holds a block of keys by 16 teacher maps, and its sums meet without shared memory;
-    what such rows, longer ones or the caller's strides need beside it takes two.
+    crowded: of the gradient, as `is_crowded` has it. Of rounded maps a single warp holds a block of
+    keys by 16 teacher maps, and its sums meet without shared memory; what crowded rows, longer ones
+    or the caller's strides need beside it takes two.
     """
     block_k = _edge(keys)
     if precision.scratch == torch.float32:
-        return MixTile(HEADS, HEADS, block_k, Launch(block_k // 8, fp_fusion=False))
-    alone = keys <= block_k and scratch and not crowded
-    return MixTile(HEADS, HEADS, block_k, Launch(1 if alone else 2))
+        launch = Launch(block_k // 8, fp_fusion=False)
+        return MixTile(HEADS, HEADS, block_k, launch, launch)
+    alone = keys <= block_k and scratch
+    launch, gradient_launch = Launch(1 if alone else 2), Launch(1 if alone and not crowded else 2)
+    return MixTile(HEADS, HEADS, block_k, launch, gradient_launch)
+
+
+def is_crowded(normalization: str, one_teacher: bool, one_student: bool, whole_units: bool) -> bool:
+    """Whether a warp has no register for what the gradient needs beside a block of maps.
+
+    That is the weight and its gradient, which `row` holds where one block has the teacher's maps
+    (one_teacher), else the parts that they are taken by: where the student's maps are several
+    blocks, too, or the weight is read number by number (not whole_units). `map`, which is measured
+    before, has room for one of the two.
+    """
+    if one_teacher:
+        return normalization == "row"
+    if normalization == "map":
+        return not one_student and not whole_units
+    return not one_student or not whole_units
 
 
 def head_units(precision: Precision, scratch: bool) -> tuple[int, ...]:

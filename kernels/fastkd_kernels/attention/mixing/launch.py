@@ -183,7 +183,7 @@ class Mixing:
                 "LONG": out is not None and not to_maps and not self.whole,
                 "ONE_J": self.held,
             },
-            self.tile.launch.options,
+            self.tile.gradient_launch.options,
         )
 
     def _constants(self, units: tuple[int, int], views: tuple[MapView, ...]) -> dict:

@@ -10,6 +10,7 @@ from fastkd_kernels import common
 from fastkd_kernels.attention.config import (
     HEAD_UNIT,
     HEADS,
+    is_crowded,
     mix_tile,
     precision,
     probability_tile,
@@ -41,7 +42,13 @@ class QueryKeyAlignment:
         self.batch, _, self.queries, _ = request.student[0].shape
         self.keys = request.student[1].shape[2]
         self.precision = precision(request.student[0].dtype)
-        tile = mix_tile(self.keys, self.precision, crowded=self._crowded())
+        crowded = is_crowded(
+            settings.normalization,
+            self.teacher.heads <= HEADS,
+            self.student.heads <= HEADS,
+            self.student.heads % HEAD_UNIT == 0,
+        )
+        tile = mix_tile(self.keys, self.precision, crowded=crowded)
         # Programs that share student maps must not write over what the others read.
         self.in_place = tile.students >= self.student.heads
         copies = 1 if self.in_place or not settings.gradient else 2
@@ -74,12 +81,6 @@ class QueryKeyAlignment:
         )
         self.started = False
         self.steps: tuple[Step, ...] = tuple(self._steps())
-
-    def _crowded(self) -> bool:
-        form, heads = self.settings.normalization, self.student.heads
-        if self.teacher.heads <= HEADS:
-            return form == "row"
-        return form != "map" and (heads > HEADS or heads % HEAD_UNIT != 0)
 
     def run(self, tensors: dict[str, Tensor | None]) -> tuple[Tensor | None, ...]:
         """(loss, or losses (B, Nt); query, key and weight gradient) of a call's tensors."""
