@@ -29,7 +29,7 @@ KILLS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.S
 ENDS = {0, 1, 2, 129, 130, 143, 152, *(-number for number in KILLS if number != signal.SIGINT)}
 _TEXTS = (".de", ".dsb", ".qlo", ".qtu", ".yaml")
 # What may be otherwise after it was damaged, as it is no secret: a config's other settings, times.
-_OPEN = ("config.yaml", "log.jsonl", "prepared.json", "in", "table.csv")
+_OPEN = ("config.yaml", "log.jsonl", "prepared.json", "tokenizer_config.json", "in", "table.csv")
 
 
 class Kinds:
