@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Unpack
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from fastkd import watching
 from fastkd.errors import InputError
-from fastkd.functional import checks
+from fastkd.functional import checks, remembered
 from fastkd.functional.calls import (
     AlignmentCall,
     AlignmentKeywords,
@@ -82,16 +83,24 @@ def attention_alignment_loss(
     _refuse_features(
         position_bias=position_bias, soft_cap=soft_cap, window=window, left_padding=left_padding
     )
+    given = _options_of(options)
+    layout = remembered.layout(
+        "queries and keys", given, student_query, student_key, teacher_query, teacher_key, weight,
+        bias, query_lengths, key_lengths,
+    )  # fmt: skip
+    known = remembered.passed(layout)
     call = _call(
-        _query_key("student", student_query, student_key, student_scale),
-        _query_key("teacher", teacher_query, teacher_key, teacher_scale),
+        _query_key("student", student_query, student_key, student_scale, known),
+        _query_key("teacher", teacher_query, teacher_key, teacher_scale, known),
         weight,
         bias,
         query_lengths,
         key_lengths,
         None,
-        AlignmentOptions(**options),
+        given,
+        known,
     )
+    remembered.remember(layout)
     served_by = choose("attention", attention_backend, backend, call.student.query[0], call)
     return _reduced(call, served_by.query_key_loss)
 
@@ -120,11 +129,19 @@ def alignment_loss_from_maps(
     key_mask (B, Tk) or mask (B, Tq, Tk), bool, say which cells a query may attend to in place of
     key_lengths, or of both lengths: true where a cell counts, wherever the padding is.
     """
-    student = Maps(checks.layers("student_maps", student_maps))
-    teacher = Maps(_constants(teacher_maps=checks.layers("teacher_maps", teacher_maps)))
-    given = AlignmentOptions(**options)
-    cells = _cell_mask(student, key_mask, mask, query_lengths, key_lengths)
-    call = _call(student, teacher, weight, bias, query_lengths, key_lengths, cells, given)
+    given = _options_of(options)
+    layout = remembered.layout(
+        "maps", given, student_maps, teacher_maps, weight, bias, query_lengths, key_lengths,
+        key_mask, mask,
+    )  # fmt: skip
+    known = remembered.passed(layout)
+    student = Maps(_layers("student_maps", student_maps, known))
+    teacher = Maps(_constants("teacher_maps", _layers("teacher_maps", teacher_maps, known), known))
+    if not known:
+        _check_masks(student, key_mask, mask, query_lengths, key_lengths)
+    cells = mask if key_mask is None else key_mask[:, None]
+    call = _call(student, teacher, weight, bias, query_lengths, key_lengths, cells, given, known)
+    remembered.remember(layout)
     served_by = choose("attention", attention_backend, backend, student.layers[0], call)
     return _reduced(call, served_by.map_loss)
 
@@ -147,21 +164,44 @@ def _scale(name: str, value: float | None, query: Tensor) -> float:
     return value
 
 
-def _query_key(side: str, query: Layers, key: Layers, scale: float | None) -> QueryKey:
-    names = f"{side}_query", f"{side}_key"
-    query, key = (checks.layers(*each) for each in zip(names, (query, key), strict=True))
-    checks.query_key(side, query, key)
+def _options_of(given: AlignmentKeywords) -> AlignmentOptions:
+    """Where no compiler traces, the same object for the same options."""
+    if not torch.compiler.is_compiling():
+        try:
+            return _remembered_options(**given)
+        except TypeError:  # something that cannot be hashed, or no option
+            pass
+    return AlignmentOptions(**given)
+
+
+_remembered_options = lru_cache(maxsize=256, typed=True)(AlignmentOptions)
+
+
+def _layers(name: str, value: Layers, known: bool) -> tuple[Tensor, ...]:
+    if not known:
+        return checks.layers(name, value)
+    return (value,) if isinstance(value, Tensor) else tuple(value)
+
+
+def _query_key(side: str, query: Layers, key: Layers, scale: float | None, known: bool) -> QueryKey:
+    query = _layers(f"{side}_query", query, known)
+    key = _layers(f"{side}_key", key, known)
+    if not known:
+        checks.query_key(side, query, key)
     scale = _scale(f"{side}_scale", scale, query[0])
     if side == "teacher":
-        query, key = _constants(teacher_query=query), _constants(teacher_key=key)
+        query, key = (
+            _constants("teacher_query", query, known),
+            _constants("teacher_key", key, known),
+        )
     return QueryKey(query, key, scale)
 
 
-def _constants(**teacher: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _constants(name: str, layers: tuple[Tensor, ...], known: bool) -> tuple[Tensor, ...]:
     """Of `torch.inference_mode`, which autograd does not keep, copies."""
-    ((name, layers),) = teacher.items()
-    for layer in layers:
-        checks.constant(**{name: layer})
+    if not known:
+        for layer in layers:
+            checks.constant(**{name: layer})
     if torch.compiler.is_compiling():
         return layers
     return tuple(layer.clone() if layer.is_inference() else layer for layer in layers)
@@ -176,23 +216,24 @@ def _call(
     key_lengths: Tensor | None,
     mask: Tensor | None,
     options: AlignmentOptions,
+    known: bool,
 ) -> AlignmentCall[Side]:
     batch = student.tensors[0].shape[0]
     query_lengths = checks.lengths("query_lengths", query_lengths, batch, student.queries)
     key_lengths = checks.lengths("key_lengths", key_lengths, batch, student.keys)
     call = AlignmentCall(student, teacher, weight, bias, query_lengths, key_lengths, mask, options)
-    checks.alignment(call)
+    if not known:
+        checks.alignment(call)
     return call
 
 
-def _cell_mask(
+def _check_masks(
     student: Maps,
     key_mask: Tensor | None,
     mask: Tensor | None,
     query_lengths: Tensor | None,
     key_lengths: Tensor | None,
-) -> Tensor | None:
-    """(B, Tq or 1, Tk), or None where neither mask is given."""
+) -> None:
     first = student.layers[0]
     batch, queries, keys = first.shape[0], student.queries, student.keys
     for name, value, beside in (
@@ -203,10 +244,8 @@ def _cell_mask(
             raise InputError(f"{name} is given in place of lengths and of other masks, not beside")
     if key_mask is not None:
         checks.mask("key_mask", key_mask, (batch, keys), first.device)
-        return key_mask[:, None]
     if mask is not None:
         checks.mask("mask", mask, (batch, queries, keys), first.device)
-    return mask
 
 
 def _reduced(call: AlignmentCall[Side], backend: Callable[[AlignmentCall[Side]], Tensor]) -> Tensor:

@@ -66,7 +66,8 @@ def choose(
         names = BACKENDS[::-1] if fused else BACKENDS[1::-1]
     reason = None
     for name in names:
-        reason = _import(f"fastkd.backends.{family}.{name}")
+        path = f"fastkd.backends.{family}.{name}"
+        reason = None if path in sys.modules else _import(path)
         if reason is None:
             found = load(name)
             reason = found.unavailable(call)
@@ -78,8 +79,6 @@ def choose(
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # does not trace a module's first import
 def _import(path: str) -> str | None:
     """Why the module cannot be imported, or None once it is."""
-    if path in sys.modules:
-        return None
     try:
         importlib.import_module(path)
     except ImportError as error:

@@ -125,9 +125,9 @@ def divergence(form: str, beta: float | None) -> None:
 
 
 def tokens(call: TokenCall[Tensor] | TokenCall[Projected]) -> None:
-    """Everything about a call whose options and student are in order."""
+    """Everything but values about a call whose options and student are in order."""
     options, student = call.options, call.student
-    positions = student.hidden if isinstance(student, Projected) else student
+    where = student.hidden if isinstance(student, Projected) else student
     vocabulary = len(student.weight) if isinstance(student, Projected) else student.shape[-1]
     compared = vocabulary if options.vocabulary is None else options.vocabulary
     if compared > vocabulary:
@@ -136,27 +136,37 @@ def tokens(call: TokenCall[Tensor] | TokenCall[Projected]) -> None:
         )
     if options.rank_weight and options.top_k > compared:
         raise InputError(f"top_k must be at most the vocabulary's {compared}, not {options.top_k}")
-    if options.ce_weight:
-        if call.target is None:
-            raise InputError("target is needed where ce_weight is not 0")
-        _in_range("target", call.target, compared, call.counted)
+    if options.ce_weight and call.target is None:
+        raise InputError("target is needed where ce_weight is not 0")
     teacher = call.teacher
     if teacher is None:
         if options.teaches:
             raise InputError("the teacher is needed where kd_weight or rank_weight is not 0")
     elif isinstance(teacher, SparseTeacher):
-        _listed(teacher, positions, compared, call.counted, options)
+        _listed(teacher, where, compared, options)
     elif isinstance(teacher, Tensor):
         rows("teacher_logits", teacher)
         _share(options, "", teacher.shape[-1], vocabulary)
-        same_positions("teacher_logits", teacher, teacher.shape[:-1], positions)
+        same_positions("teacher_logits", teacher, teacher.shape[:-1], where)
         checks.constant(teacher_logits=teacher)
     else:
         projected("teacher", teacher)
         _share(options, "_weight", len(teacher.weight), vocabulary)
-        same_positions("teacher_hidden", teacher.hidden, teacher.hidden.shape[:-1], positions)
+        same_positions("teacher_hidden", teacher.hidden, teacher.hidden.shape[:-1], where)
         hidden, weight, bias = teacher
         checks.constant(teacher_hidden=hidden, teacher_weight=weight, teacher_bias=bias)
+
+
+def values(call: TokenCall[Tensor] | TokenCall[Projected]) -> None:
+    """Ids lie in what is compared, where they are on the CPU."""
+    options, student = call.options, call.student
+    compared = options.vocabulary
+    if compared is None:
+        compared = len(student.weight) if isinstance(student, Projected) else student.shape[-1]
+    if options.ce_weight and call.target is not None:
+        _in_range("target", call.target, compared, call.counted)
+    if options.teaches and isinstance(call.teacher, SparseTeacher):
+        _in_range("SparseTeacher: ids", call.teacher.ids, compared, call.counted)
 
 
 def _share(options: TokenOptions, rows: str, teacher: int, student: int) -> None:
@@ -177,7 +187,6 @@ def _listed(
     teacher: SparseTeacher,
     student: Tensor,
     vocabulary: int,
-    counted: Tensor | None,
     options: TokenOptions,
 ) -> None:
     for value in (teacher.ids, teacher.log_probs):
@@ -197,7 +206,16 @@ def _listed(
             f"SparseTeacher: divergence={options.form!r} needs rest={' or '.join(map(repr, able))},"
             f" not {teacher.rest!r}"
         )
-    _in_range("SparseTeacher: ids", teacher.ids, vocabulary, counted)
+
+
+def positions(student: Tensor, target: Tensor | None, mask: Tensor | None) -> None:
+    """`target` and `mask` are of the student's positions."""
+    if target is not None:
+        checks.integers("target", target)
+        same_positions("target", target, target.shape, student)
+    if mask is not None:
+        checks.mask("mask", mask)
+        same_positions("mask", mask, mask.shape, student)
 
 
 def same_positions(name: str, value: Tensor, positions: torch.Size, student: Tensor) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fastkd import watching
 from fastkd.errors import InputError
-from fastkd.functional import checks, token_checks
+from fastkd.functional import checks, remembered, token_checks
 from fastkd.functional.calls import (
     Projected,
     TokenCall,
@@ -82,11 +82,18 @@ def token_distillation_loss(
     requires grad; BackendUnavailable where a backend asked for by name cannot serve the call.
     """
     given = token_checks.options_of(options)
-    token_checks.rows("student_logits", student_logits)
-    _placed_alike("_logits", student_logits, teacher_logits, target, mask)
-    counted = _counted(student_logits, target, mask, given.ignore_index)
+    layout = remembered.layout("logits", given, student_logits, teacher_logits, target, mask)
+    known = remembered.passed(layout)
+    if not known:
+        token_checks.rows("student_logits", student_logits)
+        _placed_alike("_logits", student_logits, teacher_logits, target, mask)
+        token_checks.positions(student_logits, target, mask)
+    counted = _counted(target, mask, given.ignore_index)
     call = TokenCall(student_logits, teacher_logits, target, counted, given)
-    token_checks.tokens(call)
+    if not known:
+        token_checks.tokens(call)
+        remembered.remember(layout)
+    token_checks.values(call)
     served_by = choose("tokens", token_backend, backend, student_logits, call)
     return watching.named(PART, served_by.dense_losses, call)
 
@@ -122,15 +129,26 @@ def linear_token_distillation_loss(
     in `token_distillation_loss`, errors included.
     """
     given = token_checks.options_of(options)
+    layout = remembered.layout(
+        "hidden", given, student_hidden, student_weight, teacher_hidden, teacher_weight, target,
+        student_bias, teacher_bias, mask,
+    )  # fmt: skip
+    known = remembered.passed(layout)
     student = Projected(student_hidden, student_weight, student_bias)
-    token_checks.projected("student", student)
+    if not known:
+        token_checks.projected("student", student)
     student = student._replace(bias=whole(student_bias))
     teacher = _teacher(teacher_hidden, teacher_weight, teacher_bias)
-    listed = teacher if isinstance(teacher, SparseTeacher) else None
-    _placed_alike("_hidden", student_hidden, listed, target, mask)
-    counted = _counted(student_hidden, target, mask, given.ignore_index)
+    if not known:
+        listed = teacher if isinstance(teacher, SparseTeacher) else None
+        _placed_alike("_hidden", student_hidden, listed, target, mask)
+        token_checks.positions(student_hidden, target, mask)
+    counted = _counted(target, mask, given.ignore_index)
     call = TokenCall(student, teacher, target, counted, given)
-    token_checks.tokens(call)
+    if not known:
+        token_checks.tokens(call)
+        remembered.remember(layout)
+    token_checks.values(call)
     served_by = choose("tokens", token_backend, backend, student_hidden, call)
     return watching.named(PART, served_by.linear_losses, call)
 
@@ -150,18 +168,12 @@ def _placed_alike(
     checks.divided_alike(given)
 
 
-def _counted(
-    student: Tensor, target: Tensor | None, mask: Tensor | None, ignore_index: int
-) -> Tensor | None:
+def _counted(target: Tensor | None, mask: Tensor | None, ignore_index: int) -> Tensor | None:
     """mask and target != ignore_index as (...) bool; None where every position counts."""
     found = None
     if target is not None:
-        checks.integers("target", target)
-        token_checks.same_positions("target", target, target.shape, student)
         found = target.long() != ignore_index  # which a narrow type cannot hold
     if mask is not None:
-        checks.mask("mask", mask)
-        token_checks.same_positions("mask", mask, mask.shape, student)
         found = mask if found is None else mask & found
     if found is not None and checks.readable(found) and bool(found.all()):
         return None

@@ -57,10 +57,11 @@ class Step:
         varying: tuple[int | float, ...],
     ) -> None:
         pattern = device + 1  # a compiled kernel is loaded on one device
+        addresses: list[int | None] = []
         for pointer in pointers:
-            pattern *= 3
-            if pointer is not None:
-                pattern += 2 if pointer.data_ptr() & 15 else 1
+            address = None if pointer is None else pointer.data_ptr()
+            addresses.append(address)
+            pattern = 3 * pattern + (0 if address is None else 2 if address & 15 else 1)
         kernel = self.compiled.get(pattern)
         if kernel is None or launches_are_watched():
             made = self.kernel[(programs,)](
@@ -72,7 +73,7 @@ class Step:
         stream = driver.active.get_current_stream(max(device, 0))
         kernel.run(
             programs, 1, 1, stream, kernel.function, kernel.packed_metadata, None, None, None,
-            *pointers, *varying, *self.scalars, *self.constants.values(),
+            *addresses, *varying, *self.scalars, *self.constants.values(),
         )  # fmt: skip
 
 

@@ -6,6 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+_PLAIN = {Tensor, Parameter, type(None)}
+# Private, and not in every version.
+_graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+
 
 class _FirstOrderOnly(torch.autograd.Function):
     """Hands gradients on, and refuses to be differentiated.
@@ -28,7 +32,7 @@ def only_first_order(
     gradients: Sequence[Tensor | None], sources: Iterable[Tensor | None], error: str
 ) -> list[Tensor | None]:
     """`gradients` as a backward returns them: under create_graph, differentiating is an error."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return list(gradients)
     present = [gradient for gradient in gradients if gradient is not None]
     given = [source for source in sources if source is not None]
@@ -44,10 +48,9 @@ def early_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def graph_is_freed() -> bool:
     """Whether the running backward is certainly the only one through its graph."""
-    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or _graph_is_kept is None:
         return False
-    kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
-    return kept is not None and not kept()
+    return not _graph_is_kept()
 
 
 def scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -62,4 +65,4 @@ def runs_at_once(*tensors: Tensor | None) -> bool:
     """Whether the kernels may be launched without an operator that a compiler or a mode sees."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
-    return all(tensor is None or type(tensor) in (Tensor, Parameter) for tensor in tensors)
+    return _PLAIN.issuperset(map(type, tensors))

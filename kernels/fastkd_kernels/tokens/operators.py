@@ -117,7 +117,7 @@ class DenseTokenLosses(torch.autograd.Function):
     """Keeps the gradient, computed with the loss; the backward only scales it."""
 
     @staticmethod
-    def forward(ctx, student, anchor, constants, settings, reduction, predict):
+    def forward(ctx, student, constants, settings, reduction, predict):
         teacher, target, counted = constants
         differentiate = ctx.needs_input_grad[0]
         if runs_at_once(student, *teacher, target, counted):
@@ -129,29 +129,33 @@ class DenseTokenLosses(torch.autograd.Function):
                 student, *teacher, target, counted, settings.packed(), reduction, predict,
                 differentiate,
             )  # fmt: skip
+        # Nothing, but a way back to the student: a second-order gradient has to find its error.
+        anchor = student.new_empty(0) if differentiate else None
         ctx.save_for_backward(gradient, inverse, anchor)
         ctx.shape, ctx.options = student.shape, (settings, student.dtype, reduction == "mean")
         predicted = () if prediction is None else (prediction,)
         ctx.mark_non_differentiable(parts, *predicted)
         ctx.set_materialize_grads(False)
-        return loss, parts, prediction
+        return loss, parts, prediction, anchor
 
     @staticmethod
     def backward(ctx, upstream, *_):
         if upstream is None or not ctx.needs_input_grad[0]:
-            return (None,) * 6
+            return (None,) * 5
         gradient, inverse, anchor = ctx.saved_tensors
         settings, dtype, mean = ctx.options
         factor = late_factor(upstream.detach(), settings, dtype, mean, inverse, gradient.shape[0])
         if graph_is_freed():
-            if runs_at_once(gradient, factor):
+            if runs_at_once(factor):
                 scale_rows_(gradient, factor)
             else:
                 gradient.mul_(factor.reshape(-1, 1))
         else:
             gradient = scaled(gradient, factor.reshape(-1, 1).float(), gradient.dtype)
-        gradient = only_first_order([gradient.view(ctx.shape)], [anchor], SECOND_ORDER)[0]
-        return gradient, *(None,) * 5
+        if gradient.shape != ctx.shape:
+            gradient = gradient.view(ctx.shape)
+        gradient = only_first_order([gradient], [anchor], SECOND_ORDER)[0]
+        return gradient, *(None,) * 4
 
 
 def late_factor(
@@ -186,24 +190,15 @@ def dense_token_losses(
     int64, where asked for.
     """
     positions = student.shape[:-1]
-    anchor = None
-    if student.requires_grad:
-        if torch.is_grad_enabled():
-            anchor = anchored(student)
-        else:
-            student = student.detach()
+    if student.requires_grad and not torch.is_grad_enabled():
+        student = student.detach()
     if teacher.ids is not None:
         teacher = Teacher(None, flat(teacher.ids, 1), flat(teacher.log_probs, 1))
     constants = (teacher, flat(target), flat(counted))
-    loss, parts, prediction = DenseTokenLosses.apply(
-        student, anchor, constants, settings, reduction, predict
+    loss, parts, prediction, _ = DenseTokenLosses.apply(
+        student, constants, settings, reduction, predict
     )
     return shaped(loss, parts, prediction, positions, reduction, predict)
-
-
-def anchored(student: Tensor) -> Tensor:
-    """Nothing of it, but a way back to it: a second-order gradient has to find its error."""
-    return student.index_select(-1, student.new_empty(0, dtype=torch.int64))
 
 
 def shaped(

@@ -1,7 +1,8 @@
 """What the kernels are asked to compute, and the tile sizes chosen for it."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -38,6 +39,14 @@ class TokenSettings:
     student_soft_cap: float | None = None
     teacher_soft_cap: float | None = None
     vocabulary: int | None = None
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Computed once: every launch looks its plan up by its settings."""
+        return hash(astuple(self))
 
     @property
     def teaches(self) -> bool:

@@ -1,0 +1,47 @@
+"""Checks that were passed, which calls alike in all but their values pass too."""
+
+from collections.abc import Hashable
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+_PLAIN = (Tensor, Parameter)
+_MOST = 4096  # layouts; more are forgotten all at once
+_passed: set[Hashable] = set()
+
+
+def layout(check: str, options: Hashable, *tensors: object) -> Hashable | None:
+    """What `check` asks of a call but values; None where it has to be made on each call.
+
+    Such are calls that a compiler traces, and those with anything but plain tensors.
+    """
+    if torch.compiler.is_compiling():
+        return None
+    found: list[Hashable] = [check, options]
+    device = None
+    for given in tensors:
+        if given is None:
+            found.append(None)
+            continue
+        layers = given if isinstance(given, tuple | list) else (given,)
+        found.append(len(layers))
+        for tensor in layers:
+            if type(tensor) not in _PLAIN:
+                return None
+            device = tensor.device
+            found += (tensor.shape, tensor.dtype, device, tensor.requires_grad)
+    found.append(device is not None and torch.is_autocast_enabled(device.type))
+    return tuple(found)
+
+
+def passed(layout: Hashable | None) -> bool:
+    return layout in _passed
+
+
+def remember(layout: Hashable | None) -> None:
+    if layout is None or layout in _passed:
+        return
+    if len(_passed) >= _MOST:
+        _passed.clear()
+    _passed.add(layout)
