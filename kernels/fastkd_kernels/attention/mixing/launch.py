@@ -1,6 +1,7 @@
 """Launches of the kernels that mix maps, for maps in a scratch and for maps of the caller's."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -14,8 +15,7 @@ from fastkd_kernels.launching import Step, step
 LEAST_TEMPERATURE = 1 / 8  # down to it exp(a), a <= 1 / temperature, is summed as it stands
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """What the kernels are asked for, beside the tensors."""
 
     student_scale: float

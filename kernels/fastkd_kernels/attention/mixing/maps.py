@@ -1,8 +1,8 @@
 """Plans the maps form: the loss of maps that the caller holds, and its gradients."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +18,7 @@ from fastkd_kernels.attention.sums import Sums
 from fastkd_kernels.launching import Step, play
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """What a call is planned by: student (B, Ns, Tq, Tk), teacher (B, Nt, Tq, Tk)."""
 
     student: Layout

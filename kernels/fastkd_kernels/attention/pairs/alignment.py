@@ -1,7 +1,7 @@
 """Plans the alignment of head against head: the flash-style form, which holds no map."""
 
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,8 +22,7 @@ from fastkd_kernels.launching import Step, play, step
 NAMES = ("student_query", "student_key", "teacher_query", "teacher_key")
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """What a call is planned by: student (B, N, T, Ds) against teacher (B, N, T, Dt)."""
 
     student: tuple[Layout, Layout]

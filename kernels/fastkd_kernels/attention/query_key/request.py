@@ -1,6 +1,7 @@
 """What a call of the query-key form is planned by: layouts and options, without the tensors."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,8 +12,7 @@ from fastkd_kernels.attention.mixing.launch import MapView, Settings
 Shape = tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """Shape, strides and dtype of a tensor that a call brings."""
 
     shape: Shape
@@ -78,8 +78,7 @@ class Side:
         return MapView(f"{self.name}_maps", strides, pitch)
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """What a call is planned by: the same for every call of a shape."""
 
     student: tuple[Layout, Layout]
