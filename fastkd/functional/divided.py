@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 
-def is_divided(weight: object) -> bool:
-    tensor: Any = sys.modules.get("torch.distributed.tensor")
-    return tensor is not None and isinstance(weight, tensor.DTensor)
+def is_divided(value: object) -> bool:
+    """Whether it is a DTensor."""
+    module: Any = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(value, module.DTensor)
 
 
 def misplaced(weight: Any) -> tuple[object, ...]:

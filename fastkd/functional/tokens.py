@@ -86,7 +86,8 @@ def token_distillation_loss(
     known = remembered.passed(layout)
     if not known:
         token_checks.rows("student_logits", student_logits)
-        _placed_alike("_logits", student_logits, teacher_logits, target, mask)
+        beside = _beside(target, mask, teacher_logits)
+        checks.divided_alike({"student_logits": student_logits, **beside})
         token_checks.positions(student_logits, target, mask)
     counted = _counted(target, mask, given.ignore_index)
     call = TokenCall(student_logits, teacher_logits, target, counted, given)
@@ -140,8 +141,8 @@ def linear_token_distillation_loss(
     student = student._replace(bias=whole(student_bias))
     teacher = _teacher(teacher_hidden, teacher_weight, teacher_bias)
     if not known:
-        listed = teacher if isinstance(teacher, SparseTeacher) else None
-        _placed_alike("_hidden", student_hidden, listed, target, mask)
+        for name, value in _beside(target, mask, teacher).items():
+            checks.undivided(name, value)  # as hidden states are
         token_checks.positions(student_hidden, target, mask)
     counted = _counted(target, mask, given.ignore_index)
     call = TokenCall(student, teacher, target, counted, given)
@@ -153,19 +154,14 @@ def linear_token_distillation_loss(
     return watching.named(PART, served_by.linear_losses, call)
 
 
-def _placed_alike(
-    what: str,
-    student: Tensor,
-    teacher: Tensor | SparseTeacher | None,
-    target: Tensor | None,
-    mask: Tensor | None,
-) -> None:
-    given = {f"student{what}": student, "target": target, "mask": mask}
+def _beside(target: Tensor | None, mask: Tensor | None, teacher: object) -> dict[str, Tensor]:
+    """What lies beside the student's positions, by name."""
+    given = {"target": target, "mask": mask}
     if isinstance(teacher, SparseTeacher):
         given |= {"SparseTeacher: ids": teacher.ids, "SparseTeacher: log_probs": teacher.log_probs}
-    else:
-        given[f"teacher{what}"] = teacher
-    checks.divided_alike(given)
+    elif isinstance(teacher, Tensor):
+        given["teacher_logits"] = teacher
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _counted(target: Tensor | None, mask: Tensor | None, ignore_index: int) -> Tensor | None:

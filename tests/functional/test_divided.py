@@ -131,6 +131,16 @@ def test_listed_ids_beside_dtensors(mesh):
         token_distillation_loss(**{**call, "teacher_logits": SparseTeacher(ids, log_probs)})
 
 
+@pytest.mark.parametrize("name", ["target", "mask"])
+def test_dtensors_beside_hidden_states(mesh, name):
+    given = {"target": torch.tensor([1, 2, 3]), "mask": torch.ones(3, dtype=torch.bool)}
+    given[name] = distribute_tensor(given[name], mesh[0], [Replicate()])
+    with pytest.raises(InputError, match=f"{name} must be a plain tensor, not a DTensor"):
+        linear_token_distillation_loss(
+            drawn(3, 4), drawn(5, 4), **given, ce_weight=1.0, kd_weight=0.0
+        )
+
+
 @pytest.mark.parametrize("backend", ["auto", "reference", "torch"])
 @pytest.mark.parametrize("side", ["student_hidden", "teacher_hidden"])
 def test_hidden_states_as_dtensors(mesh, backend, side):

@@ -126,8 +126,8 @@ def mixed_maps(
     else:
         student_maps = student[4]
         mixed = start
-        for start in range(0, student_maps, BLOCK_H):
-            head = start + tl.arange(0, BLOCK_H)
+        for first in range(0, student_maps, BLOCK_H):
+            head = first + tl.arange(0, BLOCK_H)
             tile = load_maps(student, head, key, seen, UNIT, CONTIGUOUS, WIDE, SCRATCH)
             tile = as_operand(tile, OPERAND, PRECISION)
             part = load_weight(weight, rival, head, teacher_maps, student_maps)

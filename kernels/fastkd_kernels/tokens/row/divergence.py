@@ -1,7 +1,7 @@
 """Divergences of two distributions by d = log₂ p − log₂ q, exactly 0 where p = q.
 
-Of each two sums A and B are taken, see `term_a` and `term_b`, from which `from_sums` has the
-divergence and S = Σ_v p·share. Its derivative by a logit is factor·p·(share − S)/τ_s.
+Of each two sums A and B are taken, of `terms`, from which `from_sums` has the divergence and
+S = Σ_v p·share. Its derivative by a logit is factor·p·(share − S)/τ_s.
 """
 
 import triton

@@ -157,7 +157,7 @@ def write_gradient(
         write_beyond(gradient, student, compared, vocabulary, beyond, HAS_CE, STUDENT, BLOCK_V)
     tl.debug_barrier()  # before single ids are written over
     if HAS_CE:
-        z_label, y_label, known = target
+        z_label, y_label, is_id = target
         hot, label = factors[8:10]
         label_grad = gradient_at(
             label, z_label, y_label, 0.0, student, factors,
@@ -166,7 +166,7 @@ def write_gradient(
         if CUT:
             other = beyond_at(z_label, student, beyond, hot, STUDENT)
             label_grad = tl.where(label < compared, label_grad, other)
-        tl.store(gradient + label, label_grad.to(dtype), mask=known)
+        tl.store(gradient + label, label_grad.to(dtype), mask=is_id)
     if HAS_RANK or (HAS_KD and not EVERY):
         tl.debug_barrier()
     if HAS_RANK:

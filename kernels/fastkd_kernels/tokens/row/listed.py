@@ -44,14 +44,14 @@ def summed_up(
     listed = given[2]
     peak = -INF
     mass = 0.0
-    known = 0
+    with_mass = 0
     best = empty_list(TOP_K, TOP_K_PAD)
     for start in range(0, listed, BLOCK_K):
         _, inside, token, score = listed_block(given, start, vocabulary, BLOCK_K)
         peak = tl.maximum(peak, tl.max(score, 0))
         mass += tl.sum(tl.exp2(score * LOG2E), 0)
         if REST == TAIL:
-            known += tl.sum((score > -INF).to(tl.int32), 0)
+            with_mass += tl.sum((score > -INF).to(tl.int32), 0)
         if HAS_RANK:
             best = merge(best, tl.where(inside, keys_of(score, token), NO_KEY))
     rest_score = -INF
@@ -63,7 +63,7 @@ def summed_up(
         peak = tl.maximum(peak, rest_score)
     if REST == RENORMALIZE:
         mass = 1.0
-    return peak, tl.where(peak == -INF, 0.0, mass), rest_score, best, known
+    return peak, tl.where(peak == -INF, 0.0, mass), rest_score, best, with_mass
 
 
 @triton.jit
@@ -227,10 +227,10 @@ def read_list(
     BLOCK_K: tl.constexpr,
 ):
     """What `summed_up` returns, once the list is written out, where it has to be."""
-    known = summed_up(given, vocabulary, REST, HAS_RANK, TOP_K, TOP_K_PAD, BLOCK_K)
+    summed = summed_up(given, vocabulary, REST, HAS_RANK, TOP_K, TOP_K_PAD, BLOCK_K)
     if WRITTEN:
-        fill_scores(scores, given, vocabulary, known[2], BLOCK_V, BLOCK_K)
-    return known
+        fill_scores(scores, given, vocabulary, summed[2], BLOCK_V, BLOCK_K)
+    return summed
 
 
 @triton.jit

@@ -120,16 +120,16 @@ def row_losses(
     entropy = 0.0
     z_label = -INF
     y_label = rest_score
-    known = False
+    is_id = False
     slopes = 0.0
     share_of_rest = 0.0
     log_sums = 0.0
     ranked = (0, 0, 0)  # Triton 3.6 returns no None
     if HAS_CE:
-        known = (label >= 0) & (label < vocabulary)
-        z_label = load_scores(by_student, label, known, STUDENT)
+        is_id = (label >= 0) & (label < vocabulary)
+        z_label = load_scores(by_student, label, is_id, STUDENT)
         if HAS_KD and EVERY:
-            y_label = load_scores(by_teacher, label, known & (label < compared), TEACHER)
+            y_label = load_scores(by_teacher, label, is_id & (label < compared), TEACHER)
         ce = cross_entropy(z_label - ce_m, tl.log(ce_sum), finite, total, smoothing, SMOOTH)
     if HAS_KD:
         kd, slopes, share_of_rest, log_sums = divergence_of(
@@ -145,4 +145,4 @@ def row_losses(
         )  # fmt: skip
         rank = tl.where(alive & taught, rank, 0.0)
     losses = (ce, kd, rank, entropy)
-    return losses, (z_label, y_label, known), (slopes, share_of_rest, log_sums), ranked
+    return losses, (z_label, y_label, is_id), (slopes, share_of_rest, log_sums), ranked
