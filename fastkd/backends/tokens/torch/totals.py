@@ -22,18 +22,17 @@ class Totals:
             options.rank_weight,
             options.entropy_weight,
         )
-        self.components = [
-            torch.zeros(positions.count, dtype=inside, device=device) for _ in self.weights
-        ]
+        size = len(self.weights), positions.count
+        self.components = torch.zeros(size, dtype=inside, device=device)
         self.prediction = None
         if options.return_prediction:
             self.prediction = torch.zeros(positions.count, dtype=torch.int64, device=device)
 
     def store(self, part: Part, rows: RowLosses) -> None:
         found = (rows.ce, rows.kd, rows.rank, rows.entropy)
-        for component, values in zip(self.components, found, strict=True):
+        for place, values in enumerate(found):
             if values is not None:
-                component[part] = values
+                self.components[place, part] = values
         if self.prediction is not None and rows.prediction is not None:
             self.prediction[part] = rows.prediction
 
@@ -41,14 +40,14 @@ class Totals:
         """Scalars, or `shape` with reduction="none"."""
         options, masked = self.options, self.positions.masked
         if masked is not None:
-            for component in self.components:
-                component.masked_fill_(masked, 0)
+            self.components.masked_fill_(masked, 0)
         if options.reduction == "none":
-            parts = [component.view(shape) for component in self.components]
+            table = self.components.view(len(self.weights), *shape)
         else:
-            parts = [component.sum() for component in self.components]
+            table = self.components.sum(1)
         if options.reduction == "mean":
-            parts = [part / self.positions.denominator() for part in parts]
+            table = table / self.positions.denominator()
+        parts = table.unbind()
         terms = [weight * part for weight, part in zip(self.weights, parts, strict=True) if weight]
         loss = sum(terms[1:], terms[0]) if terms else torch.zeros_like(parts[0])
         prediction = self.prediction
