@@ -81,15 +81,21 @@ def scaled_gradients(
         each if each is None or in_place else torch.empty_like(each, dtype=dtype)
         for each, dtype in zip(gradients, dtypes, strict=True)
     ]
+    of = (*given, *dtypes, upstream.dtype, upstream.device)
+    planned, programs, units = _planned(tuple(counts), in_place, of)
+    planned.launch((upstream, *gradients, *out), programs, units)
+    return out
+
+
+@lru_cache(maxsize=1024)
+def _planned(
+    counts: tuple[int, ...], in_place: bool, of: tuple[object, ...]
+) -> tuple[Step, int, tuple[int, ...]]:
+    """(launch, programs, units of each gradient) for gradients of so many elements."""
     unit = stride_unit(*counts)
     units = tuple(count // unit for count in counts)
-    kinds = (*given, *dtypes, *(units_each >> 31 > 0 for units_each in units))
-    _step(unit, in_place, kinds, upstream.dtype, upstream.device).launch(
-        (upstream, *gradients, *out),
-        programs=sum(ceil_div(count, SCALED.value) for count in counts),
-        varying=units,
-    )
-    return out
+    programs = sum(ceil_div(count, SCALED.value) for count in counts)
+    return _step(unit, in_place, of, *(each >> 31 > 0 for each in units)), programs, units
 
 
 @lru_cache(maxsize=256)

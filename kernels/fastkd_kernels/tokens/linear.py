@@ -78,9 +78,9 @@ class Ask(NamedTuple):
     wanted: tuple[bool, ...]  # gradients of hidden, weight and bias
     exact: bool  # the gradients go to parameters of float32, whatever the products' type
 
-    def gradient_dtype(self, given: Inputs) -> torch.dtype:
-        """Of the stored gradients: sums over chunks are float32."""
-        if self.exact or given.chunk < given.hidden.shape[0]:
+    def gradient_dtype(self, given: Inputs, chunk: int) -> torch.dtype:
+        """Of the stored gradients: sums over chunks of so many rows are float32."""
+        if self.exact or chunk < given.hidden.shape[0]:
             return torch.float32
         return early_dtype(given.hidden.dtype)
 
@@ -98,11 +98,12 @@ def _linear_losses(given: Inputs, upstream: Tensor | None, ask: Ask) -> tuple[An
             gain, scale = fraction, divisor
         elif upstream is None:
             gain = gradient_gain(ask.settings, given.hidden.dtype)
-        if 0 < rows <= given.chunk:
+        chunk = given.chunk
+        if 0 < rows <= chunk:
             slope = _launch(given, ask, losses, gain, scale if upstream is None else upstream)
-            gradients = _gradients(slope, given, ask)
+            gradients = _gradients(slope, given, ask, ask.gradient_dtype(given, chunk))
         else:
-            gradients = _in_chunks(given, upstream, ask, losses, gain, scale)
+            gradients = _in_chunks(given, chunk, upstream, ask, losses, gain, scale)
         if ask.reduction == "none":
             return losses.loss, losses.parts, losses.prediction, *gradients, divisor
         return *sum_rows(losses, fraction, divisor), losses.prediction, *gradients, divisor
@@ -130,6 +131,7 @@ def _launch(
 
 def _in_chunks(
     given: Inputs,
+    size: int,
     upstream: Tensor | None,
     ask: Ask,
     losses: RowLosses,
@@ -137,9 +139,9 @@ def _in_chunks(
     scale: Tensor | None,
 ) -> list[Tensor | None]:
     hidden, weight, taught = given.hidden, given.weight, given.teacher_weight
-    rows, size = hidden.shape[0], given.chunk
+    rows = hidden.shape[0]
     shapes = (hidden.shape, weight.shape, weight.shape[:1])
-    dtype = ask.gradient_dtype(given)
+    dtype = ask.gradient_dtype(given, size)
     gradients = [
         torch.zeros(shape, dtype=dtype, device=hidden.device) if want else None
         for shape, want in zip(shapes, ask.wanted, strict=True)
@@ -170,10 +172,9 @@ def _states(part: Inputs) -> Tensor:
     return torch.where(part.counted.unsqueeze(-1), part.hidden, 0)
 
 
-def _gradients(slope: Tensor, given: Inputs, ask: Ask) -> list[Tensor | None]:
+def _gradients(slope: Tensor, given: Inputs, ask: Ask, dtype: torch.dtype) -> list[Tensor | None]:
     """Of all rows at once; slope: (rows, V) dloss/dlogits."""
     to_hidden, to_weight, to_bias = ask.wanted
-    dtype = ask.gradient_dtype(given)
     return [
         fresh_product(slope, given.weight, dtype) if to_hidden else None,
         fresh_product(slope.t(), _states(given), dtype) if to_weight else None,
@@ -248,7 +249,7 @@ def _(
     rows = hidden.shape[0]
     given = Inputs(hidden, weight, bias, teacher_hidden, teacher_weight, *(None,) * 5)
     ask = Ask(TokenSettings.unpacked(settings), reduction, predict, tuple(wanted), exact)
-    dtype = ask.gradient_dtype(given)
+    dtype = ask.gradient_dtype(given, given.chunk)
 
     def new(*size, dtype=torch.float32):
         return hidden.new_empty(size, dtype=dtype)

@@ -1,6 +1,7 @@
 """Matrix products of the linear form, in a type of their own."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -30,6 +31,8 @@ def fresh_product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
 def project(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None
 ) -> Tensor:
+    if out is None:
+        return F.linear(hidden, weight, bias)
     if bias is None:
         return torch.mm(hidden, weight.t(), out=out)
     return torch.addmm(bias, hidden, weight.t(), out=out)
