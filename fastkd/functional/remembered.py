@@ -18,8 +18,7 @@ def layout(check: str, options: Hashable, *tensors: object) -> Hashable | None:
     """
     if torch.compiler.is_compiling():
         return None
-    found: list[Hashable] = [check, options]
-    device = None
+    found: list[Hashable] = [check, options, torch._C._is_any_autocast_enabled()]
     for given in tensors:
         if given is None:
             found.append(None)
@@ -29,9 +28,7 @@ def layout(check: str, options: Hashable, *tensors: object) -> Hashable | None:
         for tensor in layers:
             if type(tensor) not in _PLAIN:
                 return None
-            device = tensor.device
-            found += (tensor.shape, tensor.dtype, device, tensor.requires_grad)
-    found.append(device is not None and torch.is_autocast_enabled(device.type))
+            found += (tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad)
     return tuple(found)
 
 

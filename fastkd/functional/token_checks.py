@@ -233,10 +233,10 @@ def same_positions(name: str, value: Tensor, positions: torch.Size, student: Ten
 def _in_range(name: str, ids: Tensor, vocabulary: int, counted: Tensor | None) -> None:
     if not checks.readable(ids) or ids.numel() == 0:
         return
+    ids = ids.long()  # a narrow type may not hold the vocabulary's size
     low, high = ids.aminmax()
     if int(low) >= 0 and int(high) < vocabulary:
         return
-    ids = ids.long()  # a narrow type may not hold the vocabulary's size
     wrong = (ids < 0) | (ids >= vocabulary)
     if counted is not None:
         wrong &= counted if ids.dim() == counted.dim() else counted.unsqueeze(-1)
