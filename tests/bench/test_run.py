@@ -90,6 +90,17 @@ def test_a_provider_of_another_loss_is_not_timed(monkeypatch):
     assert row.median_ms is None
 
 
+def test_plain_pytorch_is_timed_with_its_own_digits_where_asked(monkeypatch):
+    def noise(operation, device):
+        return lambda inputs: 1.01 * operation.loss("reference")(inputs)
+
+    for name in ("plain", "liger"):
+        monkeypatch.setitem(providers._PROVIDERS, name, noise)
+    plain, *_, other = measure("linear-kd", ["plain", "liger"], any_plain=True)
+    assert plain.status == "ok" and plain.loss_difference == pytest.approx(0.01, rel=1e-3)
+    assert other.status.startswith("computes another loss")
+
+
 def test_a_provider_with_a_wrong_gradient_is_not_timed(monkeypatch):
     def wrong(operation, device):
         def loss(inputs):
