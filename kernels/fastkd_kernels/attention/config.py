@@ -52,7 +52,8 @@ def score_operand(dtype: torch.dtype) -> tl.dtype:
 class Launch:
     """How a kernel is compiled, beside its tile.
 
-    num_warps counts 32 threads each, of which AMD's have 64.
+    num_warps counts 32 threads each, of which AMD's have 64; there it is half as many, but no
+    fewer than least_waves.
     max_registers keeps ptxas from spilling a few registers to reach the next higher occupancy.
     fp_fusion lets multiply and add round once. What subtracts a product from itself elsewhere
     must not: two places that round differently differ by what cancels.
@@ -62,6 +63,7 @@ class Launch:
     num_stages: int = 1
     max_registers: int = 255
     fp_fusion: bool = True
+    least_waves: int = 1
 
     @property
     def options(self) -> dict[str, int | bool]:
@@ -72,7 +74,7 @@ class Launch:
 
     @property
     def waves(self) -> int:
-        return max(self.num_warps // 2, 1)
+        return max(self.num_warps // 2, self.least_waves)
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,9 @@ def probability_tile(rows: int, keys: int, size: int, dtype: torch.dtype) -> Til
     if dtype == torch.float32:
         return Tile(block_q, block_k, block_d, Launch(min(max(block_q * block_k // 512, 2), 8), 2))
     stages = 1 if keys <= block_k else 2  # one block has nothing to load ahead
-    return Tile(block_q, block_k, block_d, Launch(block_q * block_k // 1024, stages))
+    waves = 2 if block_q * block_d > 2048 else 1  # of a single one, 64 whole queries spill
+    launch = Launch(block_q * block_k // 1024, stages, least_waves=waves)
+    return Tile(block_q, block_k, block_d, launch)
 
 
 def product_tile(rows: int, keys: int, size: int, precision: Precision) -> Tile:

@@ -171,6 +171,31 @@ def test_temperature_and_scales(normalization, temperature):
     )
 
 
+@pytest.mark.parametrize("keys", [5, 32, 70])
+@pytest.mark.parametrize("scales", [(-0.7, 0.3), (0.0, -0.1), (1e-3, 0.0)])
+def test_scales_of_any_sign(scales, keys):
+    """Keys that are not attended to are told by a score of −∞ before the scale comes to it."""
+    student, teacher = scales
+    assert_as_exact_as_reference(
+        attention(batch=2, students=2, teachers=2, queries=3, keys=keys),
+        normalization="row",
+        student_scale=student,
+        teacher_scale=teacher,
+        key_lengths=lengths(keys, keys - 3),
+    )
+
+
+@pytest.mark.parametrize("size", [3, 72])
+def test_causal_rows_of_several_blocks(size):
+    """Blocks that every row of a program attends to are taken without a mask."""
+    inputs = attention(
+        batch=1, students=1, teachers=2, queries=134, keys=134, student_size=size, teacher_size=size
+    )
+    assert_as_exact_as_reference(
+        inputs, normalization="mixture", causal=True, key_lengths=lengths(133)
+    )
+
+
 @pytest.mark.parametrize("temperature", [0.3, 0.13, 0.05])
 @pytest.mark.parametrize("form", ["row", "map", "row pairs", "map pairs"])
 @pytest.mark.parametrize("seed", [0, 30])

@@ -29,6 +29,7 @@ from fastkd_kernels.common import ceil_div, stride_unit
 from fastkd_kernels.launching import Step, play, step
 
 LOG2_E = 1.4426950408889634
+LEAST_SCALE = 2.0**-126  # times any score, an exponent of which the power is 1; times −∞, −∞
 
 
 class QueryKeyAlignment:
@@ -211,7 +212,7 @@ class QueryKeyAlignment:
         }
         for side, tile in zip(sides, tiles, strict=True):
             scalars |= side.strides(unit, f"{side.name}_") | {
-                f"{side.name}_scale": side.scale * LOG2_E,
+                f"{side.name}_scale": side.scale * LOG2_E or LEAST_SCALE,
                 f"{side.name}_heads": side.heads,
                 f"{side.name}_group": side.group,
                 f"{side.name}_units": side.size // unit,
