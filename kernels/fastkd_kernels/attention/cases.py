@@ -74,33 +74,32 @@ def _sizes(exact: bool) -> tuple[int, ...]:
 
 def probabilities() -> Iterator:
     sides = ("student_query", "student_key", "teacher_query", "teacher_key")
-    for name, dtype, tensor, _, scratch in _kinds():
-        for edge, keys in ((32, 32), (32, 64), (64, 32), (64, 64), (64, 65)):
-            for size in _sizes(dtype == torch.float32):
-                tile = config.probability_tile(edge, keys, size, dtype)
-                # The larger size alone is a part of something.
-                for one in (
-                    (True, False) if size == max(_sizes(dtype == torch.float32)) else (True,)
-                ):
-                    long = keys > tile.keys
-                    yield _case(
-                        probabilities_fwd,
-                        f"{name} {tile.rows}x{tile.keys} D{tile.size}"
-                        f"{' long' * long}{' parts' * (not one)}",
-                        dict.fromkeys(sides, tensor)
-                        | {"student_maps": scratch, "teacher_maps": scratch},
-                        tile.launch,
-                        WHOLE=not long,
-                        STUDENT_OPERAND=config.score_operand(dtype),
-                        TEACHER_OPERAND=config.score_operand(dtype),
-                        BLOCK_Q=tile.rows,
-                        BLOCK_K=tile.keys,
-                        STUDENT_D=tile.size,
-                        TEACHER_D=tile.size,
-                        ONE_D=one,
-                        representative=(name, edge, size, one) == ("bf16", 64, 64, True)
-                        and keys >= 64,
-                    )
+    edges = ((32, 32), (32, 64), (64, 32), (64, 64), (64, 65))
+    for (name, dtype, tensor, _, scratch), causal in itertools.product(_kinds(), (True, False)):
+        sizes = _sizes(dtype == torch.float32)
+        for (edge, keys), size in itertools.product(edges, sizes):
+            tile = config.probability_tile(edge, keys, size, dtype)
+            long = keys > tile.keys
+            # The larger size alone is a part of something.
+            for one in (True, False) if size == max(sizes) else (True,):
+                yield _case(
+                    probabilities_fwd,
+                    f"{name} {tile.rows}x{tile.keys} D{tile.size}"
+                    f"{' long' * long}{' parts' * (not one)}{' causal' * causal}",
+                    dict.fromkeys(sides, tensor)
+                    | {"student_maps": scratch, "teacher_maps": scratch},
+                    tile.launch,
+                    CAUSAL=causal,
+                    WHOLE=not long,
+                    STUDENT_OPERAND=config.score_operand(dtype),
+                    TEACHER_OPERAND=config.score_operand(dtype),
+                    BLOCK_Q=tile.rows,
+                    BLOCK_K=tile.keys,
+                    STUDENT_D=tile.size,
+                    TEACHER_D=tile.size,
+                    ONE_D=one,
+                    representative=(name, edge, size, one) == ("bf16", 64, 64, True) and keys >= 64,
+                )
 
 
 def products() -> Iterator:

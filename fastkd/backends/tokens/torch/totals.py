@@ -22,17 +22,18 @@ class Totals:
             options.rank_weight,
             options.entropy_weight,
         )
-        size = len(self.weights), positions.count
-        self.components = torch.zeros(size, dtype=inside, device=device)
+        self.components = [
+            torch.zeros(positions.count, dtype=inside, device=device) for _ in self.weights
+        ]
         self.prediction = None
         if options.return_prediction:
             self.prediction = torch.zeros(positions.count, dtype=torch.int64, device=device)
 
     def store(self, part: Part, rows: RowLosses) -> None:
         found = (rows.ce, rows.kd, rows.rank, rows.entropy)
-        for place, values in enumerate(found):
+        for component, values in zip(self.components, found, strict=True):
             if values is not None:
-                self.components[place, part] = values
+                component[part] = values
         if self.prediction is not None and rows.prediction is not None:
             self.prediction[part] = rows.prediction
 
@@ -40,14 +41,14 @@ class Totals:
         """Scalars, or `shape` with reduction="none"."""
         options, masked = self.options, self.positions.masked
         if masked is not None:
-            self.components.masked_fill_(masked, 0)
+            for component in self.components:
+                component.masked_fill_(masked, 0)
         if options.reduction == "none":
-            table = self.components.view(len(self.weights), *shape)
+            parts = [component.view(shape) for component in self.components]
         else:
-            table = self.components.sum(1)
+            parts = [component.sum() for component in self.components]
         if options.reduction == "mean":
-            table = table / self.positions.denominator()
-        parts = table.unbind()
+            parts = [part / self.positions.denominator() for part in parts]
         terms = [weight * part for weight, part in zip(self.weights, parts, strict=True) if weight]
         loss = sum(terms[1:], terms[0]) if terms else torch.zeros_like(parts[0])
         prediction = self.prediction
