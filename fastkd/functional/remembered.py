@@ -33,7 +33,7 @@ def layout(check: str, options: Hashable, *tensors: object) -> Hashable | None:
 
 
 def passed(layout: Hashable | None) -> bool:
-    return layout in _passed
+    return layout is not None and layout in _passed  # a graph must not hold what was passed
 
 
 def remember(layout: Hashable | None) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from fastkd import (
     InputError,
@@ -75,3 +76,17 @@ def test_subclasses_are_not_remembered():
 
     assert remembered.layout("check", None, torch.zeros(1).as_subclass(Own)) is None
     assert remembered.layout("check", None, [torch.zeros(1), 3]) is None
+
+
+def test_a_graph_holds_nothing_of_what_was_passed():
+    """Else each new layout would compile it anew."""
+    counter = CompileCounter()
+    loss = torch.compile(
+        lambda student, teacher: token_distillation_loss(student, teacher, **KD).loss,
+        backend=counter,
+        fullgraph=True,
+    )
+    for size in (3, 5):
+        loss(torch.zeros(2, 4), torch.zeros(2, 4))
+        token_distillation_loss(torch.zeros(size, 7), torch.zeros(size, 7), **KD)
+    assert counter.frame_count == 1
