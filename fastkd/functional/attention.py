@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Unpack
 
 import torch
@@ -83,7 +82,7 @@ def attention_alignment_loss(
     _refuse_features(
         position_bias=position_bias, soft_cap=soft_cap, window=window, left_padding=left_padding
     )
-    given = _options_of(options)
+    given = _options_of(**options)
     layout = remembered.layout(
         "queries and keys", given, student_query, student_key, teacher_query, teacher_key, weight,
         bias, query_lengths, key_lengths,
@@ -129,7 +128,7 @@ def alignment_loss_from_maps(
     key_mask (B, Tk) or mask (B, Tq, Tk), bool, say which cells a query may attend to in place of
     key_lengths, or of both lengths: true where a cell counts, wherever the padding is.
     """
-    given = _options_of(options)
+    given = _options_of(**options)
     layout = remembered.layout(
         "maps", given, student_maps, teacher_maps, weight, bias, query_lengths, key_lengths,
         key_mask, mask,
@@ -164,17 +163,7 @@ def _scale(name: str, value: float | None, query: Tensor) -> float:
     return value
 
 
-def _options_of(given: AlignmentKeywords) -> AlignmentOptions:
-    """Where no compiler traces, the same object for the same options."""
-    if not torch.compiler.is_compiling():
-        try:
-            return _remembered_options(**given)
-        except TypeError:  # something that cannot be hashed, or no option
-            pass
-    return AlignmentOptions(**given)
-
-
-_remembered_options = lru_cache(maxsize=256, typed=True)(AlignmentOptions)
+_options_of = remembered.kept(AlignmentOptions)
 
 
 def _layers(name: str, value: Layers, known: bool) -> tuple[Tensor, ...]:

@@ -1,10 +1,15 @@
-"""Checks that were passed, which calls alike in all but their values pass too."""
+"""What calls that are alike in all but their values need not do again: checks, and options."""
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from functools import lru_cache, wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
 
 _PLAIN = (Tensor, Parameter)
 _MOST = 4096  # layouts; more are forgotten all at once
@@ -42,3 +47,19 @@ def remember(layout: Hashable | None) -> None:
     if len(_passed) >= _MOST:
         _passed.clear()
     _passed.add(layout)
+
+
+def kept(make: Callable[Given, Made]) -> Callable[Given, Made]:
+    """`make`, which returns the same object for the same arguments where no compiler traces."""
+    remembered = lru_cache(maxsize=256, typed=True)(make)  # 1 is a whole number and 1.0 is none
+
+    @wraps(make)
+    def made(*arguments: Given.args, **options: Given.kwargs) -> Made:
+        if not torch.compiler.is_compiling():
+            try:
+                return remembered(*arguments, **options)  # type: ignore[arg-type]
+            except TypeError:  # something that cannot be hashed, or no option
+                pass
+        return make(*arguments, **options)
+
+    return made

@@ -1,13 +1,12 @@
 """Checks of what the token losses are given, as in `checks`."""
 
-from functools import lru_cache
 from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from fastkd.errors import InputError
-from fastkd.functional import checks
+from fastkd.functional import checks, remembered
 from fastkd.functional.calls import (
     BETAS,
     DIVERGENCES,
@@ -64,23 +63,12 @@ def projected(side: str, given: Projected) -> None:
             )
 
 
-def options_of(given: TokenKeywords) -> TokenOptions:
-    """The options, checked; where no compiler traces, the same object for the same ones."""
-    if not torch.compiler.is_compiling():
-        try:
-            return _remembered(**given)
-        except TypeError:  # something that cannot be hashed, or no option
-            pass
-    return _checked(**given)
-
-
-def _checked(**given: Unpack[TokenKeywords]) -> TokenOptions:
+@remembered.kept
+def options_of(**given: Unpack[TokenKeywords]) -> TokenOptions:
+    """The options, checked."""
     options = TokenOptions(**given)
     token_options(options)
     return options
-
-
-_remembered = lru_cache(maxsize=256, typed=True)(_checked)  # 1 is a whole number and 1.0 is none
 
 
 def token_options(options: TokenOptions) -> None:

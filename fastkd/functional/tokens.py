@@ -81,7 +81,7 @@ def token_distillation_loss(
     Raises InputError for shapes, types or values that do not fit, and for a teacher that
     requires grad; BackendUnavailable where a backend asked for by name cannot serve the call.
     """
-    given = token_checks.options_of(options)
+    given = token_checks.options_of(**options)
     layout = remembered.layout("logits", given, student_logits, teacher_logits, target, mask)
     known = remembered.passed(layout)
     if not known:
@@ -129,7 +129,7 @@ def linear_token_distillation_loss(
     everything after the matrix product is float32 (float64 where the student is). All else as
     in `token_distillation_loss`, errors included.
     """
-    given = token_checks.options_of(options)
+    given = token_checks.options_of(**options)
     layout = remembered.layout(
         "hidden", given, student_hidden, student_weight, teacher_hidden, teacher_weight, target,
         student_bias, teacher_bias, mask,

@@ -29,7 +29,7 @@ class TokenDistillation(nn.Module):
         self, *, backend: str = "auto", t_squared: bool = False, **options: Unpack[TokenKeywords]
     ) -> None:
         super().__init__()
-        given = token_checks.options_of(options)
+        given = token_checks.options_of(**options)
         if t_squared:
             options["kd_weight"] = given.kd_weight * given.student_temperature**2
         self.options = options

@@ -1,8 +1,5 @@
 """The token losses by the fused kernels of `fastkd_kernels`."""
 
-from functools import lru_cache
-
-import torch
 from fastkd_kernels.common import unsupported
 from fastkd_kernels.tokens.launch import Teacher
 from fastkd_kernels.tokens.linear import linear_token_losses
@@ -12,6 +9,7 @@ from torch import Tensor
 
 from fastkd import watching
 from fastkd.backends.early import not_first_order, not_plain
+from fastkd.functional import remembered
 from fastkd.functional.calls import Projected, TokenCall, TokenLosses, TokenOptions
 from fastkd.functional.divided import is_divided
 from fastkd.functional.sparse import SparseTeacher
@@ -85,12 +83,8 @@ def _rest(teacher: Tensor | Projected | SparseTeacher | None) -> str:
     return teacher.rest if isinstance(teacher, SparseTeacher) else "drop"
 
 
+@remembered.kept
 def _settings(options: TokenOptions, rest: str) -> TokenSettings:
-    """The same object for the same options, where no compiler traces."""
-    return (_made if torch.compiler.is_compiling() else _remembered)(options, rest)
-
-
-def _made(options: TokenOptions, rest: str) -> TokenSettings:
     return TokenSettings(
         options.ce_weight,
         options.kd_weight,
@@ -109,6 +103,3 @@ def _made(options: TokenOptions, rest: str) -> TokenSettings:
         options.teacher_soft_cap,
         options.vocabulary,
     )
-
-
-_remembered = lru_cache(maxsize=256)(_made)
