@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import sys
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +51,6 @@ def archives(tmp_path_factory) -> Archives:
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, tree / name)
     sdist = build("sdist", tree, folder / "built")
-    with tarfile.open(sdist) as archive:
-        archive.extractall(folder / "unpacked", filter="data")
+    shutil.unpack_archive(sdist, folder / "unpacked")
     (unpacked,) = (folder / "unpacked").iterdir()
     return Archives(sdist, unpacked, build("wheel", unpacked, folder / "built"))

@@ -5,7 +5,7 @@ tiny models on the invented language; `expected.json`, how it translated with th
 """
 
 import json
-import tarfile
+import shutil
 from pathlib import Path
 
 import pytest
@@ -25,8 +25,7 @@ EXPECTED = json.loads((FIXTURES / "expected.json").read_text(encoding="utf-8"))
 @pytest.fixture
 def old(tmp_path, monkeypatch):
     """The folder of old runs, which is also the working directory."""
-    with tarfile.open(FIXTURES / "runs.tar.xz") as archive:
-        archive.extractall(tmp_path, filter="data")
+    shutil.unpack_archive(FIXTURES / "runs.tar.xz", tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

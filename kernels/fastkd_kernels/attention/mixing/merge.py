@@ -96,7 +96,7 @@ def merge_statistics_fwd(
         e_gross += tl.sum((tile_e + tl.abs(tile_d) + tile_sum * bent) * weight, 0)
     a_base, a_scale, m_base, m_scale, ratio, divergence = finish(
         a_max, a_sum, d_sum, e_sum, m_max, m_sum, d_most, shift,
-        (d_most <= LEVEL) & (e_gross <= MOST_TERMS * a_sum),
+        (d_most <= LEVEL) & (e_gross <= a_sum * MOST_TERMS),
     )  # fmt: skip
     mask = rival < teacher_maps
     statistics += slot.to(tl.int64) * STATISTICS * teacher_maps + rival
