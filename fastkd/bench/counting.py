@@ -6,6 +6,7 @@ small tensors in turns with it. `python -m fastkd.bench.counting` is the process
 of Triton runs in it any more; it reads what to count from standard input.
 """
 
+import functools
 import json
 import os
 import statistics
@@ -41,28 +42,34 @@ class Counted:
 
 
 def count(operation: Operation, shape: Shape, capability: int) -> Counted:
-    """In a process of its own."""
+    """Once for all shapes that are counted by the same one."""
+    small = operation.counted_shape(shape)
+    return in_a_process(operation.name, tuple(small.items()), capability)
+
+
+@functools.cache
+def in_a_process(operation: str, small: tuple[tuple[str, int], ...], capability: int) -> Counted:
+    """Of one of its own, where nothing else of Triton has run."""
     hidden = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     hidden.pop("TRITON_INTERPRET", None)
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "fastkd.bench.counting"],
-        input=json.dumps([operation.name, dict(shape), capability]),
+        input=json.dumps([operation, dict(small), capability]),
         capture_output=True,
         text=True,
         env=hidden,
     )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"]
-        raise RuntimeError(f"counting launches of {operation.name}: {lines[-1]}")
+        raise RuntimeError(f"counting launches of {operation}: {lines[-1]}")
     return Counted(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def _in_this_process(operation: Operation, shape: Shape, capability: int) -> Counted:
+def _in_this_process(operation: Operation, small: Shape, capability: int) -> Counted:
     from fastkd_kernels.absent import install
 
     launches = install(capability)
     cpu, half = torch.device("cpu"), torch.bfloat16
-    small = operation.counted_shape(shape)
     ours = _call(operation.loss("triton"), operation.inputs(small, half, cpu, seed=0))
     tiny = operation.inputs(operation.tiny(), half, cpu, seed=0)
     plain = _call(operation.plain(), tiny)
@@ -115,9 +122,9 @@ def _is_kernel(name: str) -> bool:
 def main() -> None:
     from fastkd.bench.operations import OPERATIONS
 
-    operation, shape, capability = json.load(sys.stdin)
+    operation, small, capability = json.load(sys.stdin)
     torch.set_num_threads(1)
-    print(json.dumps(asdict(_in_this_process(OPERATIONS[operation], shape, capability))))
+    print(json.dumps(asdict(_in_this_process(OPERATIONS[operation], small, capability))))
 
 
 if __name__ == "__main__":

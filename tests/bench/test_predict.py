@@ -1,5 +1,6 @@
 """What plain PyTorch moves, what the kernels were counted to cost, and the time that follows."""
 
+import json
 import os
 import re
 import subprocess
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastkd.bench import predict
+from fastkd.bench import counting, predict
 from fastkd.bench.chips import CHIPS, Calculated
 from fastkd.bench.operations import OPERATIONS
 from fastkd.bench.traffic import traffic
@@ -70,6 +71,23 @@ def test_units_of_documents_add_up_to_cells_and_student_maps():
     assert operation.counted_shape(shape) == shape  # three times what the scratch holds
     small = operation.shape("B=128,T=32,Ns=12,Nt=24")
     assert operation.counted_shape(small) == operation.tiny()
+
+
+def test_shapes_that_are_counted_alike_are_counted_once(monkeypatch):
+    asked = []
+
+    def run(*_, input, **__):
+        asked.append(input)
+        told = json.dumps({"launches": 5, "host": 1e-4, "plain_host": 2e-4})
+        return subprocess.CompletedProcess([], 0, told, "")
+
+    monkeypatch.setattr(counting.subprocess, "run", run)
+    operation = OPERATIONS["alignment-row"]
+    counting.in_a_process.cache_clear()
+    for sizes in ("B=128,T=32", "B=64,T=64", "B=8,T=2048"):
+        assert counting.count(operation, operation.shape(sizes), 90).launches == 5
+    counting.in_a_process.cache_clear()
+    assert len(asked) == 2  # the documents' launches grow with their shape
 
 
 def test_what_the_kernels_move_by_hand():
