@@ -84,16 +84,12 @@ def address(tensor: Tensor | None) -> int | None:
 def heads(layers: Sequence[Tensor], maps: int) -> Tensor:
     """`Head` of each map: address, and distance of sentences and of rows in numbers."""
     repeat = maps // sum(layer.shape[1] for layer in layers)
-    found = [
-        (
-            layer.data_ptr() + head * layer.stride(1) * layer.itemsize,
-            layer.stride(0),
-            layer.stride(2),
-        )
-        for layer in layers
-        for head in range(layer.shape[1])
-        for _ in range(repeat)
-    ]
+    found: list[tuple[int, int, int]] = []
+    for layer in layers:
+        start, (sentence, head, row, _) = layer.data_ptr(), layer.stride()
+        step = head * layer.itemsize
+        for n in range(layer.shape[1]):
+            found += [(start + n * step, sentence, row)] * repeat
     return torch.tensor(found, dtype=torch.int64)
 
 
