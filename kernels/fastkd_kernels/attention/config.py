@@ -124,16 +124,15 @@ def mix_tile(
     """scratch: whether the maps are of `probabilities_fwd`, else the caller's.
 
     crowded: of the gradient, as `is_crowded` has it. Of rounded maps a single warp holds a block of
-    keys by 16 teacher maps, and its sums meet without shared memory; what crowded rows, longer ones
-    or the caller's strides need beside it takes two.
+    keys by 16 teacher maps, and its sums meet without shared memory; what crowded rows or the
+    caller's strides need beside it takes two.
     """
     block_k = _edge(keys)
     if precision.scratch == torch.float32:
         launch = Launch(block_k // 8, fp_fusion=False)
         return MixTile(HEADS, HEADS, block_k, launch, launch)
-    alone = keys <= block_k and scratch
-    launch, gradient_launch = Launch(1 if alone else 2), Launch(1 if alone and not crowded else 2)
-    return MixTile(HEADS, HEADS, block_k, launch, gradient_launch)
+    gradient_launch = Launch(1 if scratch and not crowded else 2)
+    return MixTile(HEADS, HEADS, block_k, Launch(1 if scratch else 2), gradient_launch)
 
 
 def is_crowded(normalization: str, one_teacher: bool, one_student: bool, whole_units: bool) -> bool:

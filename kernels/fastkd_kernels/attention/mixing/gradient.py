@@ -5,7 +5,7 @@ import triton.language as tl
 
 from fastkd_kernels.attention.mixing.read import as_operand, load_weight, row_extent
 from fastkd_kernels.attention.mixing.rounded import finish_rounded
-from fastkd_kernels.attention.mixing.statistics import gather_rows
+from fastkd_kernels.attention.mixing.statistics import gather_rows, narrow_from
 from fastkd_kernels.attention.mixing.store import add_to_memory, weight_places, write_zeros
 from fastkd_kernels.attention.mixing.walk import walk_long_row, walk_row
 from fastkd_kernels.attention.numerics import STATISTICS, finish, store_statistics
@@ -170,7 +170,7 @@ def row_gradient(
             (student, student_row, student_head, student_key, student_width, student_maps),
             (teacher, teacher_row, teacher_head, teacher_key, teacher_width, teacher_maps),
             weight, mixing, query_lengths, key_lengths, statistics, loss,
-            (sentence, first_row, row_end, local, 1), (queries, keys), told,
+            (sentence, first_row, row_end, local, 1), (queries, keys), counted, told,
             inverse_temperature, sharp, statistic_rows, CAUSAL, INCLUDE, STUDENT_UNIT,
             TEACHER_UNIT, CONTIGUOUS, WIDE, SCRATCH, OPERAND, PRECISION, NVIDIA, ONE_H, ONE_J,
             BLOCK_H, BLOCK_J, BLOCK_K,
@@ -232,6 +232,7 @@ def row_statistics(
     loss,  # (Nt,) of the program
     first,
     extents,
+    counted,
     told,  # teacher maps whose loss is stored
     inverse_temperature,
     sharp,
@@ -253,29 +254,84 @@ def row_statistics(
     BLOCK_K: tl.constexpr,
 ):
     """Measures a row that no program holds whole; programs of the same row write the same."""
+    narrow = BLOCK_J
+    if not ONE_J:
+        # Of the row's: what is the same for all rows would be held from the first one on.
+        teacher_maps = tl.where(counted > 0, other[5], 0)
+        narrow = narrow_from(teacher_maps, OPERAND, BLOCK_J)
+    for start in range(0, narrow, BLOCK_J):
+        measure_maps(
+            own, other, weight, mixing, query_lengths, key_lengths, statistics, loss, start, first,
+            extents, told, inverse_temperature, sharp, statistic_rows, CAUSAL, INCLUDE,
+            STUDENT_UNIT, TEACHER_UNIT, CONTIGUOUS, WIDE, SCRATCH, OPERAND, PRECISION, NVIDIA,
+            ONE_H, ONE_J, BLOCK_H, BLOCK_J, BLOCK_K,
+        )  # fmt: skip
+    if not ONE_J:
+        if narrow < teacher_maps:
+            measure_maps(
+                own, other, weight, mixing, query_lengths, key_lengths, statistics, loss, narrow,
+                first, extents, told, inverse_temperature, sharp, statistic_rows, CAUSAL, INCLUDE,
+                STUDENT_UNIT, TEACHER_UNIT, CONTIGUOUS, WIDE, SCRATCH, OPERAND, PRECISION, NVIDIA,
+                ONE_H, ONE_J, BLOCK_H, BLOCK_J // 2, BLOCK_K,
+            )  # fmt: skip
+
+
+@triton.jit
+def measure_maps(
+    own,
+    other,
+    weight,
+    mixing,  # (BLOCK_J, BLOCK_H), where ONE_J
+    query_lengths,
+    key_lengths,
+    statistics,
+    loss,
+    start,
+    first,
+    extents,
+    told,
+    inverse_temperature,
+    sharp,
+    statistic_rows,
+    CAUSAL: tl.constexpr,
+    INCLUDE: tl.constexpr,
+    STUDENT_UNIT: tl.constexpr,
+    TEACHER_UNIT: tl.constexpr,
+    CONTIGUOUS: tl.constexpr,
+    WIDE: tl.constexpr,
+    SCRATCH: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    NVIDIA: tl.constexpr,
+    ONE_H: tl.constexpr,
+    ONE_J: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Statistics and loss of BLOCK_J teacher maps of a row, from `start` on."""
     local = first[3]
     student_maps, teacher_maps = own[5], other[5]
-    head = tl.arange(0, BLOCK_H)
-    for start in range(0, BLOCK_J if ONE_J else teacher_maps, BLOCK_J):
-        rival = start + tl.arange(0, BLOCK_J)
-        if not ONE_J and ONE_H and weight is not None:
-            mixing = load_weight(weight, rival, head, teacher_maps, student_maps)
-            mixing = as_operand(mixing, OPERAND, PRECISION)
-        base, a_sum, d_sum, e_sum, highest, total, d_most, shift = gather_rows(
-            own, other, weight, mixing, query_lengths, key_lengths, rival, first, extents,
-            inverse_temperature, sharp, CAUSAL, INCLUDE, STUDENT_UNIT, TEACHER_UNIT, CONTIGUOUS,
-            WIDE, SCRATCH, OPERAND, PRECISION, ONE_H, BLOCK_H, BLOCK_J, BLOCK_K,
-        )  # fmt: skip
-        if OPERAND == tl.float32:
-            a_base, a_scale, m_base, m_scale, ratio, divergence = finish(
-                base, a_sum, d_sum, e_sum, highest, total, d_most, shift
-            )
-        else:
-            a_base, a_scale, m_base, m_scale, ratio, divergence = finish_rounded(
-                base, a_sum, d_sum, e_sum, highest, total, d_most, NVIDIA
-            )
-        mask = rival < tl.where(first[1] + local < first[2], teacher_maps, 0)
-        here = statistics + rival * statistic_rows + local
-        step = teacher_maps * statistic_rows
-        store_statistics(here, step, a_base, a_scale, m_base, m_scale, ratio, mask)
-        add_to_memory(loss + rival, divergence, rival < told, True)
+    rival = start + tl.arange(0, BLOCK_J)
+    if not ONE_J and ONE_H and weight is not None:
+        head = tl.arange(0, BLOCK_H)
+        mixing = load_weight(weight, rival, head, teacher_maps, student_maps)
+        mixing = as_operand(mixing, OPERAND, PRECISION)
+    base, a_sum, d_sum, e_sum, highest, total, d_most, shift = gather_rows(
+        own, other, weight, mixing, query_lengths, key_lengths, start, first, extents,
+        inverse_temperature, sharp, CAUSAL, INCLUDE, STUDENT_UNIT, TEACHER_UNIT, CONTIGUOUS,
+        WIDE, SCRATCH, OPERAND, PRECISION, ONE_H, BLOCK_H, BLOCK_J, BLOCK_K,
+    )  # fmt: skip
+    if OPERAND == tl.float32:
+        a_base, a_scale, m_base, m_scale, ratio, divergence = finish(
+            base, a_sum, d_sum, e_sum, highest, total, d_most, shift
+        )
+    else:
+        a_base, a_scale, m_base, m_scale, ratio, divergence = finish_rounded(
+            base, a_sum, d_sum, e_sum, highest, total, d_most, NVIDIA
+        )
+    mask = rival < tl.where(first[1] + local < first[2], teacher_maps, 0)
+    here = statistics + rival * statistic_rows + local
+    step = teacher_maps * statistic_rows
+    store_statistics(here, step, a_base, a_scale, m_base, m_scale, ratio, mask)
+    add_to_memory(loss + rival, divergence, rival < told, True)

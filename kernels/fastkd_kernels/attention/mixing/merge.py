@@ -8,6 +8,7 @@ from fastkd_kernels.attention.numerics import (
     FIELDS,
     LEVEL,
     STATISTICS,
+    STEEP,
     expm1_excess,
     finish,
     store_statistics,
@@ -98,6 +99,14 @@ def merge_statistics_fwd(
         a_max, a_sum, d_sum, e_sum, m_max, m_sum, d_most, shift,
         (d_most <= LEVEL) & (e_gross <= a_sum * MOST_TERMS),
     )  # fmt: skip
+    # One base for both softmaxes where they are near: then one exponent serves both.
+    move = m_base - a_base
+    near = (d_most <= STEEP) & (tl.abs(move) <= STEEP)
+    small = tl.minimum(tl.maximum(move, -1.0), 1.0)
+    grown = tl.where(tl.abs(move) <= 1, 1 + move + expm1_excess(small), tl.exp(move))
+    m_base = tl.where(near, a_base, m_base)
+    m_scale = tl.where(near, m_scale / grown, m_scale)
+    ratio = tl.where(near, ratio + move, ratio)
     mask = rival < teacher_maps
     statistics += slot.to(tl.int64) * STATISTICS * teacher_maps + rival
     store_statistics(statistics, teacher_maps, a_base, a_scale, m_base, m_scale, ratio, mask)

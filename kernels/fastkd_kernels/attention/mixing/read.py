@@ -73,15 +73,15 @@ def as_operand(tile, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def as_sums(tile, OPERAND: tl.constexpr, BLOCK: tl.constexpr, TIMES: tl.constexpr = 1):
-    """TIMES · `tile` (BLOCK_K, BLOCK) in float32, in the registers where a product of it would be.
+    """TIMES · BLOCK columns of `tile` in float32, in the registers where a product of it would be.
 
     TIMES: 1 or −1
     """
     if OPERAND == tl.float32:
         return tile.to(tl.float32) * TIMES
     # A product with ones: exact, and cheaper than to move it there.
-    unit = tl.arange(0, BLOCK)
-    ones = tl.where(unit[:, None] == unit[None, :], 1.0 * TIMES, 0.0)
+    row, column = tl.arange(0, tile.shape[1]), tl.arange(0, BLOCK)
+    ones = tl.where(row[:, None] == column[None, :], 1.0 * TIMES, 0.0)
     return tl.dot(tile.to(OPERAND), ones.to(OPERAND))
 
 
@@ -143,7 +143,7 @@ def both_sides(
     operand,  # (BLOCK_K, BLOCK_H) of the row, where ONE_H
     mixing,  # (BLOCK_J, BLOCK_H), where ONE_H
     weight,
-    rival,  # (BLOCK_J,)
+    start,  # of the teacher's maps
     key,
     seen,
     STUDENT_UNIT: tl.constexpr,
@@ -163,11 +163,15 @@ def both_sides(
 
     A product that starts from −goal subtracts it for nothing.
     """
-    goal = load_maps(other, rival, key, seen, TEACHER_UNIT, CONTIGUOUS, WIDE, SCRATCH)
+    rival = start + tl.arange(0, BLOCK_J)
+    # Half a block is read as a whole one, whose product with ones is taken over 16 columns.
+    COLUMNS: tl.constexpr = 16 if BLOCK_J < 16 and OPERAND != tl.float32 else BLOCK_J
+    read = start + tl.arange(0, COLUMNS)
+    goal = load_maps(other, read, key, seen, TEACHER_UNIT, CONTIGUOUS, WIDE, SCRATCH)
     goal = as_sums(goal, OPERAND, BLOCK_J, 1 if APART else -1)
-    start = tl.zeros((BLOCK_K, BLOCK_J), tl.float32) if APART else goal
+    begun = tl.zeros((BLOCK_K, BLOCK_J), tl.float32) if APART else goal
     mixed = mixed_maps(
-        start, operand, mixing, weight, own, rival, other[4], key, seen, STUDENT_UNIT, CONTIGUOUS,
+        begun, operand, mixing, weight, own, rival, other[4], key, seen, STUDENT_UNIT, CONTIGUOUS,
         WIDE, SCRATCH, OPERAND, PRECISION, ONE_H, BLOCK_H, BLOCK_J, BLOCK_K,
     )  # fmt: skip
     return goal, mixed

@@ -12,6 +12,7 @@ from fastkd_kernels.attention.numerics import SMALLEST, STEEP
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+MOST = tl.constexpr(64.0)  # exponent of two
 FLAT = tl.constexpr(0.125)  # max |d| up to which one exponential serves both sides
 
 
@@ -80,17 +81,19 @@ def rounded_sums(negative, change, base, inverse_temperature):
     negative: −goal; change: mixed − goal; d = change/τ, without a shift
     """
     scale = inverse_temperature * LOG2E
-    logit = negative * -scale + (base * -LOG2E)[None, :]
-    weight = tl.exp2(logit)
-    part = weight * change
-    a_sum = folded(weight)
-    d_sum = folded(part) * inverse_temperature
+    shift = (base * -LOG2E)[None, :]
     most = folded_most(tl.abs(change)) * inverse_temperature
     if tl.max(most) <= FLAT:
+        weight = tl.exp2(negative * -scale + shift)
+        part = weight * change
         bent = change * (inverse_temperature / 24) + 1 / 6
         bent = change * (bent * inverse_temperature) + 0.5
+        a_sum, d_sum = folded(weight), folded(part) * inverse_temperature
         e_sum = folded(part * change * bent) * (inverse_temperature * inverse_temperature)
     else:
+        logit = negative * -scale + shift
+        weight = tl.exp2(logit)
+        a_sum, d_sum = folded(weight), folded(weight * change) * inverse_temperature
         e_sum = folded(tl.exp2(change * scale + logit)) - a_sum - d_sum
     return a_sum, d_sum, e_sum, most
 
@@ -163,17 +166,22 @@ def plain_row(goal, change, counted, factor, inverse_temperature):
 def rounded_difference(
     negative,  # −goal (K, J)
     change,  # mixed − goal
-    present,  # (K, 1), the cells attended to: exp of another may overflow
     known,  # (J,) each, as `finish` found them
+    steep,  # whether a map's two bases may differ
     factor,
     inverse_temperature,
 ):
     """factor/τ · (softmax(m) − softmax(a)), (K, J): of rounded maps without the digits that the
-    difference of the two loses."""
+    difference of the two loses. Where nothing is attended to, any finite number, if a >= 0."""
     a_base, a_scale, m_base, m_scale, _ = known
     factor *= inverse_temperature
     scale = inverse_temperature * LOG2E
-    logit = negative * -scale
-    weight = tl.exp2(logit + (a_base * -LOG2E)[None, :]) * (-a_scale * factor)[None, :]
-    grown = tl.exp2(change * scale + logit + (m_base * -LOG2E)[None, :])
-    return tl.where(present, grown * (m_scale * factor)[None, :] + weight, 0.0)
+    logit = negative * -scale + (a_base * -LOG2E)[None, :]
+    if steep:
+        # What is attended to stays far below MOST; what is not may not overflow.
+        apart = ((a_base - m_base) * LOG2E)[None, :]
+        grown = tl.exp2(tl.minimum(change * scale + logit + apart, MOST))
+    else:
+        grown = tl.exp2(change * scale + logit)
+    weight = tl.exp2(logit) * (-a_scale * factor)[None, :]
+    return grown * (m_scale * factor)[None, :] + weight

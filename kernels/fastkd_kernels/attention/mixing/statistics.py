@@ -84,7 +84,7 @@ def gather_rows(
     mixing,  # (BLOCK_J, BLOCK_H), where ONE_H
     query_lengths,
     key_lengths,
-    rival,  # (BLOCK_J,)
+    start,  # of the teacher's maps, BLOCK_J of which are taken
     first,  # (sentence, first row of the scratch, its end, first of the rows, how many)
     extents,  # (queries, keys)
     inverse_temperature,
@@ -144,20 +144,20 @@ def gather_rows(
                 teacher_maps + local.to(tl.int64) * teacher_row * TEACHER_UNIT,
                 teacher_head, teacher_key, teacher_width, teachers,
             )  # fmt: skip
-            for start in range(0, counted, BLOCK_K):
-                key = start + tl.arange(0, BLOCK_K)
+            for first_key in range(0, counted, BLOCK_K):
+                key = first_key + tl.arange(0, BLOCK_K)
                 tile = student_operand(
                     own, mixing, weight, head, key, seen, STUDENT_UNIT, CONTIGUOUS, WIDE, SCRATCH,
                     OPERAND, PRECISION, ONE_H,
                 )  # fmt: skip
                 goal, mixed = both_sides(
-                    own, other, tile, mixing, weight, rival, key, seen, STUDENT_UNIT,
+                    own, other, tile, mixing, weight, start, key, seen, STUDENT_UNIT,
                     TEACHER_UNIT, CONTIGUOUS, WIDE, SCRATCH, OPERAND, PRECISION, ONE_H, BLOCK_H,
                     BLOCK_J, BLOCK_K, EXACT,
                 )  # fmt: skip
                 inside = (key < counted)[:, None]
                 if walk == 1:
-                    cells = tl.minimum(counted - start, BLOCK_K)
+                    cells = tl.minimum(counted - first_key, BLOCK_K)
                     more, more_d, more_e, most, shift = block_sums(
                         goal, mixed, inside, cells, base, shift, started, inverse_temperature, EXACT
                     )
@@ -244,26 +244,81 @@ def mix_statistics_fwd(
     other = teacher, teacher_row, teacher_head, teacher_key, teacher_width, teacher_maps
     row_end = tl.minimum(first_row + rows, queries)
     first = first_sentence + slot, first_row, row_end, row_group * rows_each, rows_each
-    head = tl.arange(0, BLOCK_H)
     place = slot.to(tl.int64) * parts + part + row_group
-    for start in range(0, teacher_maps, BLOCK_J):
-        rival = start + tl.arange(0, BLOCK_J)  # teacher's heads
-        mixing = tl.zeros((BLOCK_J, BLOCK_H), tl.float32)
-        if ONE_H and weight is not None:
-            mixing = load_weight(weight, rival, head, teacher_maps, student_maps)
-        mixing = as_operand(mixing, OPERAND, PRECISION)
-        base, a_sum, d_sum, e_sum, highest, total, d_most, shift = gather_rows(
-            own, other, weight, mixing, query_lengths, key_lengths, rival, first, (queries, keys),
-            inverse_temperature, sharp, CAUSAL, INCLUDE, STUDENT_UNIT, TEACHER_UNIT, CONTIGUOUS,
-            WIDE, SCRATCH, OPERAND, PRECISION, ONE_H, BLOCK_H, BLOCK_J, BLOCK_K,
+    partials += place * FIELDS * teacher_maps
+    narrow = narrow_from(teacher_maps, OPERAND, BLOCK_J)
+    for start in range(0, narrow, BLOCK_J):
+        write_state(
+            own, other, weight, query_lengths, key_lengths, partials, start, first,
+            (queries, keys), inverse_temperature, sharp, CAUSAL, INCLUDE, STUDENT_UNIT,
+            TEACHER_UNIT, CONTIGUOUS, WIDE, SCRATCH, OPERAND, PRECISION, ONE_H, BLOCK_H, BLOCK_J,
+            BLOCK_K,
         )  # fmt: skip
-        mask = rival < teacher_maps
-        here = partials + place * FIELDS * teacher_maps + rival
-        tl.store(here, base, mask=mask)
-        tl.store(here + teacher_maps, a_sum, mask=mask)
-        tl.store(here + 2 * teacher_maps, d_sum, mask=mask)
-        tl.store(here + 3 * teacher_maps, e_sum, mask=mask)
-        tl.store(here + 4 * teacher_maps, highest, mask=mask)
-        tl.store(here + 5 * teacher_maps, total, mask=mask)
-        tl.store(here + 6 * teacher_maps, d_most, mask=mask)
-        tl.store(here + 7 * teacher_maps, shift, mask=mask)
+    if narrow < teacher_maps:
+        write_state(
+            own, other, weight, query_lengths, key_lengths, partials, narrow, first,
+            (queries, keys), inverse_temperature, sharp, CAUSAL, INCLUDE, STUDENT_UNIT,
+            TEACHER_UNIT, CONTIGUOUS, WIDE, SCRATCH, OPERAND, PRECISION, ONE_H, BLOCK_H,
+            BLOCK_J // 2, BLOCK_K,
+        )  # fmt: skip
+
+
+@triton.jit
+def narrow_from(teacher_maps, OPERAND: tl.constexpr, BLOCK_J: tl.constexpr):
+    """The map from which on half a block holds those that are left, or the number of maps."""
+    left = teacher_maps % BLOCK_J
+    narrow = teacher_maps
+    if OPERAND != tl.float32:
+        narrow = tl.where((left > 0) & (left <= BLOCK_J // 2), teacher_maps - left, teacher_maps)
+    return narrow
+
+
+@triton.jit
+def write_state(
+    own,
+    other,
+    weight,
+    query_lengths,
+    key_lengths,
+    partials,  # (FIELDS, Nt) of the program
+    start,
+    first,
+    extents,
+    inverse_temperature,
+    sharp,
+    CAUSAL: tl.constexpr,
+    INCLUDE: tl.constexpr,
+    STUDENT_UNIT: tl.constexpr,
+    TEACHER_UNIT: tl.constexpr,
+    CONTIGUOUS: tl.constexpr,
+    WIDE: tl.constexpr,
+    SCRATCH: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ONE_H: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """The state of BLOCK_J teacher maps from `start` on."""
+    student_maps, teacher_maps = own[5], other[5]
+    rival = start + tl.arange(0, BLOCK_J)
+    mixing = tl.zeros((BLOCK_J, BLOCK_H), tl.float32)
+    if ONE_H and weight is not None:
+        mixing = load_weight(weight, rival, tl.arange(0, BLOCK_H), teacher_maps, student_maps)
+    mixing = as_operand(mixing, OPERAND, PRECISION)
+    base, a_sum, d_sum, e_sum, highest, total, d_most, shift = gather_rows(
+        own, other, weight, mixing, query_lengths, key_lengths, start, first, extents,
+        inverse_temperature, sharp, CAUSAL, INCLUDE, STUDENT_UNIT, TEACHER_UNIT, CONTIGUOUS,
+        WIDE, SCRATCH, OPERAND, PRECISION, ONE_H, BLOCK_H, BLOCK_J, BLOCK_K,
+    )  # fmt: skip
+    mask = rival < teacher_maps
+    here = partials + rival
+    tl.store(here, base, mask=mask)
+    tl.store(here + teacher_maps, a_sum, mask=mask)
+    tl.store(here + 2 * teacher_maps, d_sum, mask=mask)
+    tl.store(here + 3 * teacher_maps, e_sum, mask=mask)
+    tl.store(here + 4 * teacher_maps, highest, mask=mask)
+    tl.store(here + 5 * teacher_maps, total, mask=mask)
+    tl.store(here + 6 * teacher_maps, d_most, mask=mask)
+    tl.store(here + 7 * teacher_maps, shift, mask=mask)

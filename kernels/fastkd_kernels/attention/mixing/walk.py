@@ -34,9 +34,11 @@ def asked_of_maps(
     upstream,
     asked,
     TO_MAPS: tl.constexpr,
+    ONE_J: tl.constexpr,
     BLOCK_J: tl.constexpr,
 ):
-    """(what gradients are multiplied by (BLOCK_J,), the statistics of the row or any numbers)"""
+    """(what gradients are multiplied by (BLOCK_J,), the statistics of the row or any numbers,
+    whether a map's two bases may differ)"""
     _, _, statistic_rows, upstream_step, upstream_factor = asked
     factor = tl.full((BLOCK_J,), 1.0, tl.float32)
     mask = rival < tl.where(high > 0, teacher_maps, 0)
@@ -46,13 +48,16 @@ def asked_of_maps(
         if TO_MAPS:
             factor *= upstream_factor
     known = factor, factor, factor, factor, factor
+    steep = ONE_J
     if statistics is not None:
         known = load_statistics(
             statistics + rival * statistic_rows + tl.where(statistic_rows > 1, local, 0),
             teacher_maps * statistic_rows,
             mask,
         )
-    return factor, known
+        if not ONE_J:  # a program that holds the weight has no register for both ways
+            steep = tl.max(tl.abs(known[2] - known[0])) > 0
+    return factor, known, steep
 
 
 @triton.jit
@@ -63,6 +68,7 @@ def block_difference(
     extent,
     factor,
     known,
+    steep,
     softmax,
     KNOWN: tl.constexpr,
     MIXTURE: tl.constexpr,
@@ -83,7 +89,7 @@ def block_difference(
     elif KNOWN and EXACT:
         difference = known_difference(goal, mixed, present, known, factor, inverse_temperature)
     elif KNOWN:
-        difference = rounded_difference(goal, mixed, present, known, factor, inverse_temperature)
+        difference = rounded_difference(goal, mixed, known, steep, factor, inverse_temperature)
     elif EXACT:
         difference, divergence = whole_row(
             goal, mixed, inside, cells, factor, inverse_temperature, sharp
@@ -159,16 +165,20 @@ def walk_row(
                 mixing = load_weight(weight, rival, head, teacher_maps, student_maps)
                 mixing = as_operand(mixing, OPERAND, PRECISION)
             goal, mixed = both_sides(
-                own, other, operand, mixing, weight, rival, key, seen, STUDENT_UNIT, TEACHER_UNIT,
+                own, other, operand, mixing, weight, start, key, seen, STUDENT_UNIT, TEACHER_UNIT,
                 CONTIGUOUS, WIDE, SCRATCH, OPERAND, PRECISION, ONE_H, BLOCK_H, BLOCK_J, BLOCK_K,
                 EXACT or MIXTURE,
             )  # fmt: skip
-            factor, known = asked_of_maps(
-                rival, local, teacher_maps, high, statistics, upstream, asked, TO_MAPS, BLOCK_J
-            )
+            factor, known, steep = asked_of_maps(
+                rival, local, teacher_maps, high, statistics, upstream, asked, TO_MAPS, ONE_J,
+                BLOCK_J,
+            )  # fmt: skip
             difference, divergence = block_difference(
-                goal, mixed, key, extent, factor, known, softmax, KNOWN, MIXTURE, EXACT, NVIDIA
-            )
+                goal, mixed, key, extent, factor, known, steep, softmax, KNOWN, MIXTURE, EXACT,
+                NVIDIA,
+            )  # fmt: skip
+            if KNOWN and not EXACT and not SCRATCH:
+                difference = tl.where((key < seen)[:, None], difference, 0.0)
             if loss is not None and not KNOWN and MEASURE:
                 if ONE_J:
                     loss_sum += divergence
@@ -240,8 +250,8 @@ def walk_long_row(
         if not ONE_J:
             mixing = load_weight(weight, rival, head, teacher_maps, student_maps)
             mixing = as_operand(mixing, OPERAND, PRECISION)
-        factor, known = asked_of_maps(
-            rival, local, teacher_maps, high, statistics, upstream, asked, False, BLOCK_J
+        factor, known, steep = asked_of_maps(
+            rival, local, teacher_maps, high, statistics, upstream, asked, False, ONE_J, BLOCK_J
         )
         change = tl.zeros((BLOCK_J, BLOCK_H), tl.float32)
         row_loss = tl.zeros((BLOCK_J,), tl.float32)
@@ -250,13 +260,14 @@ def walk_long_row(
             tile = load_maps(own, head, key, seen, STUDENT_UNIT, CONTIGUOUS, WIDE, True)
             operand = as_operand(tile, OPERAND, PRECISION)
             goal, mixed = both_sides(
-                own, other, operand, mixing, weight, rival, key, seen, STUDENT_UNIT, TEACHER_UNIT,
+                own, other, operand, mixing, weight, start, key, seen, STUDENT_UNIT, TEACHER_UNIT,
                 CONTIGUOUS, WIDE, True, OPERAND, PRECISION, True, BLOCK_H, BLOCK_J, BLOCK_K,
                 EXACT or MIXTURE,
             )  # fmt: skip
             difference, divergence = block_difference(
-                goal, mixed, key, extent, factor, known, softmax, KNOWN, MIXTURE, EXACT, NVIDIA
-            )
+                goal, mixed, key, extent, factor, known, steep, softmax, KNOWN, MIXTURE, EXACT,
+                NVIDIA,
+            )  # fmt: skip
             row_loss += divergence
             rounded = as_operand(difference, OPERAND, PRECISION)
             store_map_gradient(
