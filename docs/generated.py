@@ -31,8 +31,10 @@ def write(root: Path, folder: Path) -> None:
     (folder / "configuration.inc").write_text(configuration(), encoding="utf-8")
     (folder / "recipes.inc").write_text(recipe_table(), encoding="utf-8")
     (folder / "benchmarks.inc").write_text(measured(root), encoding="utf-8")
-    for table in sorted((root / "benchmarks" / "translation" / "results").glob("*.md")):
-        shutil.copyfile(table, folder / f"translation-{table.stem}.inc")
+    results = root / "benchmarks" / "translation" / "results"
+    for kind, place in (("translation", results), ("decided", results / "decided")):
+        for table in sorted(place.glob("*.md")):
+            shutil.copyfile(table, folder / f"{kind}-{table.stem}.inc")
 
 
 def measured(root: Path) -> str:
