@@ -104,7 +104,8 @@ def main() -> None:
         with ThreadPoolExecutor(arguments.jobs) as pool:
             for stage in plan.stages:
                 list(pool.map(work.finish, [trial for trial in trials if trial.name in stage]))
-    report(plan, results, arguments)
+    # Others may have added lines to the file meanwhile.
+    report(plan, Results.of_plan(plan, results.file), arguments)
 
 
 def report(plan: Plan, results: Results, arguments: argparse.Namespace) -> None:

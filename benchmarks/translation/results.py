@@ -41,12 +41,13 @@ class Results:
     def add(self, line: dict[str, Any]) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self._adding:
+            self.lines = _read(self.file)  # others may have added lines to it meanwhile
             known = list(dict.fromkeys(key for each in self.lines for key in each))
             self.lines.append({key: str(value) for key, value in line.items()})
             if not known or not line.keys() <= set(known):
                 columns = dict.fromkeys([*known, *line])
                 write_file(self.file, _csv(list(columns), self.lines, header=True).encode())
-            else:  # others may have added lines to the file meanwhile
+            else:
                 with open(self.file, "a", encoding="utf-8") as stream:
                     stream.write(_csv(known, self.lines[-1:], header=False))
 
