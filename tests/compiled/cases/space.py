@@ -28,6 +28,7 @@ PROPERTIES: dict[str, dict[str, tuple[object, ...]]] = {
         "normalization": ("row", "map", "mixture"),
         "queries": (9, 40, 70),
         "keys": (9, 40, 70, 150),
+        "causal": (True, False),  # where there are as many queries as keys
         "size": (16, 64, 72, 136),
         "students": (2, 18, 4, 20),
         "teachers": (3, 17, 33),
@@ -95,8 +96,7 @@ def _alignment(point: Point) -> Case:
     options = {
         "normalization": point["normalization"],
         "reduction": point["reduction"],
-        # As the tables have it, where there can be.
-        "causal": point["queries"] == point["keys"],
+        "causal": point["causal"] and point["queries"] == point["keys"],
         "query_lengths": torch.tensor([point["queries"] - 1]),
         "key_lengths": torch.tensor([point["keys"] - 2]),
     }
